@@ -1,0 +1,100 @@
+"""Sessions of the project: `python -m nox -l` lists them; what follows `--` goes on to the tool."""
+
+from __future__ import annotations
+
+import shutil
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+FILES = "structures,arrow"  # readers, which bring no framework
+BACKENDS = {  # extras and dependency groups that bring one framework each
+    "array-api-strict": ([], ["strict"]),
+    "numpy": ([], []),
+    "torch": (["torch"], []),
+    "jax": (["jax"], []),
+    "cupy": (["cupy"], []),
+}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PROVEN = "*/stowplan/planners/*,*/stowplan/signature.py,*/stowplan/ragged.py"
+
+
+def install(session: nox.Session, *groups: str, extras: str = "", editable: bool = False) -> None:
+    """Install the package with its extras, and dependency groups, at the pinned versions."""
+    wanted = nox.project.dependency_groups(PROJECT, *groups)
+    package = f".[{extras}]" if extras else "."
+    session.install("-c", "constraints.txt", *wanted, *(["-e"] if editable else []), package)
+
+
+def pytest(session: nox.Session, *options: str) -> None:
+    """Run the doctests of the installed package and all tests, or what the caller asks for."""
+    chosen = session.posargs or ["--pyargs", "stowplan", "tests"]
+    session.run("python", "-m", "pytest", *options, *chosen, env=ONE_THREAD)
+
+
+def one_framework(backend: str) -> None:
+    """Register the session that tests one backend."""
+
+    def test(session: nox.Session) -> None:
+        if backend == "cupy" and not shutil.which("nvidia-smi"):
+            session.skip("CuPy needs a CUDA device, and this machine has no NVIDIA driver.")
+        extras, groups = BACKENDS[backend]
+        install(session, "test", *groups, extras=",".join([FILES, *extras]))
+        pytest(session)
+
+    test.__doc__ = f"Test {backend} with no other framework installed."
+    nox.session(name=f"tests-{backend}")(test)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Evaluate the shipped structures on every framework: tables, times and a picture."""
+    install(session, "demo", extras="all-cpu")
+    session.run("python", "demo/run.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test all backends that this machine can run, in one environment (the default)."""
+    install(session, "test", "strict", extras="all-cpu")
+    if session.posargs:
+        pytest(session)
+        return
+    pytest(session, "--cov", "--cov-report=")
+    session.run("coverage", "report", f"--include={PROVEN}", "--fail-under=95")
+
+
+for name in BACKENDS:
+    one_framework(name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check format, style, types and the arrows between modules; `-- --fix` repairs what it can."""
+    install(session, "lint", editable=True)
+    if "--fix" in session.posargs:
+        session.run("ruff", "format")
+        session.run("ruff", "check", "--fix")
+    session.run("ruff", "format", "--check")
+    session.run("ruff", "check")
+    session.run("mypy")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the library against its peers, on one thread."""
+    install(session, "bench", extras="all-cpu")
+    session.run("python", *(session.posargs or ["bench/run.py"]), env=ONE_THREAD)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages of docs/ into site/; a warning is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", *session.posargs, "docs", "site")
