@@ -1,0 +1,51 @@
+"""stowplan plans ragged batches once and runs them on JAX, PyTorch, CuPy or NumPy."""
+
+from __future__ import annotations
+
+from stowplan.adapters import installed_frameworks
+from stowplan.declaration import Kernel, kernel
+from stowplan.errors import (
+    BudgetError,
+    DataError,
+    FrameworkError,
+    MissingDependencyError,
+    PlanError,
+    SignatureError,
+)
+from stowplan.planners.batches import Batch, Plan
+from stowplan.planners.choose import choose_slots, slot_curve
+from stowplan.planners.chunks import split_chunks
+from stowplan.planners.cost import Costs
+from stowplan.planners.slots import assign_slots
+from stowplan.ragged import Ragged
+from stowplan.runs.execution import run
+from stowplan.runs.measurement import measure_costs
+from stowplan.runs.planning import plan
+from stowplan.runs.verification import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "BudgetError",
+    "Costs",
+    "DataError",
+    "FrameworkError",
+    "Kernel",
+    "MissingDependencyError",
+    "Plan",
+    "PlanError",
+    "Ragged",
+    "SignatureError",
+    "Verification",
+    "assign_slots",
+    "choose_slots",
+    "installed_frameworks",
+    "kernel",
+    "measure_costs",
+    "plan",
+    "run",
+    "slot_curve",
+    "split_chunks",
+    "verify",
+]

@@ -1,0 +1,95 @@
+"""The capabilities that NumPy, CuPy and the strict reference share: batches are called directly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from stowplan.adapters.interface import BatchFunction, as_tuple
+from stowplan.declaration import Kernel
+
+__all__ = ["EagerAdapter"]
+
+
+class EagerAdapter:
+    """A framework that computes at once, has no gradients and compiles nothing per shape."""
+
+    name: str
+    compiles = False
+    work_seconds = 1e-9
+    launch_seconds = 2e-4
+    compile_seconds = 0.0
+
+    def devices(self) -> list[Any]:
+        raise NotImplementedError  # each framework names its own
+
+    def device_of(self, array: Any) -> Any:
+        return array.device
+
+    def asarray(self, array: NDArray[Any], device: Any) -> Any:
+        raise NotImplementedError  # each framework has its own
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        return np.asarray(array)
+
+    def requires_grad(self, array: Any) -> bool:
+        return False
+
+    def is_traced(self, array: Any) -> bool:
+        return False
+
+    def stage(self, array: Any, device: Any) -> Any:
+        return array
+
+    def number(self, value: Any, like: Any) -> Any:
+        if like is None or isinstance(value, bool | np.bool_):
+            return np.asarray(value) if like is None else array_namespace(like).asarray(bool(value))
+        return array_namespace(like).asarray(
+            value.item() if isinstance(value, np.generic | np.ndarray) else value,
+            dtype=like.dtype,
+            device=getattr(like, "device", None),
+        )
+
+    def index(self, index: NDArray[Any], like: Any) -> Any:
+        return self.asarray(index, self.device_of(like))
+
+    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
+        call = _one_by_one if kernel.per_item else _batched
+
+        def compute(
+            arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+        ) -> Any:
+            return call(kernel, arguments, masks, {**shared, **statics})
+
+        return compute
+
+    def collect(self, output: Any, like: Any) -> Any:
+        return output
+
+    def deliver(self, array: Any, device: Any) -> Any:
+        return array
+
+    def synchronize(self) -> None:
+        return None
+
+
+def _batched(kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]) -> Any:
+    if masks is None:
+        return kernel.function(*arguments, **shared)
+    return kernel.function(*arguments, mask=masks, **shared)
+
+
+def _one_by_one(kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]) -> Any:
+    rows = []
+    for row in range(arguments[0].shape[0]):
+        mask = masks and {dim: values[row, ...] for dim, values in masks.items()}
+        rows.append(_batched(kernel, [column[row, ...] for column in arguments], mask, shared))
+    xp = array_namespace(*arguments)
+    stacked = [xp.stack([xp.asarray(part) for part in parts]) for parts in zip(*map(as_tuple, rows), strict=True)]
+    if not isinstance(rows[0], tuple):
+        return stacked[0]
+    return type(rows[0])(*stacked) if hasattr(rows[0], "_fields") else tuple(stacked)

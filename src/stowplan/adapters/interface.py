@@ -1,0 +1,80 @@
+"""What every adapter can do; the loop in ``runs`` asks for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from stowplan.declaration import Kernel
+
+__all__ = ["Adapter", "BatchFunction", "as_tuple"]
+
+BatchFunction = Callable[[Sequence[Any], Mapping[str, Any] | None, Mapping[str, Any]], Any]
+"""``(arguments, masks, shared) -> outputs`` for one padded batch; rows lead everywhere."""
+
+
+class Adapter(Protocol):
+    """One framework: arrays in and out, and kernels made callable on batches.
+
+    Attributes
+    ----------
+    name
+        Name of the framework, as ``on=`` takes it.
+    compiles
+        Whether each new padded shape costs a compile, so that few shapes and padded rows pay.
+    work_seconds, launch_seconds, compile_seconds
+        Shipped constants of the cost objective: a unit of work, a kernel call, a new shape.
+    """
+
+    name: str
+    compiles: bool
+    work_seconds: float
+    launch_seconds: float
+    compile_seconds: float
+
+    def devices(self) -> list[Any]:
+        """List the devices that this process can use; the first is the default."""
+
+    def device_of(self, array: Any) -> Any:
+        """Give the device of an array."""
+
+    def asarray(self, array: NDArray[Any], device: Any) -> Any:
+        """Move a host array to a device, with its dtype kept or an error."""
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """Give the values of an array as NumPy, on request only."""
+
+    def requires_grad(self, array: Any) -> bool:
+        """Whether leaving the framework would cut this array off its gradient."""
+
+    def is_traced(self, array: Any) -> bool:
+        """Whether the array is a stand-in without values (under a user's jit, grad or vmap)."""
+
+    def stage(self, array: Any, device: Any) -> Any:
+        """Put an array of this framework where batches are gathered from it."""
+
+    def number(self, value: Any, like: Any) -> Any:
+        """Give a number as a 0-d array in the dtype of ``like``; without one, in NumPy's own."""
+
+    def index(self, index: NDArray[Any], like: Any) -> Any:
+        """Put index or mask arrays beside staged values, in the dtype that indexing wants."""
+
+    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
+        """Make a kernel callable on padded batches; cached, so that nothing compiles twice."""
+
+    def collect(self, output: Any, like: Any) -> Any:
+        """Bring one output of a batch to where the rows are put together."""
+
+    def deliver(self, array: Any, device: Any) -> Any:
+        """Give a result, put together from collected outputs, to the user of this framework."""
+
+    def synchronize(self) -> None:
+        """Wait until the devices have finished."""
+
+
+def as_tuple(outputs: Any) -> tuple[Any, ...]:
+    """Give the outputs of a kernel as a tuple, NamedTuples kept."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+

@@ -1,0 +1,155 @@
+"""JAX: ``jit(vmap(kernel))``, one executable per kernel, static arguments and padded shape."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.adapters.interface import BatchFunction
+from stowplan.declaration import Kernel
+from stowplan.errors import FrameworkError
+from stowplan.ragged import Layout, Ragged
+
+__all__ = ["adapter"]
+
+_WIDE = {"float64": "float32", "complex128": "complex64"}
+
+
+class JaxAdapter:
+    """Batches are compiled calls; host data are gathered in NumPy, so that totals are no key.
+
+    Attributes
+    ----------
+    traces : Counter
+        Number of times each kernel was traced, by name; a compiled call does not trace again.
+    """
+
+    name = "jax"
+    compiles = True
+    work_seconds = 1e-9
+    launch_seconds = 4e-4
+    compile_seconds = 0.6
+
+    def __init__(self) -> None:
+        self.traces: Counter[str] = Counter()
+
+    def devices(self) -> list[Any]:
+        return list(jax.devices())
+
+    def device_of(self, array: Any) -> Any:
+        if self.is_traced(array):
+            return None
+        if isinstance(array, np.ndarray):
+            return "host"
+        devices = array.devices()
+        return next(iter(devices)) if len(devices) == 1 else array.sharding
+
+    def asarray(self, array: NDArray[Any], device: Any) -> Any:
+        return jax.device_put(self._checked(array), device)
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        return np.asarray(array)
+
+    def requires_grad(self, array: Any) -> bool:
+        return self.is_traced(array)
+
+    def is_traced(self, array: Any) -> bool:
+        return isinstance(array, jax.core.Tracer)
+
+    def stage(self, array: Any, device: Any) -> Any:
+        if isinstance(array, np.ndarray):
+            return self._checked(array)
+        if not self.is_traced(array) and device is not None and device.platform == "cpu":
+            return np.asarray(array)  # shares memory
+        return array
+
+    def number(self, value: Any, like: Any) -> Any:
+        if like is None or isinstance(value, bool):
+            return np.asarray(value)
+        return np.asarray(value, dtype=like.dtype)
+
+    def index(self, index: NDArray[Any], like: Any) -> Any:
+        if isinstance(like, np.ndarray):
+            return index
+        with jax.ensure_compile_time_eval():  # a constant, also where a user's jit traces
+            return jnp.asarray(_narrow(index) if index.dtype.kind == "i" else index)
+
+    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
+        return _function(kernel, tuple(sorted(statics.items())))
+
+    def collect(self, output: Any, like: Any) -> Any:
+        return np.asarray(output) if isinstance(like, np.ndarray) else output
+
+    def deliver(self, array: Any, device: Any) -> Any:
+        return jax.device_put(array, device) if isinstance(array, np.ndarray) else array
+
+    def synchronize(self) -> None:
+        return None  # results are read, and so waited for, one by one
+
+    def _checked(self, array: NDArray[Any]) -> NDArray[Any]:
+        if jax.config.jax_enable_x64:
+            return array
+        if array.dtype.name in _WIDE:
+            raise FrameworkError(
+                f"jax: the data are {array.dtype}, but x64 is off and JAX would round them to "
+                f"{_WIDE[array.dtype.name]}. Switch it on first, "
+                "jax.config.update('jax_enable_x64', True), or convert the data."
+            )
+        return _narrow(array) if array.dtype.kind in "iu" else array
+
+
+def _narrow(index: NDArray[Any]) -> NDArray[Any]:
+    """Give integers in JAX's own width, after a range check."""
+    if jax.config.jax_enable_x64 or index.dtype.itemsize <= 4:
+        return index
+    limit = np.iinfo(np.int32)
+    if index.size and (index.max() > limit.max or index.min() < limit.min):
+        raise FrameworkError(
+            f"jax: an integer of {int(np.abs(index).max())} needs 64 bits, but x64 is off. "
+            "Switch it on first: jax.config.update('jax_enable_x64', True)."
+        )
+    return index.astype(np.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def _function(kernel: Kernel, statics: tuple[tuple[str, Hashable], ...]) -> BatchFunction:
+    fixed = dict(statics)
+
+    def batched(arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> Any:
+        adapter.traces[kernel.name] += 1  # runs while tracing only
+
+        def one(arguments: Sequence[Any], masks: Mapping[str, Any] | None) -> Any:
+            if masks is None:
+                return kernel.function(*arguments, **shared, **fixed)
+            return kernel.function(*arguments, mask=masks, **shared, **fixed)
+
+        return jax.vmap(one)(tuple(arguments), masks)
+
+    compiled = jax.jit(batched)
+
+    def call(arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> Any:
+        return compiled(tuple(arguments), masks, dict(shared))
+
+    return call
+
+
+jax.tree_util.register_pytree_node(
+    Ragged,
+    lambda ragged: ((ragged.values,), ragged.layout),
+    lambda layout, leaves: Ragged.from_layout(leaves[0], _as_layout(layout)),
+)
+
+
+def _as_layout(layout: Any) -> Layout:
+    assert isinstance(layout, Layout)
+    return layout
+
+
+adapter = JaxAdapter()

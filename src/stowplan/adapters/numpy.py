@@ -1,0 +1,30 @@
+"""NumPy: the host itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.adapters.eager import EagerAdapter
+
+__all__ = ["adapter"]
+
+
+class NumpyAdapter(EagerAdapter):
+    """Batches are called directly on host arrays."""
+
+    name = "numpy"
+
+    def devices(self) -> list[Any]:
+        return ["cpu"]
+
+    def device_of(self, array: Any) -> Any:
+        return "cpu"
+
+    def asarray(self, array: NDArray[Any], device: Any) -> Any:
+        return np.asarray(array)
+
+
+adapter = NumpyAdapter()

@@ -1,0 +1,25 @@
+"""The errors that stowplan raises, so that a caller can tell a bad plan from bad data."""
+
+
+class SignatureError(ValueError):
+    """A kernel declaration that contradicts itself; the message points at the place."""
+
+
+class PlanError(ValueError):
+    """Sizes, slots or limits that no plan satisfies."""
+
+
+class BudgetError(PlanError):
+    """A budget of bytes that not even one row satisfies."""
+
+
+class DataError(ValueError):
+    """Values that a kernel, a recipe or a reader cannot accept."""
+
+
+class FrameworkError(TypeError):
+    """Arrays of two frameworks in one call, or a dtype or device that would change silently."""
+
+
+class MissingDependencyError(ImportError):
+    """An optional dependency that is not installed; the message gives the pip extra."""

@@ -1,0 +1,115 @@
+"""Flat rows to padded batches and back: index arithmetic in array code, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+__all__ = ["gather", "input_order", "locate", "select", "valid_places"]
+
+
+def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tuple[Any, ...]]:
+    """Find the flat row of every place of a padded batch.
+
+    Parameters
+    ----------
+    starts : (rows,) integers
+        First flat row of each item.
+    shapes : (rows, d) integers
+        Length of each item along d ragged dims.
+    capacity
+        Padded length of each of the d dims.
+
+    Returns
+    -------
+    index : (rows, *capacity) integers
+        Flat row of each real place, 0 on padding, so that no index is out of range.
+    masks : tuple of (rows, capacity[dim]) bool
+        Per dim, whether a place is real.
+
+    Examples
+    --------
+    >>> index, (mask,) = locate(np.array([0, 2]), np.array([[2], [1]]), (3,))
+    >>> index.tolist()
+    [[0, 1, 0], [2, 0, 0]]
+    """
+    xp = array_namespace(starts, shapes)
+    ndim = len(capacity)
+    masks = []
+    index = xp.zeros_like(starts)[(...,) + (None,) * ndim]
+    inside: Any = None
+    for dim, length in enumerate(capacity):
+        place = xp.arange(length, dtype=starts.dtype)
+        along = (None,) * (dim + 1) + (slice(None),) + (None,) * (ndim - dim - 1)
+        column = shapes[:, dim]
+        masks.append(place[None, :] < column[:, None])
+        spread = (slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)
+        here = masks[-1][spread]
+        inside = here if inside is None else inside & here
+        index = index * column[(...,) + (None,) * ndim] + place[along]
+    index = index + starts[(...,) + (None,) * ndim]
+    return xp.where(inside, index, xp.zeros_like(index)), tuple(masks)
+
+
+def gather(values: Any, index: Any, inside: Any, fill: float) -> Any:
+    """Copy flat rows (total, ...) into a padded batch (rows, *capacity, ...).
+
+    ``inside`` is None where nothing is padding; ``fill`` goes where it is False.
+    """
+    xp = array_namespace(values, index)
+    shape = (*index.shape, *values.shape[1:])
+    if values.shape[0] == 0:
+        return xp.full(shape, fill, dtype=values.dtype, device=_device(values))
+    padded = xp.reshape(xp.take(values, xp.reshape(index, (-1,)), axis=0), shape)
+    if inside is None:
+        return padded
+    inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
+    return xp.where(inside, padded, xp.asarray(fill, dtype=values.dtype, device=_device(values)))
+
+
+def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.intp]:
+    """List the places of a padded output (rows * capacity) that are real, row by row.
+
+    >>> valid_places([np.array([[True, True, False], [True, False, False]])], count=2).tolist()
+    [0, 1, 3]
+    """
+    ndim = len(masks)
+    inside = np.ones((len(masks[0]),) + (1,) * ndim, bool)
+    for dim, mask in enumerate(masks):
+        inside = inside & mask[(slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)]
+    inside[count:] = False
+    return np.flatnonzero(inside)
+
+
+def select(output: Any, places: Any, core_dims: int) -> Any:
+    """Keep the real rows of a padded output; the leading ``1 + core_dims`` axes become one."""
+    xp = array_namespace(output, places)
+    flat = output if core_dims == 0 else xp.reshape(output, (-1, *output.shape[1 + core_dims :]))
+    return xp.take(flat, places, axis=0)
+
+
+def input_order(items: NDArray[np.intp], counts: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Order flat rows, stored item by item as in ``items``, back to the order of the input.
+
+    ``counts`` are rows per item in input order. None means that the order is right already.
+
+    >>> input_order(np.array([1, 0]), np.array([1, 2])).tolist()
+    [2, 0, 1]
+    """
+    if np.array_equal(items, np.arange(len(items))):
+        return None
+    stored = counts[items]
+    offsets = np.empty(len(items), np.int64)
+    offsets[items] = np.cumsum(stored) - stored
+    total = int(counts.sum())
+    within = np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows: NDArray[np.int64] = np.repeat(offsets, counts) + within
+    return rows
+
+
+def _device(values: Any) -> Any:
+    return getattr(values, "device", None)

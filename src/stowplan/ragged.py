@@ -1,0 +1,289 @@
+"""The one container for ragged data: flat values and the shape of every item."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, overload
+
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
+from numpy.typing import ArrayLike, NDArray
+
+from stowplan.errors import DataError, FrameworkError
+
+__all__ = ["Layout", "Ragged", "when_loaded"]
+
+_waiting: dict[str, Callable[[], object]] = {}
+
+
+def when_loaded(framework: str, call: Callable[[], object]) -> None:
+    """Ask for a call once a Ragged is made while a framework is loaded (to register it there)."""
+    _waiting[framework] = call
+
+
+def _call_waiting() -> None:
+    for framework in [name for name in _waiting if name in sys.modules]:
+        _waiting.pop(framework)()
+
+
+class Layout:
+    """Where the items of a ragged column lie in its flat values; hashable, so that it can key caches.
+
+    Attributes
+    ----------
+    shapes : (items, d) int64
+        Lengths of the d ragged leading dims of every item.
+    starts : (items,) int64
+        First row of every item in the flat values.
+    contiguous : bool
+        Whether the items lie end to end, in order.
+    """
+
+    __slots__ = ("_key", "contiguous", "shapes", "starts")
+
+    def __init__(self, shapes: ArrayLike, starts: ArrayLike | None = None) -> None:
+        table = _integers(shapes, "shapes")
+        if table.ndim == 1:
+            table = table[:, None]
+        if table.ndim != 2 or table.shape[1] == 0:
+            raise DataError(f"Ragged: shapes must be (items, d) with d >= 1, got {table.shape}.")
+        if table.size and table.min() < 0:
+            item = int(np.argmax((table < 0).any(axis=1)))
+            raise DataError(f"Ragged: item {item} has a negative size: {table[item].tolist()}.")
+        counts = table.prod(axis=1)
+        packed = np.cumsum(counts) - counts
+        self.shapes: NDArray[np.int64] = table
+        self.starts: NDArray[np.int64] = packed if starts is None else _integers(starts, "starts")
+        if self.starts.shape != packed.shape:
+            raise DataError(f"Ragged: {len(packed)} shapes, but starts of shape {self.starts.shape}.")
+        self.contiguous = starts is None or np.array_equal(self.starts, packed)
+        self._key: tuple[int, bytes, bytes] | None = None
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Rows of the flat values that each item takes, (items,)."""
+        counts: NDArray[np.int64] = self.shapes.prod(axis=1)
+        return counts
+
+    @property
+    def key(self) -> tuple[int, bytes, bytes]:
+        """What makes two layouts equal."""
+        if self._key is None:
+            starts = b"" if self.contiguous else self.starts.tobytes()
+            self._key = (self.shapes.shape[1], self.shapes.tobytes(), starts)
+        return self._key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Ragged:
+    """Items of different length, end to end in one flat array.
+
+    Parameters
+    ----------
+    values : (total, ...) array of any framework
+        All rows of all items; an item with d ragged dims is stored in C order.
+    shapes : (items, d) or (items,) integers
+        Lengths of the ragged leading dims of every item.
+
+    Raises
+    ------
+    DataError
+        When the shapes do not add up to the rows of ``values``.
+
+    Examples
+    --------
+    >>> pool = Ragged.from_list([[1.0, 2.0], [3.0], []])
+    >>> pool.values.tolist(), pool.shapes[:, 0].tolist()
+    ([1.0, 2.0, 3.0], [2, 1, 0])
+    >>> pool[[1, 1, 0]].to_list()[2].tolist()     # a view: no row is copied
+    [1.0, 2.0]
+    """
+
+    __slots__ = ("layout", "values")
+
+    def __init__(self, values: Any, shapes: ArrayLike) -> None:
+        if not is_array_api_obj(values):
+            values = np.asarray(values)
+        layout = Layout(shapes)
+        total = int(layout.counts.sum())
+        if values.ndim == 0 or values.shape[0] != total:
+            rows = values.shape[0] if values.ndim else "no"
+            raise DataError(f"Ragged: the shapes add up to {total} rows, but values has {rows}.")
+        self.values = values
+        self.layout = layout
+        if _waiting:
+            _call_waiting()
+
+    @classmethod
+    def from_layout(cls, values: Any, layout: Layout) -> Self:
+        """Join values to a layout that is known to fit them (no check)."""
+        ragged = cls.__new__(cls)
+        ragged.values = values
+        ragged.layout = layout
+        return ragged
+
+    @classmethod
+    def from_list(
+        cls, arrays: Sequence[Any], ragged: int = 1, *, tail: tuple[int, ...] = (), dtype: Any = None
+    ) -> Self:
+        """Store a list of arrays end to end.
+
+        Parameters
+        ----------
+        arrays
+            One array (or nested list) per item; they agree on dtype and on all but the first
+            ``ragged`` dims.
+        ragged
+            Number of ragged leading dims.
+        tail, dtype
+            Trailing shape and dtype of an empty list; ``dtype`` also converts nested lists.
+        """
+        if ragged < 1:
+            raise DataError(f"Ragged.from_list: ragged={ragged}; at least one dim must be ragged.")
+        if len(arrays) == 0:
+            return cls(np.empty((0, *tail), dtype or np.float64), np.empty((0, ragged), np.int64))
+        items = [a if is_array_api_obj(a) else np.asarray(a, dtype) for a in arrays]
+        first = next((item for item in items if _size(item)), items[0])
+        shapes = np.empty((len(items), ragged), np.int64)
+        flat = []
+        for index, (given, item) in enumerate(zip(arrays, items, strict=True)):
+            if item.ndim == 1 and item.shape[0] == 0 and not is_array_api_obj(given):
+                shape, item = (0,) * ragged, np.empty((0,) * ragged + first.shape[ragged:], first.dtype)
+            elif item.ndim < ragged or item.shape[ragged:] != first.shape[ragged:]:
+                raise DataError(
+                    f"Ragged.from_list: item {index} has shape {tuple(item.shape)}; the others have "
+                    f"{ragged} ragged dims followed by {tuple(first.shape[ragged:])}."
+                )
+            elif item.dtype != first.dtype and is_array_api_obj(given):
+                raise DataError(
+                    f"Ragged.from_list: item {index} has dtype {item.dtype}, the others have "
+                    f"{first.dtype}. Convert them to one dtype first."
+                )
+            else:
+                shape = tuple(item.shape[:ragged])
+            shapes[index] = shape
+            flat.append(item if ragged == 1 else item.reshape((-1, *item.shape[ragged:])))
+        try:
+            xp = array_namespace(*flat)
+        except TypeError as error:
+            raise FrameworkError(f"Ragged.from_list: {error}. Give arrays of one framework.") from None
+        return cls(xp.concat(flat, axis=0), shapes)
+
+    @classmethod
+    def from_arrow(cls, array: Any, ragged: int = 1) -> Self:
+        """Read an Arrow list column (or chunked array) without a copy where Arrow allows.
+
+        Raises
+        ------
+        DataError
+            For nulls, or where nested lists of one item differ in length.
+        """
+        from stowplan.arrow import read_lists  # pyarrow is optional
+
+        return cls(*read_lists(array, ragged))
+
+    def to_arrow(self) -> Any:
+        """Give an Arrow list column; a contiguous NumPy column is not copied."""
+        from stowplan.arrow import write_lists  # pyarrow is optional
+
+        packed = self.compact()
+        return write_lists(np.asarray(packed.values), packed.shapes)
+
+    @property
+    def shapes(self) -> NDArray[np.int64]:
+        """Lengths of the ragged dims of every item, (items, d)."""
+        return self.layout.shapes
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First row of every item in ``values``, (items,)."""
+        return self.layout.starts
+
+    @property
+    def dtype(self) -> Any:
+        """Data type of the values."""
+        return self.values.dtype
+
+    def __len__(self) -> int:
+        return len(self.layout.shapes)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice | ArrayLike) -> Self: ...
+    def __getitem__(self, index: Any) -> Any:
+        """Give one item as an array, or a view of several items, which may repeat."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Ragged: item {index} of {len(self)}.")
+            start, shape = int(self.starts[index]), self.shapes[index].tolist()
+            rows = self.values[start : start + int(np.prod(shape))]
+            return rows if len(shape) == 1 else rows.reshape((*shape, *rows.shape[1:]))
+        chosen = index if isinstance(index, slice) else np.asarray(index)
+        if not isinstance(chosen, slice) and chosen.size == 0:
+            chosen = chosen.astype(np.intp)
+        return self.from_layout(self.values, Layout(self.shapes[chosen], self.starts[chosen]))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))
+
+    def to_list(self) -> list[Any]:
+        """Give one array per item."""
+        return list(self)
+
+    def map_values(self, function: Callable[[Any], Any]) -> Self:
+        """Replace the flat values, row for row."""
+        return self.from_layout(function(self.values), self.layout)
+
+    def distinct(self) -> Self:
+        """Keep only the rows that items use, each once, so that a view costs what it shows."""
+        counts = self.layout.counts
+        if self.layout.contiguous and int(counts.sum()) == self.values.shape[0]:
+            return self
+        starts, first, inverse = np.unique(self.starts, return_index=True, return_inverse=True)
+        longest = np.zeros(len(starts), np.int64)
+        np.maximum.at(longest, inverse, counts)
+        packed = np.cumsum(longest) - longest
+        rows = self._take(_ranges(starts, longest))
+        return self.from_layout(rows, Layout(self.shapes, packed[inverse]))
+
+    def compact(self) -> Self:
+        """Store every item end to end; a view repeats its shared rows."""
+        counts = self.layout.counts
+        if self.layout.contiguous and int(counts.sum()) == self.values.shape[0]:
+            return self
+        return self.from_layout(self._take(_ranges(self.starts, counts)), Layout(self.shapes))
+
+    def _take(self, rows: NDArray[np.int64]) -> Any:
+        xp = array_namespace(self.values)
+        index = xp.asarray(rows, device=getattr(self.values, "device", None))
+        return xp.take(self.values, index, axis=0)
+
+    def __repr__(self) -> str:
+        tail = "".join(f", {length}" for length in self.values.shape[1:])
+        return f"Ragged({len(self)} items, values ({self.values.shape[0]}{tail}) {self.values.dtype})"
+
+
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Concatenate ``arange(start, start + count)`` of all pairs."""
+    offsets = np.cumsum(counts) - counts
+    within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(offsets, counts)
+    rows: NDArray[np.int64] = np.repeat(starts, counts) + within
+    return rows
+
+
+def _size(array: Any) -> int:
+    return int(np.prod(array.shape))
+
+
+def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise DataError(f"Ragged: {name} must be integers, got dtype {array.dtype}.")
+    return array.astype(np.int64)

@@ -1,0 +1,55 @@
+"""Fixtures that put every test on every framework that is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+settings.register_profile(
+    "stowplan", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("stowplan")
+
+NAMESPACES = {
+    "numpy": "array_api_compat.numpy",
+    "array_api_strict": "array_api_strict",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "cupy": "array_api_compat.cupy",
+}
+
+
+def namespace(name: str) -> ModuleType:
+    """Load a framework, or skip the test with the reason."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    if name == "cupy":
+        cupy = importlib.import_module("cupy")
+        if not cupy.cuda.is_available():
+            pytest.skip("cupy is installed, but there is no GPU")
+    if name == "jax":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    if name == "torch":
+        importlib.import_module("torch").set_num_threads(1)
+    return importlib.import_module(NAMESPACES[name])
+
+
+@pytest.fixture(params=list(NAMESPACES))
+def framework(request: pytest.FixtureRequest) -> str:
+    """Name of a framework, as ``on=`` takes it."""
+    namespace(request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def xp(framework: str) -> ModuleType:
+    """Array API namespace of the framework."""
+    return namespace(framework)
