@@ -90,7 +90,7 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the library against its peers, on one thread."""
     install(session, "bench", extras="all-cpu")
-    session.run("python", *(session.posargs or ["bench/run.py"]), env=ONE_THREAD)
+    session.run("python", "-m", "bench.ewald", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

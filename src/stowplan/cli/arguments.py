@@ -1,0 +1,128 @@
+"""Readers of arguments: text in, value out, or a message that argparse shows with the usage."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stowplan.errors import DataError, PlanError
+from stowplan.expressions import Expression
+
+__all__ = [
+    "add_slots",
+    "cost_constants",
+    "expression",
+    "json_file",
+    "named_expression",
+    "natural",
+    "number",
+    "pairs",
+    "positive",
+    "refuse_unwritable",
+]
+
+
+def add_slots(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that steer slots and rows."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--slots", type=natural, metavar="N", help="number of slots to choose")
+    which.add_argument(
+        "--slot",
+        type=pairs(natural),
+        action="append",
+        metavar="DIM=SIZE,...",
+        help="a slot by hand, such as atoms=64,k=4096; repeatable, the first that fits is taken",
+    )
+    parser.add_argument("--rows", type=natural, metavar="N", help="rows of a batch")
+
+
+def natural(text: str) -> int:
+    """A whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return value
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not positive")
+    return value
+
+
+def pairs(read: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
+    """A reader of ``name=value,name=value``."""
+
+    def pairs(text: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for part in text.split(","):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not (name and equals):
+                raise argparse.ArgumentTypeError(f"{part!r} is not of the form NAME=VALUE")
+            if name in found:
+                raise argparse.ArgumentTypeError(f"{name} is given twice")
+            found[name] = read(value)
+        return found
+
+    return pairs
+
+
+def cost_constants(text: str) -> dict[str, float]:
+    """``work=1e-9,launch=5e-4`` as keywords of Costs."""
+    found = pairs(number)(text)
+    unknown = sorted(set(found) - {"work", "launch", "compile"})
+    if unknown or min(found.values()) < 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: allowed are work, launch and compile, seconds from 0"
+        )
+    return {f"{name}_seconds": value for name, value in found.items()}
+
+
+def expression(text: str) -> Expression:
+    """Arithmetic of dims."""
+    try:
+        return Expression.parse(text)
+    except PlanError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def named_expression(text: str) -> tuple[str, str]:
+    """``k=n1*n2*n3`` as name and expression."""
+    name, _, formula = (piece.strip() for piece in text.partition("="))
+    if not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=EXPR")
+    return name, expression(formula).text
+
+
+def json_file(text: str) -> Path:
+    """A path that ends in .json."""
+    path = Path(text)
+    if path.suffix != ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
+    return path
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise before anything is computed for a path that cannot be written."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; --out needs a file")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}")

@@ -1,0 +1,1 @@
+"""Files in, ragged columns out."""
