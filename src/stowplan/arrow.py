@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError, MissingDependencyError
 
-__all__ = ["is_arrow", "read_lists", "read_values", "write_lists"]
+__all__ = ["arrow_table", "is_arrow", "read_lists", "read_values", "write_lists"]
 
 
 def is_arrow(column: Any) -> bool:
@@ -26,7 +26,10 @@ def read_lists(array: Any, ragged: int) -> tuple[NDArray[Any], NDArray[np.int64]
     counts = np.ones(items, np.int64)  # lists of the current level, per item
     for level in range(ragged):
         if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-            raise DataError(f"Ragged.from_arrow: level {level} is {array.type}, not a list.")
+            raise DataError(
+                f"Ragged.from_arrow: level {level} is {array.type}, not a list; "
+                f"{ragged} ragged dims need {ragged} list levels."
+            )
         _refuse_nulls(array)
         offsets = np.asarray(array.offsets).astype(np.int64)
         lengths = np.diff(offsets)
@@ -48,26 +51,29 @@ def read_lists(array: Any, ragged: int) -> tuple[NDArray[Any], NDArray[np.int64]
 
 
 def read_values(array: Any) -> NDArray[Any]:
-    """Give a column of numbers, or of fixed-size lists of numbers, as one array."""
+    """Give a column of numbers, or of lists of equal length of numbers, as one array."""
     pa = _pyarrow()
     array = _one_chunk(pa, array)
-    tail = []
-    while pa.types.is_fixed_size_list(array.type):
-        _refuse_nulls(array)
-        width = array.type.list_size
-        tail.append(width)
+    shape = [len(array)]
+    while not (pa.types.is_primitive(array.type) or pa.types.is_null(array.type)):
+        shape.append(_width(pa, array))
         array = array.flatten()
+    if pa.types.is_null(array.type) and not len(array):  # [] was written without a type
+        return np.empty(shape)
     _refuse_nulls(array)
-    try:
-        flat: NDArray[Any] = array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"Ragged.from_arrow: a column of {array.type} holds no numbers: {error}") from None
-    return flat.reshape((-1, *tail))
+    number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+    if not (number or pa.types.is_boolean(array.type)):
+        raise _no_numbers(array)
+    flat: NDArray[Any] = array.to_numpy(zero_copy_only=number)
+    return flat.reshape(shape)
 
 
 def write_lists(values: NDArray[Any], shapes: NDArray[np.int64]) -> Any:
     """Nest flat values (total, ...) into a large-list column with one list level per ragged dim."""
     pa = _pyarrow()
+    if values.dtype.kind == "c" or 0 in values.shape[1:]:
+        what = "no complex numbers" if values.dtype.kind == "c" else "no lists of fixed length 0"
+        raise DataError(f"Ragged.to_arrow: Arrow has {what}. Write .real and .imag, or other axes.")
     column = pa.array(np.ascontiguousarray(values).reshape(-1))
     for width in reversed(values.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, width)
@@ -76,6 +82,35 @@ def write_lists(values: NDArray[Any], shapes: NDArray[np.int64]) -> Any:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         column = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), column)
     return column
+
+
+def arrow_table(columns: dict[str, Any]) -> Any:
+    """Join Arrow columns to a table."""
+    return _pyarrow().table(columns)
+
+
+def _width(pa: Any, array: Any) -> int:
+    """Length that all lists of a level share."""
+    if pa.types.is_fixed_size_list(array.type):
+        _refuse_nulls(array)
+        return int(array.type.list_size)
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        raise _no_numbers(array)
+    _refuse_nulls(array)
+    widths = np.diff(np.asarray(array.offsets))
+    if len(widths) and (widths != widths[0]).any():
+        entry = int(np.argmax(widths != widths[0]))
+        raise DataError(
+            f"Ragged.from_arrow: entry {entry} is a list of {widths[entry]}, entry 0 of {widths[0]}"
+            "; along a dim that is not ragged all have one length."
+        )
+    return int(widths[0]) if len(widths) else 0
+
+
+def _no_numbers(array: Any) -> DataError:
+    return DataError(
+        f"Ragged.from_arrow: a column of {array.type} holds no numbers; cast it to float64 first."
+    )
 
 
 def _one_chunk(pa: Any, array: Any) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from stowplan.errors import SignatureError
+from stowplan.errors import PlanError, SignatureError
 from stowplan.expressions import Expression
 from stowplan.signature import CoreShape, Signature, parse_signature
 
@@ -18,7 +18,7 @@ __all__ = ["RESERVED", "Kernel", "kernel"]
 
 RESERVED = frozenset(
     "kernel data plan on device devices rows slots budget headroom order overflow costs progress "
-    "compile executor resume out loss wrt".split()
+    "compile executor resume out loss wrt items tolerance repeats".split()
 )
 
 
@@ -60,6 +60,8 @@ class Kernel:
         out_sizes: Mapping[str, str | int | Callable[..., int]],
         per_item: bool,
     ) -> None:
+        if not hasattr(function, "__name__"):
+            raise SignatureError(f"kernel: {function!r} has no name; declare a def instead.")
         functools.update_wrapper(self, function)
         self.name: str = function.__name__
         self.function = function
@@ -72,11 +74,15 @@ class Kernel:
         self.exact = exact
         self.static = static
         self.fill = dict(fill)
-        self.derived = {name: Expression.parse(text) for name, text in derived.items()}
-        self.work = Expression.parse(work or " * ".join(ragged) or "1")
-        self.memory = None if memory is None else Expression.parse(memory)
+        _subset(f"kernel {self.name}", "ragged", ragged, signature.dims)
+        self.derived = {
+            name: self._parse(f"derived {name!r}", text) for name, text in derived.items()
+        }
+        cost = " * ".join(ragged) or "1" if work is None else work
+        self.work = self._parse("work", cost)
+        self.memory = None if memory is None else self._parse("memory", memory)
         self.out_sizes = {
-            dim: Expression.parse(str(rule)) if isinstance(rule, str | int) else rule
+            dim: rule if callable(rule) else self._parse(f"out_sizes {dim!r}", rule)
             for dim, rule in out_sizes.items()
         }
         self._check()
@@ -84,18 +90,21 @@ class Kernel:
     def __call__(self, *args: Any, **shared: Any) -> Any:
         """Evaluate on plain arrays; without a mask, every entry counts."""
         if self.takes_mask and shared.get("mask") is None:
-            shared["mask"] = self._all_valid(args)
+            shared["mask"] = self._all_valid(
+                {**dict(zip(self.arguments, args, strict=False)), **shared}
+            )
         return self.function(*args, **shared)
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # pickled by name, as functions are
+        return str(self.__dict__["__qualname__"])  # pickled by name, as functions are
 
     def __repr__(self) -> str:
         return f"<kernel {self.name} {self.signature.text}>"
 
     def refilled(self, argument: str, fill: float) -> Kernel:
         """Give the same kernel with another padding value of one argument."""
-        other = copy.copy(self)
+        other = object.__new__(Kernel)  # copy.copy would follow __reduce__ and give this one
+        other.__dict__.update(self.__dict__)
         other.fill = {**self.fill, argument: fill}
         return other
 
@@ -121,9 +130,12 @@ class Kernel:
         }
         return frozenset(self.ragged) | new
 
-    def _all_valid(self, args: Sequence[Any]) -> dict[str, Any]:
+    def _all_valid(self, given: Mapping[str, Any]) -> dict[str, Any]:
         mask: dict[str, Any] = {}
-        for array, core in zip(args, self.signature.inputs, strict=True):
+        for name, core in zip(self.arguments, self.signature.inputs, strict=True):
+            if name not in given:
+                continue  # Python itself says best what a call lacks
+            array = given[name]
             lengths = array.shape[array.ndim - len(core) :]
             for dim, length in zip(core, lengths, strict=True):
                 if dim in self.ragged and dim not in mask:
@@ -142,23 +154,40 @@ class Kernel:
             )
         taken = sorted(RESERVED.intersection(self.shared))
         if taken:
-            raise SignatureError(f"{where}: run uses the name {taken[0]!r} itself; rename the parameter.")
-        _subset(where, "ragged", self.ragged, self.signature.dims)
+            raise SignatureError(
+                f"{where}: run uses the name {taken[0]!r} itself; rename the parameter."
+            )
+        if "rows" in (*self.signature.dims, *self.signature.new_dims):
+            raise SignatureError(f"{where}: slots use the name 'rows' themselves; rename the dim.")
         _subset(where, "exact", self.exact, self.ragged)
         _subset(where, "static", self.static, self.shared)
         _subset(where, "fill", self.fill, self.arguments)
+        for name, fill in self.fill.items():
+            if not isinstance(fill, Number):
+                raise SignatureError(f"{where}: fill of {name!r} is {fill!r}; give a number.")
         _subset(where, "out_sizes", self.out_sizes, self.signature.new_dims)
         for name, core in zip(self.arguments, inputs, strict=True):
             self._check_leading(f"{where}: argument {name}", core)
         for core in self.signature.outputs:
             self._check_leading(f"{where}: an output", core)
+        self._check_new_dims(where)
+        self._check_expressions(where)
+
+    def _check_new_dims(self, where: str) -> None:
         missing = [dim for dim in self.signature.new_dims if dim not in self.out_sizes]
         if missing:
             raise SignatureError(
                 f"{where}: no input has the output dim {missing[0]!r}; "
                 f"give its length: out_sizes={{{missing[0]!r}: '...'}}."
             )
-        self._check_expressions(where)
+        varying = (*self.ragged, *self.derived)
+        for dim, rule in self.out_sizes.items():
+            if isinstance(rule, Expression):
+                ragged = any(name in varying for name in rule.names)
+                allowed = varying if ragged else (*varying, *self.signature.dims)
+                _subset(where, f"out_sizes {dim!r}", rule.names, tuple(dict.fromkeys(allowed)))
+            else:
+                _check_takes(f"{where}: out_sizes {dim!r}", rule, self.ragged)
 
     def _check_leading(self, where: str, core: CoreShape) -> None:
         leading = self.ragged_dims(core)
@@ -172,11 +201,22 @@ class Kernel:
         clash = sorted(set(self.derived).intersection(self.signature.dims))
         if clash:
             raise SignatureError(f"{where}: {clash[0]!r} is a dim, so it cannot be derived.")
+        for name in self.derived:
+            if name == "rows" or not name.isidentifier():
+                raise SignatureError(
+                    f"{where}: {name!r} cannot name a derived size; take a word other than rows."
+                )
         for name, expression in self.derived.items():
             _subset(where, f"derived {name!r}", expression.names, self.ragged)
         _subset(where, "work", self.work.names, (*self.ragged, *self.derived))
         if self.memory is not None:
             _subset(where, "memory", self.memory.names, (*self.ragged, *self.derived))
+
+    def _parse(self, option: str, text: Any) -> Expression:
+        try:
+            return Expression.parse(str(text) if isinstance(text, int) else text)
+        except PlanError as error:
+            raise SignatureError(f"kernel {self.name}: {option}: {error}") from None
 
 
 def kernel(
@@ -194,9 +234,9 @@ def kernel(
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a function of arrays as a kernel that plans can batch.
 
-    The function acts on the trailing core dims of its positional parameters, broadcasts over leading
-    ones and is written against the array API. Keyword-only parameters are shared by all items; one
-    named ``mask`` receives ``{dim: bool (..., capacity)}``, True where an entry is real.
+    The function acts on the trailing core dims of its positional parameters, broadcasts over
+    leading ones and is written against the array API. Keyword-only parameters are shared by all
+    items; one named ``mask`` receives ``{dim: bool (..., capacity)}``, True where an entry is real.
 
     Parameters
     ----------
@@ -237,37 +277,65 @@ def kernel(
     >>> float(dipole_square(np.eye(3), np.array([1.0, 2.0, 0.0])))
     5.0
     """
+    if not isinstance(signature, str):
+        raise SignatureError(
+            f"kernel: the signature comes first, as text, not {signature!r}. "
+            'Write @kernel("(atoms,3)->()", ragged="atoms").'
+        )
 
     def declare(function: Callable[..., Any]) -> Kernel:
         return Kernel(
             function,
             parse_signature(signature),
-            ragged=_names(ragged),
-            exact=_names(exact),
+            ragged=_names("ragged", ragged),
+            exact=_names("exact", exact),
             work=work,
             memory=memory,
-            derived=derived or {},
-            static=_names(static),
-            fill=fill or {},
-            out_sizes=out_sizes or {},
+            derived=_table("derived", derived),
+            static=_names("static", static),
+            fill=_table("fill", fill),
+            out_sizes=_table("out_sizes", out_sizes),
             per_item=per_item,
         )
 
     return declare
 
 
-def _names(names: Sequence[str] | str) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _names(option: str, names: Sequence[str] | str) -> tuple[str, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names or ())
+    if len(set(given)) < len(given):
+        raise SignatureError(f"kernel: {option}={names!r} names one thing twice.")
+    return given
+
+
+def _table(option: str, table: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if table is None or isinstance(table, Mapping):
+        return table or {}
+    raise SignatureError(
+        f"kernel: {option}={table!r} is no mapping; write {option}={{'name': ...}}."
+    )
+
+
+def _check_takes(where: str, rule: Callable[..., int], dims: Sequence[str]) -> None:
+    try:
+        inspect.signature(rule).bind(**dict.fromkeys(dims))
+    except TypeError as error:
+        raise SignatureError(
+            f"{where}: the function is called with the ragged dims ({', '.join(dims)}) "
+            f"by name: {error}."
+        ) from None
 
 
 def _parameters(
     function: Callable[..., Any],
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    positional, keyword_only, defaults = [], [], {}
+    positional: list[str] = []
+    keyword_only: list[str] = []
+    defaults: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SignatureError(
-                f"kernel {function.__name__}: name every parameter instead of *{parameter.name}."
+                f"kernel {function.__name__}: name every parameter instead of {parameter}."
             )
         keyword = parameter.kind is parameter.KEYWORD_ONLY
         (keyword_only if keyword else positional).append(parameter.name)

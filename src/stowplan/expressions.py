@@ -145,7 +145,7 @@ class Expression:
         try:
             node = ast.parse(text, mode="eval").body
         except SyntaxError as error:
-            at = max((error.offset or 1) - 1, 0)
+            at = error.offset - 1 if error.offset else len(text)
             raise _fault(text, at, f"{error.msg}; {ALLOWED}") from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise PlanError(f"expression {text!r}: {error}; {ALLOWED}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tupl
     index = xp.zeros_like(starts)[(...,) + (None,) * ndim]
     inside: Any = None
     for dim, length in enumerate(capacity):
-        place = xp.arange(length, dtype=starts.dtype)
+        place = xp.arange(length, dtype=starts.dtype, device=_device(starts))
         along = (None,) * (dim + 1) + (slice(None),) + (None,) * (ndim - dim - 1)
         column = shapes[:, dim]
         masks.append(place[None, :] < column[:, None])
@@ -55,20 +56,24 @@ def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tupl
     return xp.where(inside, index, xp.zeros_like(index)), tuple(masks)
 
 
-def gather(values: Any, index: Any, inside: Any, fill: float) -> Any:
+def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> Any:
     """Copy flat rows (total, ...) into a padded batch (rows, *capacity, ...).
 
-    ``inside`` is None where nothing is padding; ``fill`` goes where it is False.
+    ``inside`` is None where nothing is padding; ``fill`` goes where it is False. A caller with many
+    batches passes ``fill`` as a 0-d array and the namespace.
     """
-    xp = array_namespace(values, index)
+    xp = xp or array_namespace(values, index)
     shape = (*index.shape, *values.shape[1:])
     if values.shape[0] == 0:
         return xp.full(shape, fill, dtype=values.dtype, device=_device(values))
     padded = xp.reshape(xp.take(values, xp.reshape(index, (-1,)), axis=0), shape)
     if inside is None:
         return padded
-    inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
-    return xp.where(inside, padded, xp.asarray(fill, dtype=values.dtype, device=_device(values)))
+    if inside.ndim < padded.ndim:
+        inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
+    if isinstance(fill, int | float | complex):
+        fill = xp.asarray(fill, dtype=values.dtype, device=_device(values))
+    return xp.where(inside, padded, fill)
 
 
 def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.intp]:
@@ -80,16 +85,17 @@ def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.i
     ndim = len(masks)
     inside = np.ones((len(masks[0]),) + (1,) * ndim, bool)
     for dim, mask in enumerate(masks):
-        inside = inside & mask[(slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)]
+        spread = (slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)
+        inside = inside & mask[spread]
     inside[count:] = False
     return np.flatnonzero(inside)
 
 
-def select(output: Any, places: Any, core_dims: int) -> Any:
+def select(output: Any, places: Any, core_dims: int, xp: Any = None) -> Any:
     """Keep the real rows of a padded output; the leading ``1 + core_dims`` axes become one."""
-    xp = array_namespace(output, places)
-    flat = output if core_dims == 0 else xp.reshape(output, (-1, *output.shape[1 + core_dims :]))
-    return xp.take(flat, places, axis=0)
+    xp = xp or array_namespace(output, places)
+    rows = math.prod(output.shape[: 1 + core_dims])
+    return xp.take(xp.reshape(output, (rows, *output.shape[1 + core_dims :])), places, axis=0)
 
 
 def input_order(items: NDArray[np.intp], counts: NDArray[np.int64]) -> NDArray[np.int64] | None:

@@ -27,12 +27,15 @@ def parse_bytes(budget: int | str) -> int:
     >>> parse_bytes("4 GiB"), parse_bytes("1.5MB"), parse_bytes(4096)
     (4294967296, 1500000, 4096)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(budget))
-    if match is None or match.group(2).upper() not in _UNITS:
+    match = re.fullmatch(r"\s*(\d+)(?:\.(\d+))?\s*([A-Za-z]*)\s*", str(budget))
+    if match is None or match.group(3).upper() not in _UNITS:
         raise BudgetError(
             f"budget={budget!r} is no number of bytes. Write 4096, '300 MB', '4 GiB' or the like."
         )
-    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    decimals = match.group(2) or ""  # in integers: a float loses bytes beyond 2**53
+    size: int = (
+        int(match.group(1) + decimals) * _UNITS[match.group(3).upper()] // 10 ** len(decimals)
+    )
     if size < 1:
         raise BudgetError(f"budget={budget!r} is less than one byte.")
     return size
@@ -46,6 +49,6 @@ def show_bytes(size: float) -> str:
     """
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
-            return f"{size:.3g} {unit}"
+            return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} TiB"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self, overload
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stowplan.errors import DataError, FrameworkError
 
-__all__ = ["Layout", "Ragged", "when_loaded"]
+__all__ = ["Layout", "Ragged", "common_namespace", "refuse_objects", "when_loaded"]
 
 _waiting: dict[str, Callable[[], object]] = {}
 
@@ -28,7 +29,7 @@ def _call_waiting() -> None:
 
 
 class Layout:
-    """Where the items of a ragged column lie in its flat values; hashable, so that it can key caches.
+    """Where the items of a ragged column lie in its flat values; hashable, so it can key caches.
 
     Attributes
     ----------
@@ -51,12 +52,17 @@ class Layout:
         if table.size and table.min() < 0:
             item = int(np.argmax((table < 0).any(axis=1)))
             raise DataError(f"Ragged: item {item} has a negative size: {table[item].tolist()}.")
+        if table.astype(np.float64).prod(axis=1).sum() >= 2.0**62:
+            raise DataError("Ragged: the shapes add up to more rows than a 64-bit integer counts.")
         counts = table.prod(axis=1)
         packed = np.cumsum(counts) - counts
         self.shapes: NDArray[np.int64] = table
         self.starts: NDArray[np.int64] = packed if starts is None else _integers(starts, "starts")
         if self.starts.shape != packed.shape:
-            raise DataError(f"Ragged: {len(packed)} shapes, but starts of shape {self.starts.shape}.")
+            raise DataError(
+                f"Ragged: {len(packed)} shapes, but starts of shape {self.starts.shape}."
+            )
+        self.shapes.flags.writeable = self.starts.flags.writeable = False  # keys of caches
         self.contiguous = starts is None or np.array_equal(self.starts, packed)
         self._key: tuple[int, bytes, bytes] | None = None
 
@@ -110,6 +116,7 @@ class Ragged:
     def __init__(self, values: Any, shapes: ArrayLike) -> None:
         if not is_array_api_obj(values):
             values = np.asarray(values)
+        refuse_objects(values)
         layout = Layout(shapes)
         total = int(layout.counts.sum())
         if values.ndim == 0 or values.shape[0] != total:
@@ -130,7 +137,12 @@ class Ragged:
 
     @classmethod
     def from_list(
-        cls, arrays: Sequence[Any], ragged: int = 1, *, tail: tuple[int, ...] = (), dtype: Any = None
+        cls,
+        arrays: Iterable[Any],
+        ragged: int = 1,
+        *,
+        tail: tuple[int, ...] = (),
+        dtype: Any = None,
     ) -> Self:
         """Store a list of arrays end to end.
 
@@ -138,41 +150,48 @@ class Ragged:
         ----------
         arrays
             One array (or nested list) per item; they agree on dtype and on all but the first
-            ``ragged`` dims.
+            ``ragged`` dims. An empty list is an item of size 0.
         ragged
             Number of ragged leading dims.
         tail, dtype
-            Trailing shape and dtype of an empty list; ``dtype`` also converts nested lists.
+            Trailing shape and dtype where no item has any; ``dtype`` also converts nested lists.
+
+        Raises
+        ------
+        DataError
+            For items that disagree on dtype or trailing dims, and for what holds no numbers.
+        FrameworkError
+            For arrays of two frameworks.
         """
         if ragged < 1:
             raise DataError(f"Ragged.from_list: ragged={ragged}; at least one dim must be ragged.")
-        if len(arrays) == 0:
-            return cls(np.empty((0, *tail), dtype or np.float64), np.empty((0, ragged), np.int64))
-        items = [a if is_array_api_obj(a) else np.asarray(a, dtype) for a in arrays]
-        first = next((item for item in items if _size(item)), items[0])
-        shapes = np.empty((len(items), ragged), np.int64)
+        given = list(arrays)
+        items = {
+            index: array if is_array_api_obj(array) else _nested(index, array, dtype)
+            for index, array in enumerate(given)
+            if not _is_empty_list(array)
+        }
+        shapes = np.zeros((len(given), ragged), np.int64)
+        if not items:
+            return cls(np.empty((0, *tail), dtype or np.float64), shapes)
+        xp = common_namespace("Ragged.from_list: ", items)
+        first = next((item for item in items.values() if _size(item)), next(iter(items.values())))
+        one_dtype = any(is_array_api_obj(array) for array in given)  # numbers in lists may widen
         flat = []
-        for index, (given, item) in enumerate(zip(arrays, items, strict=True)):
-            if item.ndim == 1 and item.shape[0] == 0 and not is_array_api_obj(given):
-                shape, item = (0,) * ragged, np.empty((0,) * ragged + first.shape[ragged:], first.dtype)
-            elif item.ndim < ragged or item.shape[ragged:] != first.shape[ragged:]:
+        for index, item in items.items():
+            if item.ndim < ragged or item.shape[ragged:] != first.shape[ragged:]:
                 raise DataError(
-                    f"Ragged.from_list: item {index} has shape {tuple(item.shape)}; the others have "
-                    f"{ragged} ragged dims followed by {tuple(first.shape[ragged:])}."
+                    f"Ragged.from_list: item {index} has shape {tuple(item.shape)}; the others "
+                    f"have {ragged} ragged dims followed by {tuple(first.shape[ragged:])}."
                 )
-            elif item.dtype != first.dtype and is_array_api_obj(given):
+            if one_dtype and item.dtype != first.dtype:
                 raise DataError(
                     f"Ragged.from_list: item {index} has dtype {item.dtype}, the others have "
                     f"{first.dtype}. Convert them to one dtype first."
                 )
-            else:
-                shape = tuple(item.shape[:ragged])
-            shapes[index] = shape
-            flat.append(item if ragged == 1 else item.reshape((-1, *item.shape[ragged:])))
-        try:
-            xp = array_namespace(*flat)
-        except TypeError as error:
-            raise FrameworkError(f"Ragged.from_list: {error}. Give arrays of one framework.") from None
+            shapes[index] = item.shape[:ragged]
+            rows = math.prod(item.shape[:ragged])
+            flat.append(item if ragged == 1 else xp.reshape(item, (rows, *item.shape[ragged:])))
         return cls(xp.concat(flat, axis=0), shapes)
 
     @classmethod
@@ -219,16 +238,28 @@ class Ragged:
     def __getitem__(self, index: slice | ArrayLike) -> Self: ...
     def __getitem__(self, index: Any) -> Any:
         """Give one item as an array, or a view of several items, which may repeat."""
-        if isinstance(index, int | np.integer):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"Ragged: item {index} of {len(self)}.")
-            start, shape = int(self.starts[index]), self.shapes[index].tolist()
-            rows = self.values[start : start + int(np.prod(shape))]
-            return rows if len(shape) == 1 else rows.reshape((*shape, *rows.shape[1:]))
-        chosen = index if isinstance(index, slice) else np.asarray(index)
-        if not isinstance(chosen, slice) and chosen.size == 0:
-            chosen = chosen.astype(np.intp)
+        if isinstance(index, slice):
+            chosen: Any = index
+        elif isinstance(index, tuple):
+            raise IndexError(f"Ragged: [{index}] has several indices; write ragged[item][row].")
+        else:
+            chosen = np.asarray(index)
+            if chosen.ndim == 0 and chosen.dtype.kind in "iu":
+                return self._item(int(chosen))
+            if chosen.ndim != 1:
+                raise IndexError(f"Ragged: {index!r} is no item, slice or flat list of items.")
+            if chosen.size == 0:
+                chosen = chosen.astype(np.intp)
         return self.from_layout(self.values, Layout(self.shapes[chosen], self.starts[chosen]))
+
+    def _item(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Ragged: item {index} of {len(self)}.")
+        start, shape = int(self.starts[index]), self.shapes[index].tolist()
+        rows = self.values[start : start + math.prod(shape), ...]
+        if len(shape) == 1:
+            return rows
+        return array_namespace(rows).reshape(rows, (*shape, *rows.shape[1:]))
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -246,7 +277,7 @@ class Ragged:
         counts = self.layout.counts
         if self.layout.contiguous and int(counts.sum()) == self.values.shape[0]:
             return self
-        starts, first, inverse = np.unique(self.starts, return_index=True, return_inverse=True)
+        starts, inverse = np.unique(self.starts, return_inverse=True)
         longest = np.zeros(len(starts), np.int64)
         np.maximum.at(longest, inverse, counts)
         packed = np.cumsum(longest) - longest
@@ -267,7 +298,9 @@ class Ragged:
 
     def __repr__(self) -> str:
         tail = "".join(f", {length}" for length in self.values.shape[1:])
-        return f"Ragged({len(self)} items, values ({self.values.shape[0]}{tail}) {self.values.dtype})"
+        return (
+            f"Ragged({len(self)} items, values ({self.values.shape[0]}{tail}) {self.values.dtype})"
+        )
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -278,8 +311,46 @@ def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
     return rows
 
 
+def common_namespace(where: str, items: Mapping[int, Any]) -> Any:
+    """Give the array namespace that all items share, or name two that differ."""
+    try:
+        return array_namespace(*items.values())
+    except TypeError:
+        kinds = {index: array_namespace(item) for index, item in items.items()}
+        (first, xp), *others = kinds.items()
+        other = next(index for index, kind in others if kind is not xp)
+        names = " and ".join(_framework_name(items[index]) for index in (first, other))
+        raise FrameworkError(
+            f"{where}items {first} and {other} are of two frameworks: {names}. "
+            "Convert them to one first."
+        ) from None
+
+
+def refuse_objects(values: Any) -> None:
+    """Raise DataError for a NumPy array of objects, text or dates."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OSUMm":
+        raise DataError(f"dtype {values.dtype} holds no numbers; give numbers or a list of arrays.")
+
+
+def _framework_name(array: Any) -> str:
+    return type(array).__module__.partition(".")[0].removesuffix("lib")
+
+
+def _is_empty_list(array: Any) -> bool:
+    return isinstance(array, list | tuple) and len(array) == 0
+
+
+def _nested(index: int, array: Any, dtype: Any) -> NDArray[Any]:
+    try:
+        item = np.asarray(array, dtype)
+        refuse_objects(item)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"Ragged.from_list: item {index} is no block of numbers: {error}") from None
+    return item
+
+
 def _size(array: Any) -> int:
-    return int(np.prod(array.shape))
+    return math.prod(array.shape)
 
 
 def _integers(values: ArrayLike, name: str) -> NDArray[np.int64]:

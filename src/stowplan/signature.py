@@ -46,7 +46,7 @@ class Signature:
 
 @lru_cache(maxsize=1024)
 def parse_signature(text: str) -> Signature:
-    """Parse a gufunc-style signature; integer dims are enforced, spaces and a trailing comma are fine.
+    """Parse a gufunc-style signature; spaces and a trailing comma are fine.
 
     Raises
     ------
@@ -70,6 +70,8 @@ class _Reader:
 
     def signature(self) -> Signature:
         inputs = self.shapes()
+        if not inputs:
+            self.fail("expected at least one input, such as (atoms,3)")
         self.take("->")
         outputs = self.shapes()
         if self.rest():

@@ -37,7 +37,9 @@ def get_adapter(name: str) -> Adapter:
         Where the framework is not installed; the message gives the pip extra.
     """
     if name not in FRAMEWORKS:
-        raise FrameworkError(f"on={name!r} is no framework; choose one of: {', '.join(FRAMEWORKS)}.")
+        raise FrameworkError(
+            f"on={name!r} is no framework; choose one of: {', '.join(FRAMEWORKS)}."
+        )
     try:
         module = importlib.import_module(f"stowplan.adapters.{name}")
     except ImportError as error:
@@ -47,7 +49,7 @@ def get_adapter(name: str) -> Adapter:
         raise MissingDependencyError(
             f"on={name!r}: {name} is not installed. Run: pip install '{package}'"
         ) from None
-    return cast(Adapter, module.adapter)
+    return cast("Adapter", module.adapter)
 
 
 def framework_of(arrays: Iterable[Any]) -> str | None:
@@ -66,8 +68,8 @@ def framework_of(arrays: Iterable[Any]) -> str | None:
     if len(found) > 1:
         names = " and ".join(sorted(found))
         raise FrameworkError(
-            f"the arrays of one call are of two frameworks: {names}. Convert them to one; "
-            f"on= moves all of them, on={sorted(found)[0]!r} for example needs one source too."
+            f"the arrays of one call are of two frameworks: {names}. Convert them to one first, "
+            "shared arrays included; on= then moves all of them."
         )
     return next(iter(found), None)
 

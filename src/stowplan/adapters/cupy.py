@@ -31,7 +31,7 @@ class CupyAdapter(EagerAdapter):
         host: NDArray[Any] = np.asarray(cp.asnumpy(array))
         return host
 
-    def synchronize(self) -> None:
+    def synchronize(self, outputs: Any) -> None:
         for device in self.devices():
             device.synchronize()
 

@@ -42,22 +42,22 @@ class EagerAdapter:
     def is_traced(self, array: Any) -> bool:
         return False
 
+    def namespace(self, array: Any) -> Any:
+        return array_namespace(array)
+
     def stage(self, array: Any, device: Any) -> Any:
         return array
 
-    def number(self, value: Any, like: Any) -> Any:
-        if like is None or isinstance(value, bool | np.bool_):
-            return np.asarray(value) if like is None else array_namespace(like).asarray(bool(value))
-        return array_namespace(like).asarray(
-            value.item() if isinstance(value, np.generic | np.ndarray) else value,
-            dtype=like.dtype,
-            device=getattr(like, "device", None),
-        )
+    def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
+        xp, device = array_namespace(like), getattr(like, "device", None)
+        return xp.asarray(value.item(), dtype=dtype, device=device)
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         return self.asarray(index, self.device_of(like))
 
-    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
+    def function(
+        self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
+    ) -> BatchFunction:
         call = _one_by_one if kernel.per_item else _batched
 
         def compute(
@@ -73,23 +73,30 @@ class EagerAdapter:
     def deliver(self, array: Any, device: Any) -> Any:
         return array
 
-    def synchronize(self) -> None:
+    def synchronize(self, outputs: Any) -> None:
         return None
 
 
-def _batched(kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]) -> Any:
+def _batched(
+    kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]
+) -> Any:
     if masks is None:
         return kernel.function(*arguments, **shared)
     return kernel.function(*arguments, mask=masks, **shared)
 
 
-def _one_by_one(kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]) -> Any:
+def _one_by_one(
+    kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]
+) -> Any:
     rows = []
     for row in range(arguments[0].shape[0]):
         mask = masks and {dim: values[row, ...] for dim, values in masks.items()}
         rows.append(_batched(kernel, [column[row, ...] for column in arguments], mask, shared))
     xp = array_namespace(*arguments)
-    stacked = [xp.stack([xp.asarray(part) for part in parts]) for parts in zip(*map(as_tuple, rows), strict=True)]
+    stacked = [
+        xp.stack([xp.asarray(part) for part in parts])
+        for parts in zip(*map(as_tuple, rows), strict=True)
+    ]
     if not isinstance(rows[0], tuple):
         return stacked[0]
     return type(rows[0])(*stacked) if hasattr(rows[0], "_fields") else tuple(stacked)

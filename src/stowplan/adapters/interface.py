@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from stowplan.declaration import Kernel
 
-__all__ = ["Adapter", "BatchFunction", "as_tuple"]
+__all__ = ["Adapter", "BatchFunction", "StaticKey", "as_tuple", "static_key"]
 
 BatchFunction = Callable[[Sequence[Any], Mapping[str, Any] | None, Mapping[str, Any]], Any]
 """``(arguments, masks, shared) -> outputs`` for one padded batch; rows lead everywhere."""
@@ -52,17 +52,24 @@ class Adapter(Protocol):
     def is_traced(self, array: Any) -> bool:
         """Whether the array is a stand-in without values (under a user's jit, grad or vmap)."""
 
+    def namespace(self, array: Any) -> Any:
+        """Give take, where, reshape, concat, full and asarray for staged or collected arrays."""
+
     def stage(self, array: Any, device: Any) -> Any:
         """Put an array of this framework where batches are gathered from it."""
 
-    def number(self, value: Any, like: Any) -> Any:
-        """Give a number as a 0-d array in the dtype of ``like``; without one, in NumPy's own."""
+    def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
+        """Give a 0-d host array as one beside ``like``, in a dtype (None: its own)."""
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         """Put index or mask arrays beside staged values, in the dtype that indexing wants."""
 
-    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
-        """Make a kernel callable on padded batches; cached, so that nothing compiles twice."""
+    def function(
+        self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
+    ) -> BatchFunction:
+        """Make a kernel callable on padded batches there; cached, so that nothing compiles "
+        "twice.
+        """
 
     def collect(self, output: Any, like: Any) -> Any:
         """Bring one output of a batch to where the rows are put together."""
@@ -70,11 +77,18 @@ class Adapter(Protocol):
     def deliver(self, array: Any, device: Any) -> Any:
         """Give a result, put together from collected outputs, to the user of this framework."""
 
-    def synchronize(self) -> None:
-        """Wait until the devices have finished."""
+    def synchronize(self, outputs: Any) -> None:
+        """Wait until the devices have computed some outputs."""
+
+
+StaticKey = tuple[tuple[str, type, Hashable], ...]
+
+
+def static_key(statics: Mapping[str, Any]) -> StaticKey:
+    """Give static parameters as a key; 1, 1.0 and True are three values."""
+    return tuple((name, type(value), value) for name, value in sorted(statics.items()))
 
 
 def as_tuple(outputs: Any) -> tuple[Any, ...]:
     """Give the outputs of a kernel as a tuple, NamedTuples kept."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import BatchFunction
+from stowplan.adapters.interface import BatchFunction, StaticKey, static_key
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
 from stowplan.ragged import Layout, Ragged
@@ -63,17 +63,18 @@ class JaxAdapter:
     def is_traced(self, array: Any) -> bool:
         return isinstance(array, jax.core.Tracer)
 
+    def namespace(self, array: Any) -> Any:
+        return np if isinstance(array, np.ndarray) else jnp
+
     def stage(self, array: Any, device: Any) -> Any:
         if isinstance(array, np.ndarray):
             return self._checked(array)
-        if not self.is_traced(array) and device is not None and device.platform == "cpu":
+        if not self.is_traced(array) and getattr(device, "platform", None) == "cpu":
             return np.asarray(array)  # shares memory
         return array
 
-    def number(self, value: Any, like: Any) -> Any:
-        if like is None or isinstance(value, bool):
-            return np.asarray(value)
-        return np.asarray(value, dtype=like.dtype)
+    def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
+        return value if dtype is None else value.astype(dtype)
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         if isinstance(like, np.ndarray):
@@ -81,17 +82,29 @@ class JaxAdapter:
         with jax.ensure_compile_time_eval():  # a constant, also where a user's jit traces
             return jnp.asarray(_narrow(index) if index.dtype.kind == "i" else index)
 
-    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
-        return _function(kernel, tuple(sorted(statics.items())))
+    def function(
+        self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
+    ) -> BatchFunction:
+        compiled = _function(kernel.function, kernel.name, static_key(statics))
+        if device is None or device == _default_device():
+            return compiled
+
+        def call(*operands: Any) -> Any:
+            with jax.default_device(device):  # host operands go there
+                return compiled(*operands)
+
+        return call
 
     def collect(self, output: Any, like: Any) -> Any:
-        return np.asarray(output) if isinstance(like, np.ndarray) else output
+        if isinstance(like, np.ndarray) and not self.is_traced(output):
+            return np.asarray(output)
+        return output
 
     def deliver(self, array: Any, device: Any) -> Any:
         return jax.device_put(array, device) if isinstance(array, np.ndarray) else array
 
-    def synchronize(self) -> None:
-        return None  # results are read, and so waited for, one by one
+    def synchronize(self, outputs: Any) -> None:
+        jax.block_until_ready(outputs)
 
     def _checked(self, array: NDArray[Any]) -> NDArray[Any]:
         if jax.config.jax_enable_x64:
@@ -103,6 +116,10 @@ class JaxAdapter:
                 "jax.config.update('jax_enable_x64', True), or convert the data."
             )
         return _narrow(array) if array.dtype.kind in "iu" else array
+
+
+def _default_device() -> Any:
+    return jax.config.jax_default_device or jax.local_devices()[0]
 
 
 def _narrow(index: NDArray[Any]) -> NDArray[Any]:
@@ -119,22 +136,26 @@ def _narrow(index: NDArray[Any]) -> NDArray[Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _function(kernel: Kernel, statics: tuple[tuple[str, Hashable], ...]) -> BatchFunction:
-    fixed = dict(statics)
+def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+    fixed = {name: value for name, _, value in statics}
 
-    def batched(arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> Any:
-        adapter.traces[kernel.name] += 1  # runs while tracing only
+    def batched(
+        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+    ) -> Any:
+        adapter.traces[name] += 1  # runs while tracing only
 
         def one(arguments: Sequence[Any], masks: Mapping[str, Any] | None) -> Any:
             if masks is None:
-                return kernel.function(*arguments, **shared, **fixed)
-            return kernel.function(*arguments, mask=masks, **shared, **fixed)
+                return kernel(*arguments, **shared, **fixed)
+            return kernel(*arguments, mask=masks, **shared, **fixed)
 
         return jax.vmap(one)(tuple(arguments), masks)
 
     compiled = jax.jit(batched)
 
-    def call(arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> Any:
+    def call(
+        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+    ) -> Any:
         return compiled(tuple(arguments), masks, dict(shared))
 
     return call

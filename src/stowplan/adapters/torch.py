@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import BatchFunction
+from stowplan.adapters.interface import BatchFunction, StaticKey, static_key
 from stowplan.declaration import Kernel
 
 __all__ = ["adapter"]
@@ -37,7 +38,8 @@ class TorchAdapter:
         host = np.asarray(array)
         if not host.flags.writeable:  # torch warns of, and would let a user write to, such memory
             host = host.copy()
-        return torch.from_numpy(np.ascontiguousarray(host)).to(device)
+        with torch.inference_mode(False):  # a cached index must serve autograd later
+            return torch.from_numpy(np.asarray(host, order="C")).to(device)
 
     def to_host(self, array: Any) -> NDArray[Any]:
         host: NDArray[Any] = array.detach().cpu().numpy()
@@ -49,20 +51,23 @@ class TorchAdapter:
     def is_traced(self, array: Any) -> bool:
         return bool(torch._C._functorch.is_functorch_wrapped_tensor(array))
 
+    def namespace(self, array: Any) -> Any:
+        return _Direct
+
     def stage(self, array: Any, device: Any) -> Any:
         return array
 
-    def number(self, value: Any, like: Any) -> Any:
-        if like is None or isinstance(value, bool):
-            return torch.as_tensor(value)
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
+        return torch.asarray(value.item(), dtype=dtype or _dtype(value), device=like.device)
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         wide = index.astype(np.int64) if index.dtype.kind == "i" else index
         return self.asarray(wide, like.device)
 
-    def function(self, kernel: Kernel, statics: Mapping[str, Any], *, compile: bool) -> BatchFunction:
-        return _function(kernel, tuple(sorted(statics.items())), compile)
+    def function(
+        self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
+    ) -> BatchFunction:
+        return _function(kernel.function, kernel.per_item, static_key(statics), compile)
 
     def collect(self, output: Any, like: Any) -> Any:
         return output
@@ -70,27 +75,70 @@ class TorchAdapter:
     def deliver(self, array: Any, device: Any) -> Any:
         return array
 
-    def synchronize(self) -> None:
+    def synchronize(self, outputs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
 
+class _Direct:
+    """What the loop calls, without a compatibility layer that takes longer than a small batch."""
+
+    where = staticmethod(torch.where)
+    reshape = staticmethod(torch.reshape)
+    concat = staticmethod(torch.cat)
+    full = staticmethod(torch.full)
+    asarray = staticmethod(torch.asarray)
+
+    @staticmethod
+    def take(values: Any, index: Any, axis: int) -> Any:
+        return torch.index_select(values, axis, index)
+
+
 @functools.lru_cache(maxsize=256)
-def _function(kernel: Kernel, statics: tuple[tuple[str, Hashable], ...], compile: bool) -> BatchFunction:
-    fixed = dict(statics)
+def _function(
+    kernel: Callable[..., Any], per_item: bool, statics: StaticKey, compile: bool
+) -> BatchFunction:
+    fixed = {name: value for name, _, value in statics}
 
-    def batched(arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> Any:
+    def batched(
+        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+    ) -> Any:
         if masks is None:
-            return kernel.function(*arguments, **shared, **fixed)
-        return kernel.function(*arguments, mask=masks, **shared, **fixed)
+            return kernel(*arguments, **shared, **fixed)
+        return kernel(*arguments, mask=masks, **shared, **fixed)
 
-    def mapped(arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> Any:
+    def mapped(
+        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+    ) -> Any:
         return torch.func.vmap(batched, in_dims=(0, None if masks is None else 0, None))(
             tuple(arguments), masks, shared
         )
 
-    function = mapped if kernel.per_item else batched
-    return torch.compile(function, dynamic=False, fullgraph=True) if compile else function
+    function = mapped if per_item else batched
+    return _one_graph_per_shape(cast("FunctionType", function)) if compile else function
+
+
+def _one_graph_per_shape(function: FunctionType) -> BatchFunction:
+    """Compile a copy of the function for each shape: torch gives up after 8 shapes of one "
+    "code object.
+    """
+    graphs: dict[Hashable, BatchFunction] = {}
+
+    def call(
+        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+    ) -> Any:
+        shapes = tuple(column.shape for column in arguments)
+        if shapes not in graphs:
+            code = function.__code__.replace()
+            copy = FunctionType(code, function.__globals__, closure=function.__closure__)
+            graphs[shapes] = torch.compile(copy, dynamic=False, fullgraph=True)
+        return graphs[shapes](arguments, masks, shared)
+
+    return call
+
+
+def _dtype(value: NDArray[Any]) -> Any:
+    return torch.from_numpy(np.empty(0, value.dtype)).dtype
 
 
 adapter = TorchAdapter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from stowplan.arrow import is_arrow, read_values
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
-from stowplan.ragged import Ragged
+from stowplan.ragged import Ragged, common_namespace, refuse_objects
 from stowplan.signature import CoreShape
 
 __all__ = ["Columns", "bind"]
@@ -44,67 +45,89 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     """
     where = f"{where}: {kernel.name}"
     given = _by_name(where, kernel, data)
-    values, lengths, fixed = [], {}, {}
+    values: list[Any] = []
     known: dict[str, tuple[str, NDArray[np.int64]]] = {}
-    items: tuple[str, int] | None = None
+    fixed: dict[str, tuple[str, int]] = {}
+    count = 0
     for name, core in zip(kernel.arguments, kernel.signature.inputs, strict=True):
         leading = kernel.ragged_dims(core)
         column = _column(where, name, given[name], core, len(leading))
-        if items is None:
-            items = (name, len(column))
-        elif len(column) != items[1]:
+        found = len(column) if isinstance(column, Ragged) else column.shape[0]
+        if not values:
+            count = found
+        elif found != count:
             raise DataError(
-                f"{where}: column {name!r} has {len(column)} items, column {items[0]!r} has {items[1]}."
+                f"{where}: column {name!r} has {found} items, "
+                f"column {kernel.arguments[0]!r} has {count}."
             )
+        if isinstance(column, Ragged):
+            for ragged, sizes in zip(leading, column.shapes.T, strict=True):
+                _same_lengths(where, name, ragged, sizes, known.setdefault(ragged, (name, sizes)))
         tail = (column.values if isinstance(column, Ragged) else column).shape[1:]
-        shapes = column.shapes if isinstance(column, Ragged) else np.empty((len(column), 0), np.int64)
-        for position, dim in enumerate(core):
-            ragged = position < len(leading)
-            length = shapes[:, position] if ragged else tail[position - len(leading)]
-            if isinstance(dim, int):
-                _same_fixed(where, name, dim, length, ("the signature", dim))
-            elif ragged:
-                _same_lengths(where, name, dim, length, known.setdefault(dim, (name, length)))
-                lengths[dim] = length
-            else:
-                _same_fixed(where, name, dim, length, (f"column {name!r}", fixed.setdefault(dim, length)))
+        for dim, length in zip(core[len(leading) :], tail, strict=True):
+            if isinstance(dim, str):
+                _same_fixed(where, name, dim, length, fixed.setdefault(dim, (name, length)))
+            elif length != dim:
+                raise DataError(
+                    f"{where}: column {name!r} has length {length} along axis {dim!r} of "
+                    f"({','.join(map(str, core))}); the signature wants {dim}."
+                )
         values.append(column)
-    count = items[1] if items else 0
-    return Columns(tuple(values), count, {dim: lengths[dim] for dim in kernel.ragged}, fixed)
+    lengths = {dim: known[dim][1] for dim in kernel.ragged}
+    return Columns(tuple(values), count, lengths, {dim: fixed[dim][1] for dim in fixed})
 
 
 def _by_name(where: str, kernel: Kernel, data: Any) -> Mapping[str, Any]:
+    known = ", ".join(kernel.arguments)
     if hasattr(data, "column_names"):  # an Arrow table
         data = {name: data[name] for name in data.column_names if name in kernel.arguments}
+    if not isinstance(data, Mapping | list | tuple):
+        raise DataError(
+            f"{where}: data is of type {type(data).__name__}; give columns by name: "
+            f"{{{kernel.arguments[0]!r}: ...}}. The columns are: {known}."
+        )
     if not isinstance(data, Mapping):
         if len(data) != len(kernel.arguments):
             raise DataError(
-                f"{where} takes {len(kernel.arguments)} columns ({', '.join(kernel.arguments)}), got {len(data)}."
+                f"{where} takes {len(kernel.arguments)} columns ({known}), got {len(data)}."
             )
-        data = dict(zip(kernel.arguments, data, strict=True))
+        return dict(zip(kernel.arguments, data, strict=True))
     missing = [name for name in kernel.arguments if name not in data]
     surplus = [str(name) for name in data if name not in kernel.arguments]
     if missing or surplus:
         what = f"lacks column {missing[0]!r}" if missing else f"has no column {surplus[0]!r}"
-        hint = "" if missing or surplus[0] not in kernel.shared else "; pass it by keyword instead"
-        raise DataError(f"{where} {what}; its columns are: {', '.join(kernel.arguments)}{hint}.")
+        shared = not missing and surplus[0] in kernel.shared
+        hint = "; pass it by keyword instead" if shared else ""
+        raise DataError(f"{where} {what}; its columns are: {known}{hint}.")
     return data
 
 
 def _column(where: str, name: str, given: Any, core: CoreShape, ragged: int) -> Any:
     """Bring one column into standard form and check its number of dims."""
+    where = f"{where}: column {name!r}"
     tail = tuple(dim if isinstance(dim, int) else 0 for dim in core[ragged:])
     try:
         column = _standard_form(given, ragged, tail)
+        refuse_objects(column.values if isinstance(column, Ragged) else column)
     except (DataError, FrameworkError) as error:
-        raise type(error)(f"{where}: column {name!r}: {error}") from None
-    if ragged == 0 and isinstance(column, Ragged):
-        raise DataError(f"{where}: column {name!r} is Ragged, but ({_text(core)}) has no ragged dim.")
-    shape = (column.values if isinstance(column, Ragged) else column).shape
-    dims = ragged + len(shape) - 1 if isinstance(column, Ragged) else len(shape) - 1
-    if dims != len(core) or (isinstance(column, Ragged) and column.shapes.shape[1] != ragged):
+        raise type(error)(f"{where}: {error}") from None
+    text = f"({','.join(map(str, core))})"
+    if isinstance(column, Ragged):
+        varying = column.shapes.shape[1]
+        dims = varying + len(column.values.shape) - 1
+    else:
+        varying, dims = 0, len(column.shape) - 1
+    if dims < 0:
+        raise DataError(f"{where} is a single number; give one entry {text} per item.")
+    if dims != len(core):
         raise DataError(
-            f"{where}: an item of column {name!r} has {dims} dims, the signature has ({_text(core)})."
+            f"{where}: an item has {_count(dims, 'dim')}, the signature has {text}; "
+            "items are on axis 0 of an array."
+        )
+    if varying != ragged:
+        raise DataError(
+            f"{where} is Ragged along {_count(varying, 'dim')}; "
+            f"the signature has {text}, of which {ragged} ragged."
         )
     return column
 
@@ -113,21 +136,58 @@ def _standard_form(given: Any, ragged: int, tail: tuple[int, ...]) -> Any:
     if isinstance(given, Ragged):
         return given
     if is_arrow(given):
-        return Ragged.from_arrow(given, ragged) if ragged else read_values(given)
-    if not is_array_api_obj(given):
-        if ragged:
-            return Ragged.from_list(given, ragged, tail=tail)
-        parts = list(given) if isinstance(given, list | tuple) else None
-        if parts and all(is_array_api_obj(part) for part in parts):
-            return array_namespace(*parts).stack(parts)
-        given = np.asarray(given, dtype=np.float64) if parts == [] else np.asarray(given)
-        if given.dtype.kind not in "biufc":
-            raise DataError(f"dtype {given.dtype} holds no numbers.")
-        return given.reshape((0, *tail)) if given.shape == (0,) else given
+        return _from_arrow(given, ragged, tail)
+    if is_array_api_obj(given):
+        return _blocks(given, ragged)
+    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__len__"):
+        raise DataError(
+            f"a column of type {type(given).__name__}; give a Ragged, an array with items on axis "
+            "0 or a list with one entry per item."
+        )
+    return Ragged.from_list(given, ragged, tail=tail) if ragged else _stack(given, tail)
+
+
+def _from_arrow(given: Any, ragged: int, tail: tuple[int, ...]) -> Any:
+    column = Ragged.from_arrow(given, ragged) if ragged else read_values(given)
+    values = column.values if isinstance(column, Ragged) else column
+    if len(values) or not tail:
+        return column
+    values = values.reshape((0, *tail))  # Arrow's inner lists have no length where there is none
+    return column.map_values(lambda _: values) if isinstance(column, Ragged) else values
+
+
+def _blocks(given: Any, ragged: int) -> Any:
+    """Give an array (items, n, ...) as a Ragged whose items happen to be equally long."""
     if ragged == 0 or given.ndim <= ragged:
         return given
-    shapes = np.tile(np.asarray(given.shape[1 : ragged + 1], np.int64), (given.shape[0], 1))
-    return Ragged(given.reshape((-1, *given.shape[ragged + 1 :])), shapes)
+    items, *lengths = given.shape[: ragged + 1]
+    shapes = np.tile(np.asarray(lengths, np.int64), (items, 1))
+    rows = (math.prod(given.shape[: ragged + 1]), *given.shape[ragged + 1 :])
+    return Ragged(array_namespace(given).reshape(given, rows), shapes)
+
+
+def _stack(given: Sequence[Any], tail: tuple[int, ...]) -> Any:
+    """Put items of one shape on axis 0 of an array."""
+    parts = list(given)
+    arrays = [is_array_api_obj(part) and not isinstance(part, np.generic) for part in parts]
+    if not any(arrays):
+        try:
+            values = np.asarray(parts, dtype=None if parts else np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"no block of numbers, and no dim is ragged: {error}") from None
+        return values if parts else values.reshape((0, *tail))
+    first = arrays.index(True)
+    for item, (part, array) in enumerate(zip(parts, arrays, strict=True)):
+        if not array:
+            raise DataError(f"item {item} is a {type(part).__name__}, item {first} is an array.")
+    xp = common_namespace("", dict(enumerate(parts)))
+    for item, part in enumerate(parts):
+        if part.shape != parts[0].shape or part.dtype != parts[0].dtype:
+            raise DataError(
+                f"item {item} has shape {tuple(part.shape)} and dtype {part.dtype}, item 0 has "
+                f"{tuple(parts[0].shape)} and {parts[0].dtype}; no dim of this argument is ragged."
+            )
+    return xp.stack(parts)
 
 
 def _same_lengths(
@@ -143,15 +203,14 @@ def _same_lengths(
         )
 
 
-def _same_fixed(where: str, name: str, dim: str | int, length: Any, first: tuple[str, int]) -> None:
-    source, expected = first
-    unequal = np.atleast_1d(np.asarray(length) != expected)
-    if unequal.any():
-        got = int(np.atleast_1d(length)[np.argmax(unequal)])
+def _same_fixed(where: str, name: str, dim: str, length: int, first: tuple[str, int]) -> None:
+    other, expected = first
+    if length != expected:
         raise DataError(
-            f"{where}: column {name!r} has length {got} along dim {dim!r}, {source} has {expected}."
+            f"{where}: columns {other!r} and {name!r} disagree on {dim!r}; every item has "
+            f"{dim}={expected} in {other!r} and {dim}={length} in {name!r}."
         )
 
 
-def _text(core: CoreShape) -> str:
-    return ",".join(map(str, core))
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

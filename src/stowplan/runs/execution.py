@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stowplan.adapters import Adapter
@@ -24,7 +25,7 @@ from stowplan.runs.places import Place, find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.signature import CoreShape
 
-__all__ = ["Job", "check_shared", "check_sizes", "run"]
+__all__ = ["Job", "check_shared", "check_sizes", "leaves", "run"]
 
 
 def run(
@@ -88,13 +89,16 @@ def run(
     """
     columns = bind("run", kernel, data)
     statics, traced = check_shared("run", kernel, shared)
-    source, target = find_places([*columns.arrays, *_leaves(traced)], on, device)
+    arrays = [*columns.arrays, *leaves(traced)]
+    source, target = find_places("run", arrays, on, device)
     if plan is None:
         plan = plan_columns("run", kernel, columns, target, rows=rows)
     elif rows is not None:
-        raise PlanError("run: give rows= while planning, sp.plan(..., rows=...), or leave out the plan.")
+        raise PlanError(
+            "run: give rows= while planning, sp.plan(..., rows=...), or leave out the plan."
+        )
     check_sizes("run", kernel, columns, plan)
-    _refuse(target.adapter, columns, progress=progress, compile=compile)
+    _refuse(target.adapter, arrays, progress=progress, compile=compile)
     job = Job("run", kernel, columns, plan, source, target)
     return job.execute(job.computation(statics, traced, compile=compile), progress=progress)
 
@@ -109,7 +113,10 @@ def check_shared(
         what = f"has no shared parameter {unknown[0]!r}" if unknown else f"needs {missing[0]}=..."
         known = ", ".join(kernel.shared) or "none"
         raise DataError(f"{where}: {kernel.name} {what}; its shared parameters are: {known}.")
-    values = {**{name: kernel.defaults[name] for name in kernel.shared if name in kernel.defaults}, **shared}
+    values = {
+        **{name: kernel.defaults[name] for name in kernel.shared if name in kernel.defaults},
+        **shared,
+    }
     statics = {name: value for name, value in values.items() if name in kernel.static}
     for name, value in statics.items():
         try:
@@ -133,22 +140,34 @@ def check_sizes(where: str, kernel: Kernel, columns: Columns, plan: Plan) -> Non
             f"{where}: the plan is for {len(plan.lengths)} items, the data have {columns.items}. "
             f"Keep its slots for other data: sp.plan({kernel.name}, data, slots=plan.slots)."
         )
-    for column, dim in enumerate(plan.dims):
-        planned, given = plan.lengths[:, column], columns.lengths[dim]
-        if not np.array_equal(planned, given):
-            item = int(np.argmax(planned != given))
-            raise PlanError(
-                f"{where}: the plan is for other sizes: item {item} has {dim}={given[item]} in the data and "
-                f"{dim}={planned[item]} in the plan. Keep its slots for other data: "
-                f"sp.plan({kernel.name}, data, slots=plan.slots)."
-            )
+    if not plan.dims or not columns.items:
+        return
+    given = np.stack([columns.lengths[dim] for dim in plan.dims], axis=1)
+    differs = (plan.lengths != given).any(axis=1)
+    if differs.any():
+        item = int(np.argmax(differs))
+        sizes, planned = (
+            ", ".join(f"{dim}={length}" for dim, length in zip(plan.dims, row, strict=True))
+            for row in (given[item].tolist(), plan.lengths[item].tolist())
+        )
+        raise PlanError(
+            f"{where}: the plan is for other sizes: {int(differs.sum())} of {columns.items} "
+            "items differ. "
+            f"Item {item} has {sizes} in the data and {planned} in the plan. Keep its slots "
+            "for other "
+            f"data: sp.plan({kernel.name}, data, slots=plan.slots)."
+        )
 
 
-def _refuse(adapter: Adapter, columns: Columns, *, progress: bool, compile: bool) -> None:
-    if progress and any(adapter.is_traced(array) for array in columns.arrays):
-        raise FrameworkError("run: progress=True needs values, which a traced function does not have.")
+def _refuse(adapter: Adapter, arrays: Sequence[Any], *, progress: bool, compile: bool) -> None:
+    if progress and any(is_array_api_obj(array) and adapter.is_traced(array) for array in arrays):
+        raise FrameworkError(
+            "run: progress=True needs values, which a traced function does not have."
+        )
     if compile and adapter.name not in ("torch", "jax"):
-        raise FrameworkError(f"run: compile=True needs torch or JAX; {adapter.name} has no compiler.")
+        raise FrameworkError(
+            f"run: compile=True needs torch or JAX; {adapter.name} has no compiler."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +176,18 @@ class _Output:
 
     core: CoreShape
     dims: tuple[str, ...]
+    tail: tuple[int, ...]  # lengths of the other dims
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A staged column: flat values, where its items lie, and what pads them."""
+
+    values: Any
+    layout: Layout | None
+    dims: tuple[str, ...]
+    fill: Any
+    xp: Any
 
 
 class Job:
@@ -177,12 +208,25 @@ class Job:
         self.source = source
         self.target = target
         self.plan = plan if plan.batches else _one_empty_batch(plan)
-        self.indices = Indices(self.plan, kernel, target.adapter)
+        self.indices = Indices(self.plan, kernel, target.adapter, columns.fixed)
         self.staged = [self._stage(column) for column in columns.values]
-        self.inputs = [kernel.ragged_dims(core) for core in kernel.signature.inputs]
-        self.outputs = [_Output(core, kernel.ragged_dims(core)) for core in kernel.signature.outputs]
+        first = self.staged[0]
+        self.first = first.values if isinstance(first, Ragged) else first
+        self.inputs = [
+            self._input(name, column, kernel.ragged_dims(core))
+            for name, column, core in zip(
+                kernel.arguments, self.staged, kernel.signature.inputs, strict=True
+            )
+        ]
+        self.located = self.indices.located([(one.values, one.layout) for one in self.inputs])
+        self.outputs = [
+            _Output(core, kernel.ragged_dims(core), self.indices.sizes.tail(core))
+            for core in kernel.signature.outputs
+        ]
         self.parts: list[list[Any]] = [[] for _ in self.outputs]
         self.wrapped: Callable[[Sequence[Any]], Any] = tuple
+        self._type: type | None = None
+        self._xp: Any = None  # namespace of that type
 
     def shared(self, value: Any) -> Any:
         """Bring a shared number or array to where the batches are."""
@@ -190,19 +234,42 @@ class Job:
             return None
         number = isinstance(value, np.ndarray) and value.ndim == 0
         if number or isinstance(value, bool | int | float | complex | np.generic):
-            return self.target.adapter.number(value, self._floating())
+            return self.number(np.asarray(value))
         if is_array_api_obj(value):
-            return self.target.adapter.stage(self._moved(value), self.target.device)
+            array = self.target.adapter.stage(self._moved(value), self.target.device)
+            return self._scalar(array) if array.ndim == 0 else array
         raise DataError(
-            f"{self.where}: {self.kernel.name}: a shared value of type {type(value).__name__} is neither number "
+            f"{self.where}: {self.kernel.name}: a shared value of type {type(value).__name__} "
+            "is neither number "
             "nor array; a parameter that selects code is declared with static=."
         )
+
+    def number(self, value: NDArray[Any]) -> Any:
+        """Give a number in the floating dtype of the data, so that its type is no compile key."""
+        like = self._floating()
+        if like is None or value.dtype.kind == "b":
+            return self.target.adapter.number(value, self.first, None)
+        dtype = like.dtype
+        if value.dtype.kind == "c" and array_namespace(like).isdtype(dtype, "real floating"):
+            dtype = (like[:0] * 1j).dtype
+        return self.target.adapter.number(value, like, dtype)
+
+    def _scalar(self, array: Any) -> Any:
+        """Give a 0-d array in the floating dtype of the data, its gradient kept."""
+        if isinstance(array, np.ndarray):
+            return self.number(array)
+        xp, like = array_namespace(array), self._floating()
+        if like is None or not xp.isdtype(array.dtype, "real floating"):
+            return array
+        return xp.astype(array, like.dtype, copy=False)
 
     def computation(
         self, statics: Mapping[str, Any], traced: Mapping[str, Any], *, compile: bool = False
     ) -> Callable[[int], Any]:
         """Give a function that computes the padded outputs of a batch, by its number."""
-        function = self.target.adapter.function(self.kernel, statics, compile=compile)
+        function = self.target.adapter.function(
+            self.kernel, statics, device=self.target.device, compile=compile
+        )
         shared = _map_leaves(self.shared, traced)
 
         def compute(number: int) -> Any:
@@ -215,26 +282,37 @@ class Job:
         return compute
 
     def execute(self, compute: Callable[[int], Any], *, progress: bool) -> Any:
-        """Compute every batch; one is in flight while the rows of the last are put away."""
+        """Compute every batch; if compiled, one is in flight while the last one's rows are kept."""
+        in_flight = 1 if self.target.adapter.compiles else 0
         waiting: deque[tuple[int, Any]] = deque()
-        for number in tqdm(range(len(self.plan.batches)), disable=not progress, unit="batch"):
+        numbers = range(len(self.plan.batches))
+        for number in tqdm(numbers, unit="batch") if progress else numbers:
             waiting.append((number, compute(number)))
-            if len(waiting) > 1:
+            if len(waiting) > in_flight:
                 self.scatter(*waiting.popleft())
         while waiting:
             self.scatter(*waiting.popleft())
-        results = [self.result(output, parts) for output, parts in zip(self.outputs, self.parts, strict=True)]
+        results = [
+            self.result(output, parts)
+            for output, parts in zip(self.outputs, self.parts, strict=True)
+        ]
         return self.wrapped(results)
 
     def gather(self, number: int) -> tuple[list[Any], dict[str, Any] | None]:
         """Give the padded arguments of a batch, and its masks if the kernel takes them."""
-        arguments = []
-        for name, column, dims in zip(self.kernel.arguments, self.staged, self.inputs, strict=True):
-            values = column.values if isinstance(column, Ragged) else column
-            layout: Layout | None = column.layout if isinstance(column, Ragged) else None
-            index, inside = self.indices.gather(number, dims, layout, values)
-            arguments.append(gather(values, index, inside, self.kernel.fill.get(name, 0)))
-        masks = self.indices.masks(number, arguments[0]) if self.kernel.takes_mask else None
+        if number not in self.located:
+            self.located[number] = (
+                [
+                    self.indices.gather(number, one.dims, one.layout, one.values)
+                    for one in self.inputs
+                ],
+                self.indices.masks(number, self.first) if self.kernel.takes_mask else None,
+            )
+        indices, masks = self.located[number]
+        arguments = [
+            gather(one.values, index, inside, one.fill, one.xp)
+            for one, (index, inside) in zip(self.inputs, indices, strict=True)
+        ]
         return arguments, masks
 
     def scatter(self, number: int, outputs: Any) -> None:
@@ -243,7 +321,8 @@ class Job:
         parts = as_tuple(outputs)
         if len(parts) != len(self.outputs):
             raise DataError(
-                f"{self.where}: {self.kernel.name} returned {len(parts)} outputs, its signature has {len(self.outputs)}."
+                f"{self.where}: {self.kernel.name} returned {len(parts)} outputs, its "
+                f"signature has {len(self.outputs)}."
             )
         if not isinstance(outputs, tuple):
             self.wrapped = lambda results: results[0]
@@ -251,19 +330,38 @@ class Job:
             self.wrapped = lambda results: type(outputs)(*results)
         for output, part, kept in zip(self.outputs, parts, self.parts, strict=True):
             self._check_shape(output, part, batch)
-            part = self.target.adapter.collect(part, self.staged[0])
-            places = self.indices.places(number, output.dims, part)
-            kept.append(select(part, places, len(output.dims)))
+            part = self.target.adapter.collect(part, self.first)
+            key = (number, output.dims, type(part))
+            if key not in self.located:
+                self.located[key] = self.indices.places(number, output.dims, part)
+            if type(part) is not self._type:
+                self._type, self._xp = type(part), self.target.adapter.namespace(part)
+            kept.append(select(part, self.located[key], len(output.dims), self._xp))
 
     def result(self, output: _Output, parts: Sequence[Any]) -> Any:
-        """Put the rows of one output into input order and give them back to the user's framework."""
-        xp = array_namespace(*parts)
+        """Put the rows of one output into input order and give them back to the user's "
+        "framework.
+        """
+        xp = self.target.adapter.namespace(parts[0])
         flat = parts[0] if len(parts) == 1 else xp.concat(list(parts), axis=0)
         order = self.indices.order(output.dims, flat)
         if order is not None:
             flat = xp.take(flat, order, axis=0)
         flat = self._given_back(flat)
-        return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims)) if output.dims else flat
+        return (
+            Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))
+            if output.dims
+            else flat
+        )
+
+    def _input(self, name: str, column: Any, dims: tuple[str, ...]) -> _Input:
+        ragged = isinstance(column, Ragged)
+        values = column.values if ragged else column
+        xp = self.target.adapter.namespace(values)
+        fill = self.kernel.fill.get(name, 0)
+        if values.shape[0]:
+            fill = xp.asarray(fill, dtype=values.dtype, device=getattr(values, "device", None))
+        return _Input(values, column.layout if ragged else None, dims, fill, xp)
 
     def _stage(self, column: Any) -> Any:
         def stage(array: Any) -> Any:
@@ -271,16 +369,22 @@ class Job:
 
         if not isinstance(column, Ragged):
             return stage(column)
-        return column.map_values(stage) if column.layout.contiguous else column.distinct().map_values(stage)
+        return (
+            column.map_values(stage)
+            if column.layout.contiguous
+            else column.distinct().map_values(stage)
+        )
 
     def _moved(self, array: Any) -> Any:
         """Move an array of the source to the target's framework and device."""
         if self.source.same_as(self.target):
             return array
-        if self.source.adapter.requires_grad(array):
+        if self.source.adapter.requires_grad(array) or self.source.adapter.is_traced(array):
             raise FrameworkError(
-                f"{self.where}: on={self.target.adapter.name!r} moves the data, which cuts the gradient that they "
-                f"require. Leave on= out, or detach them first."
+                f"{self.where}: on={self.target.adapter.name!r}, "
+                f"device={str(self.target.device)!r} moves the data, "
+                "which cuts the gradient that they require. Leave on= and device= out, or "
+                "detach them first."
             )
         host = self.source.adapter.to_host(array)
         if self.target.adapter.name == "jax":
@@ -304,14 +408,20 @@ class Job:
         return None
 
     def _check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
-        ragged = len(output.dims)
-        expected = (len(batch.items), *self.indices.sizes.capacity(batch, output.dims))
-        if tuple(part.shape[: ragged + 1]) == expected and part.ndim == len(output.core) + 1:
+        expected = (
+            len(batch.items),
+            *self.indices.sizes.capacity(batch, output.dims),
+            *output.tail,
+        )
+        shape = getattr(part, "shape", None)
+        if shape is not None and tuple(shape) == expected:
             return
+        what = f"no array ({type(part).__name__})" if shape is None else f"shape {tuple(shape)}"
         raise DataError(
-            f"{self.where}: {self.kernel.name} returned an output of shape {tuple(part.shape)} for a batch of "
+            f"{self.where}: {self.kernel.name} returned an output of {what} for a batch of "
             f"{len(batch.items)} rows; its signature ({','.join(map(str, output.core))}) wants "
-            f"{expected} to lead. A kernel broadcasts over leading dims, or is declared per_item=True."
+            f"{expected}. "
+            "A kernel broadcasts over leading dims, or is declared per_item=True."
         )
 
 
@@ -321,13 +431,16 @@ def _one_empty_batch(plan: Plan) -> Plan:
     return replace(plan, batches=(empty,))
 
 
-def _leaves(value: Any) -> Iterable[Any]:
+def leaves(value: Any) -> Iterable[Any]:
+    """Give the parts of nested shared parameters, numbers left out that any framework takes."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _leaves(part)
-    elif not isinstance(value, np.generic) and not (isinstance(value, np.ndarray) and value.ndim == 0):
+            yield from leaves(part)
+    elif not isinstance(value, np.generic) and not (
+        isinstance(value, np.ndarray) and value.ndim == 0
+    ):
         yield value
 
 
@@ -335,5 +448,6 @@ def _map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _map_leaves(function, part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_map_leaves(function, part) for part in value)
+        parts = [_map_leaves(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return function(value)

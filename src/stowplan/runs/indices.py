@@ -10,49 +10,90 @@ from numpy.typing import NDArray
 
 from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
+from stowplan.errors import DataError
+from stowplan.expressions import Expression
 from stowplan.gather import input_order, locate, valid_places
 from stowplan.planners.batches import Batch, Plan
 from stowplan.ragged import Layout
+from stowplan.signature import CoreShape
 
 __all__ = ["Indices", "Sizes"]
 
 
 class Sizes:
-    """Lengths of items and capacities of batches along any ragged dims, outputs' own included."""
+    """Lengths of items and capacities of batches along any dims, outputs' own included."""
 
-    def __init__(self, plan: Plan, kernel: Kernel) -> None:
+    def __init__(self, plan: Plan, kernel: Kernel, fixed: Mapping[str, int]) -> None:
         self.plan = plan
         self.kernel = kernel
-        self.layouts: dict[tuple[str, ...], Layout] = {}
+        self.fixed = dict(fixed)  # dims that do not vary over items
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._capacities: dict[tuple[Any, ...], tuple[int, ...]] = {}
 
     def layout(self, dims: tuple[str, ...]) -> Layout:
         """Give the layout of a contiguous column over some dims."""
-        if dims not in self.layouts:
-            lengths = dict(zip(self.plan.dims, self.plan.lengths.T, strict=True))
-            columns = [self._length(dim, lengths) for dim in dims]
-            self.layouts[dims] = Layout(np.stack(columns, axis=1))
-        return self.layouts[dims]
+        if dims not in self._layouts:
+            columns = [self._length(dim, self.plan.lengths) for dim in dims]
+            self._layouts[dims] = Layout(np.stack(columns, axis=1))
+        return self._layouts[dims]
 
-    def capacity(self, batch: Batch, dims: Sequence[str]) -> tuple[int, ...]:
+    def capacity(self, batch: Batch, dims: tuple[str, ...]) -> tuple[int, ...]:
         """Give the padded lengths of a batch along some dims."""
-        known = dict(zip(self.plan.dims, batch.capacity, strict=True))
-        return tuple(int(self._length(dim, known)) for dim in dims)
+        key = (batch.capacity, dims)
+        if key not in self._capacities:
+            padded = np.array([batch.capacity], np.int64)
+            self._capacities[key] = tuple(int(self._length(dim, padded)[0]) for dim in dims)
+        return self._capacities[key]
 
-    def _length(self, dim: str, known: Mapping[str, Any]) -> Any:
-        if dim in known:
-            return known[dim]
-        length = self.kernel.out_length(dim, known)
-        return np.asarray(length).astype(np.int64)
+    def tail(self, core: CoreShape) -> tuple[int, ...]:
+        """Give the lengths of the dims of a core shape that are not ragged."""
+        nothing = np.zeros((1, len(self.plan.dims)), np.int64)
+        ragged = self.kernel.ragged_dims(core)
+        lengths = (self._length(dim, nothing)[0] for dim in core if dim not in ragged)
+        return tuple(int(length) for length in lengths)
+
+    def _length(self, dim: str | int, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Length along any dim, (rows,), from those along the ragged dims of inputs, (rows, "
+        "dims).
+        """
+        rows = len(lengths)
+        if dim in self.plan.dims:
+            return lengths[:, self.plan.dims.index(str(dim))]
+        if isinstance(dim, int) or dim in self.fixed:
+            return np.full(rows, dim if isinstance(dim, int) else self.fixed[dim])
+        rule = self.kernel.out_sizes[dim]
+        if isinstance(rule, Expression):
+            known = {**self.fixed, **dict(zip(self.plan.dims, lengths.T, strict=True))}
+            given = np.broadcast_to(self.kernel.out_length(dim, known), (rows,))
+        else:
+            given = np.array(
+                [rule(**dict(zip(self.plan.dims, row, strict=True))) for row in lengths.tolist()]
+            )
+        return np.maximum(given.astype(np.int64), 0)
 
 
 class Indices:
     """Index arrays of one plan, moved to where they are used and kept there."""
 
-    def __init__(self, plan: Plan, kernel: Kernel, adapter: Adapter) -> None:
+    def __init__(
+        self, plan: Plan, kernel: Kernel, adapter: Adapter, fixed: Mapping[str, int]
+    ) -> None:
         self.plan = plan
         self.adapter = adapter
-        self.sizes: Sizes = plan.cache.setdefault(("sizes", kernel), Sizes(plan, kernel))
-        self._cache: dict[Any, Any] = plan.cache.setdefault(("indices", kernel, adapter.name), {})
+        key = (kernel, tuple(sorted(fixed.items())))
+        self.sizes: Sizes = plan.cache.setdefault(("sizes", *key), Sizes(plan, kernel, fixed))
+        self._cache: dict[Any, Any] = plan.cache.setdefault(("indices", *key, adapter.name), {})
+
+    def located(self, columns: Sequence[tuple[Any, Layout | None]]) -> dict[Any, Any]:
+        """Give a cache for what belongs to columns at these places, all of a batch under one "
+        "key.
+        """
+        places = tuple(
+            (None if layout is None or layout.contiguous else layout, *self._place(values))
+            for values, layout in columns
+        )
+        found: dict[Any, Any] = self._cache.setdefault(("located", places), {})
+        return found
 
     def gather(
         self, number: int, dims: tuple[str, ...], layout: Layout | None, like: Any
@@ -60,11 +101,13 @@ class Indices:
         """Give the flat rows of a batch and where they are real (None: everywhere)."""
         packed = layout is None or layout.contiguous
         key = ("gather", number, dims, None if packed else layout)
-        return self._beside(like, key, lambda: self._locate(number, dims, layout))
+        found: tuple[Any, Any] = self._beside(like, key, lambda: self._locate(number, dims, layout))
+        return found
 
     def masks(self, number: int, like: Any) -> dict[str, Any]:
         """Give, per ragged dim, which places of a batch are real, (rows, capacity)."""
-        return self._beside(like, ("masks", number), lambda: self._masks(number))
+        masks: dict[str, Any] = self._beside(like, ("masks", number), lambda: self._masks(number))
+        return masks
 
     def places(self, number: int, dims: tuple[str, ...], like: Any) -> Any:
         """Give the real places of a padded output of a batch."""
@@ -75,12 +118,17 @@ class Indices:
         return self._beside(like, ("order", dims), lambda: self._order(dims))
 
     def _beside(self, like: Any, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        place = (*key, type(like), str(self.adapter.device_of(like)))
+        place = (*key, *self._place(like))
         if place not in self._cache:
             if ("host", *key) not in self._cache:
                 self._cache["host", *key] = make()
-            self._cache[place] = _map(lambda index: self.adapter.index(index, like), self._cache["host", *key])
+            self._cache[place] = _map(
+                lambda index: self.adapter.index(index, like), self._cache["host", *key]
+            )
         return self._cache[place]
+
+    def _place(self, like: Any) -> tuple[type, str]:
+        return type(like), str(self.adapter.device_of(like))
 
     def _locate(self, number: int, dims: tuple[str, ...], layout: Layout | None) -> tuple[Any, Any]:
         batch = self.plan.batches[number]
@@ -105,12 +153,26 @@ class Indices:
         if not dims:
             return np.arange(batch.count, dtype=np.int64)
         starts, shapes = _of_items(self.sizes.layout(dims), batch)
-        _, masks = locate(starts, shapes, self.sizes.capacity(batch, dims))
+        capacity = self.sizes.capacity(batch, dims)
+        beyond = (shapes > capacity).any(axis=1)
+        if beyond.any():
+            row = int(np.argmax(beyond))
+            raise DataError(
+                f"run: out_sizes of {self.sizes.kernel.name} give item {batch.items[row]} an "
+                "output of "
+                f"{shapes[row].tolist()} along {dims}, but {list(capacity)} to the capacity "
+                f"{batch.capacity} "
+                "that holds it. Lengths of outputs must not fall where those of inputs grow; "
+                "declare exact= dims."
+            )
+        _, masks = locate(starts, shapes, capacity)
         return valid_places(masks, batch.count).astype(np.int64)
 
     def _order(self, dims: tuple[str, ...]) -> NDArray[np.int64] | None:
         batches = self.plan.batches
-        items = np.concatenate([np.empty(0, np.intp), *(batch.items[: batch.count] for batch in batches)])
+        items = np.concatenate(
+            [np.empty(0, np.intp), *(batch.items[: batch.count] for batch in batches)]
+        )
         counts = self.sizes.layout(dims).counts if dims else np.ones(len(items), np.int64)
         return input_order(items, counts)
 

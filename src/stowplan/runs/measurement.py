@@ -14,7 +14,7 @@ from stowplan.errors import PlanError
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs
 from stowplan.runs.columns import Columns, bind
-from stowplan.runs.execution import Job, check_shared
+from stowplan.runs.execution import Job, check_shared, leaves
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns, remember_costs
 
@@ -62,17 +62,28 @@ def measure_costs(
     if columns.items == 0:
         raise PlanError("measure_costs: no item to measure on; give at least one.")
     statics, traced = check_shared("measure_costs", kernel, shared)
-    source, target = find_places(columns.arrays, on, device)
-    plan = _probe(kernel, columns, plan_columns("measure_costs", kernel, columns, target, slots="exact", rows=1))
+    source, target = find_places("measure_costs", [*columns.arrays, *leaves(traced)], on, device)
+    plan = _probe(
+        kernel,
+        columns,
+        plan_columns("measure_costs", kernel, columns, target, slots="exact", rows=1),
+    )
     job = Job("measure_costs", kernel, columns, plan, source, target)
     compute = job.computation(statics, traced)
     first, medians = [], []
     for number in range(len(plan.batches)):
-        first.append(_seconds(lambda number=number: compute(number)))  # type: ignore[misc]  # bound now
-        medians.append(
-            float(np.median([_seconds(lambda number=number: compute(number)) for _ in range(repeats)]))  # type: ignore[misc]  # bound now
-        )
-    work = np.array([len(b.items) * plan.measure.cost(np.array([b.capacity], np.int64))[0] for b in plan.batches])
+
+        def call(number: int = number) -> None:
+            target.adapter.synchronize(compute(number))
+
+        first.append(_seconds(call))
+        medians.append(float(np.median([_seconds(call) for _ in range(repeats)])))
+    work = np.array(
+        [
+            len(b.items) * plan.measure.cost(np.array([b.capacity], np.int64))[0]
+            for b in plan.batches
+        ]
+    )
     spread = float(work.max() - work.min())
     slope = (medians[-1] - medians[0]) / spread if spread else 0.0
     slope = slope if slope > 0 else target.adapter.work_seconds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stowplan.adapters import Adapter, framework_of, get_adapter
-from stowplan.errors import FrameworkError
+from stowplan.errors import FrameworkError, MissingDependencyError
 
 __all__ = ["Place", "find_places"]
 
@@ -21,10 +21,14 @@ class Place:
 
     def same_as(self, other: Place) -> bool:
         """Whether arrays need no move between the two."""
-        return self.adapter is other.adapter and (self.device is None or self.device == other.device)
+        return self.adapter is other.adapter and (
+            self.device is None or self.device == other.device
+        )
 
 
-def find_places(arrays: Sequence[Any], on: str | None, device: Any) -> tuple[Place, Place]:
+def find_places(
+    where: str, arrays: Sequence[Any], on: str | None, device: Any
+) -> tuple[Place, Place]:
     """Give the place of the data, and the one that ``on=`` and ``device=`` ask for.
 
     Raises
@@ -32,24 +36,27 @@ def find_places(arrays: Sequence[Any], on: str | None, device: Any) -> tuple[Pla
     FrameworkError
         For arrays of two frameworks or on two devices, and for an unknown framework or device.
     """
-    framework = framework_of(arrays) or "numpy"
+    try:
+        framework = framework_of(arrays) or "numpy"
+        target = get_adapter(on or framework)
+    except (FrameworkError, MissingDependencyError) as error:
+        raise type(error)(f"{where}: {error}") from None
     adapter = get_adapter(framework)
     placed = [adapter.device_of(array) for array in arrays if framework_of([array])]
     known = [place for place in placed if place is not None]
     for place in known:
         if place != known[0]:
             raise FrameworkError(
-                f"run: the arrays of one call are on two devices: {known[0]} and {place}. "
+                f"{where}: the arrays of one call are on two devices: {known[0]} and {place}. "
                 "Move them to one first."
             )
     source = Place(adapter, known[0] if known else None if placed else adapter.devices()[0])
     if (on is None or on == framework) and device is None:
         return source, source
-    target = get_adapter(on or framework)
-    return source, Place(target, _find_device(target, device))
+    return source, Place(target, _find_device(where, target, device))
 
 
-def _find_device(adapter: Adapter, device: Any) -> Any:
+def _find_device(where: str, adapter: Adapter, device: Any) -> Any:
     devices = adapter.devices()
     if device is None:
         return devices[0]
@@ -59,6 +66,6 @@ def _find_device(adapter: Adapter, device: Any) -> Any:
         if device == candidate or str(device) == str(candidate):
             return candidate
     raise FrameworkError(
-        f"run: device={device!r} is no device of {adapter.name} here; it has: "
+        f"{where}: device={device!r} is no device of {adapter.name} here; it has: "
         f"{', '.join(map(str, devices))}."
     )

@@ -28,7 +28,8 @@ Slots = int | Literal["exact"] | Sequence[Mapping[str, int]] | None
 
 COMPILED_BATCH_BYTES = 256 * 2**20
 EAGER_BATCH_BYTES = 16 * 2**20
-"""Size of a batch without a budget: eager frameworks are fastest where a batch stays in the cache."""
+"""Size of a batch without a budget: eager frameworks are fastest where a batch stays in the "
+"cache."""
 
 
 def plan(
@@ -84,7 +85,7 @@ def plan(
     0.375
     """
     columns = bind("plan", kernel, data)
-    _, target = find_places(columns.arrays, on, device)
+    _, target = find_places("plan", columns.arrays, on, device)
     return plan_columns(
         "plan", kernel, columns, target, slots=slots, rows=rows, budget=budget, order=order,
         overflow=overflow, costs=costs,
@@ -126,7 +127,8 @@ def plan_columns(
     item_bytes, row_values = _footprint(kernel, columns)
     made = replace(made, on=target.adapter.name, costs=costs, item_bytes=item_bytes)
     limits = _most_rows(where, kernel, made, target.adapter, row_values, budget)
-    return split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=limits if rows is None else None)
+    most = limits if rows is None or budget is not None else None
+    return split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=most)
 
 
 _measured: dict[tuple[Kernel, str, str], Costs] = {}
@@ -150,7 +152,7 @@ def _footprint(kernel: Kernel, columns: Columns) -> tuple[str, str]:
     itemsize = 1
     for column, core in zip(columns.values, kernel.signature.inputs, strict=True):
         values = column.values if isinstance(column, Ragged) else column
-        width = int(np.dtype(str(values.dtype).rpartition(".")[2]).itemsize)
+        width = _item_bytes(values.dtype)
         itemsize = max(itemsize, width)
         tail = int(np.prod(values.shape[1:])) * width
         terms.append(" * ".join([*kernel.ragged_dims(core), str(tail)]))
@@ -160,8 +162,18 @@ def _footprint(kernel: Kernel, columns: Columns) -> tuple[str, str]:
     return item_bytes, f"{itemsize} * ({kernel.memory.text})"
 
 
+def _item_bytes(dtype: Any) -> int:
+    known = getattr(dtype, "itemsize", None)
+    return int(known or np.dtype(str(dtype).rpartition(".")[2]).itemsize)
+
+
 def _most_rows(
-    where: str, kernel: Kernel, made: Plan, adapter: Adapter, row_bytes: str, budget: int | str | None
+    where: str,
+    kernel: Kernel,
+    made: Plan,
+    adapter: Adapter,
+    row_bytes: str,
+    budget: int | str | None,
 ) -> list[int] | None:
     if not made.slots:
         return None
@@ -180,7 +192,8 @@ def _most_rows(
         if limit is not None and needed > limit:
             shown = ", ".join(f"{name}={slot[name]}" for name in made.dims)
             raise BudgetError(
-                f"{where}: one row of {kernel.name} at {shown} needs {show_bytes(needed)} ({needed} bytes), "
+                f"{where}: one row of {kernel.name} at {shown} needs {show_bytes(needed)} "
+                f"({needed} bytes), "
                 f"the budget is {show_bytes(limit)}. Give at least budget={needed}."
             )
         default = COMPILED_BATCH_BYTES if adapter.compiles else EAGER_BATCH_BYTES

@@ -1,4 +1,6 @@
-"""``sp.verify``: does padding leak? Some items again, alone, with more padding, with other fills."""
+"""``sp.verify``: does padding leak? Some items again, alone, with more padding, with other "
+"fills.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,6 @@ from stowplan.runs.planning import plan as make_plan
 
 __all__ = ["Verification", "verify"]
 
-OTHER_FILLS = (1.0, -2.5)
 MORE_PADDING = 3
 
 
@@ -71,8 +72,10 @@ class Verification:
             lines.append(f"passed: nothing above {self.tolerance:.0e} in {len(self.items)} items")
         else:
             lines.append(
-                f"FAILED: padding changes the result by {self.worst:.1e} (allowed {self.tolerance:.0e}). "
-                "Give the padded entries no weight through mask, or declare the fill that is neutral."
+                f"FAILED: padding changes the result by {self.worst:.1e} (allowed "
+                f"{self.tolerance:.0e}). "
+                "Give the padded entries no weight through mask, or declare the fill that is "
+                "neutral."
             )
         return "\n".join(lines)
 
@@ -130,22 +133,31 @@ def verify(
 
     def differences(function: Kernel, batches: Plan) -> dict[str, float]:
         found = as_tuple(run(function, some, batches, on=on, device=device, **shared))
-        values = [_difference(a, _pick(b, range(len(chosen)))) for a, b in zip(expected, found, strict=True)]
+        values = [
+            _difference(a, _pick(b, range(len(chosen))))
+            for a, b in zip(expected, found, strict=True)
+        ]
         return dict(zip(names, values, strict=True))
 
     sizes = {dim: plan.lengths[chosen, axis] for axis, dim in enumerate(plan.dims)}
     options: dict[str, Any] = {"work": plan.work, "derived": plan.derived, "exact": kernel.exact}
     exact = assign_exact(sizes, items=None if sizes else len(chosen), **options)
-    alone = replace(exact, batches=tuple(_alone(exact, item, 0, kernel) for item in range(len(chosen))))
-    padded = replace(
-        exact, batches=tuple(_alone(exact, item, MORE_PADDING, kernel) for item in range(len(chosen)))
+    alone = replace(
+        exact, batches=tuple(_alone(exact, item, 0, kernel) for item in range(len(chosen)))
     )
-    free = [
-        name
-        for name, core in zip(kernel.arguments, kernel.signature.inputs, strict=True)
-        if kernel.ragged_dims(core) and name not in kernel.fill
-    ]
-    fills = {name: _worst(differences(kernel.refilled(name, fill), padded) for fill in OTHER_FILLS) for name in free}
+    padded = replace(
+        exact,
+        batches=tuple(_alone(exact, item, MORE_PADDING, kernel) for item in range(len(chosen))),
+    )
+    other_fills = {
+        name: _other_fills(value.values)
+        for name, value in zip(kernel.arguments, columns.values, strict=True)
+        if isinstance(value, Ragged) and name not in kernel.fill
+    }
+    fills = {
+        name: _worst(differences(kernel.refilled(name, fill), padded) for fill in others)
+        for name, others in other_fills.items()
+    }
     return Verification(
         tuple(chosen),
         differences(kernel, alone),
@@ -162,7 +174,11 @@ def _choose(plan: Plan, count: int, items: int | Sequence[int]) -> list[int]:
         if outside:
             raise DataError(f"verify: item {outside[0]} of {count}; items are numbered from 0.")
         return chosen
-    order = np.argsort(plan.measure.cost(plan.lengths), kind="stable") if plan.dims else np.arange(count)
+    order = (
+        np.argsort(plan.measure.cost(plan.lengths), kind="stable")
+        if plan.dims
+        else np.arange(count)
+    )
     spaced = np.linspace(0, count - 1, min(max(items, 1), count)).astype(int)
     return [int(item) for item in order[np.unique(spaced)]]
 
@@ -187,14 +203,31 @@ def _pick(result: Any, rows: Sequence[int]) -> list[NDArray[Any]]:
 
 
 def _difference(expected: list[NDArray[Any]], found: list[NDArray[Any]]) -> float:
-    scale = max((float(np.abs(a).max(initial=0.0)) for a in expected), default=0.0) or 1.0
+    finite = [np.abs(a[np.isfinite(a)]) for a in map(_inexact, expected)]
+    scale = max((float(a.max(initial=0.0)) for a in finite), default=0.0) or 1.0
     worst = 0.0
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(map(_inexact, expected), map(_inexact, found), strict=True):
         if a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
             return float("inf")
         if a.size:
-            worst = max(worst, float(np.nanmax(np.abs(a - b), initial=0.0)) / scale)
+            apart = np.abs(np.subtract(a, b, out=np.zeros_like(a), where=(a != b) & ~np.isnan(a)))
+            worst = max(worst, float(apart.max()) / scale)
     return worst
+
+
+def _inexact(values: NDArray[Any]) -> NDArray[Any]:
+    """Flags and integers as floats, which subtract without wrapping round."""
+    return values if values.dtype.kind in "fc" else values.astype(np.float64)
+
+
+def _other_fills(values: Any) -> tuple[float, ...]:
+    """Padding that a kernel would notice: beyond the data on both sides, or small integers."""
+    host = get_adapter(framework_of([values]) or "numpy").to_host(values)
+    if host.dtype.kind in "biu":  # they may be indices, so they stay small
+        return {"b": (1,), "i": (1, -2), "u": (1, 2)}[host.dtype.kind]
+    size = np.abs(host[np.isfinite(host)])
+    beyond = 1.0 + 1.5 * float(size.max(initial=0.0))
+    return (beyond, -beyond - 1.5)
 
 
 def _rounding(expected: Sequence[Sequence[NDArray[Any]]]) -> float:

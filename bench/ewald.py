@@ -1,0 +1,277 @@
+"""Ewald sums of 128 mixed structures: stowplan, jax-pme and torch-pme on one thread.
+
+``nox -s bench`` or ``python -m bench.ewald``; see bench/README.md. Each side lives in a process of
+its own; only one of them computes at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.sides import JaxPME, Result, Side, Stowplan, TorchPME
+from bench.workload import CUTOFF, SMEARING, WAVELENGTH, grid, structures
+
+COUNT, SECOND_COUNT = 128, 96
+NEW_SMEARING = 1.1 * SMEARING
+SIDES: dict[str, Callable[[], Side]] = {
+    "torch-pme": TorchPME,
+    "jax-pme": partial(JaxPME, "mixed", rows=4),
+    "jax-pme, 16 rows": partial(JaxPME, "mixed", rows=16),
+    "jax-pme tiled": partial(JaxPME, "tiled", rows=16),
+    "jax-pme, 8 slots by hand": partial(JaxPME, "mixed", rows=128, slots=8),
+    "stowplan numpy": partial(Stowplan, "numpy", slots=16),
+    "stowplan torch": partial(Stowplan, "torch", slots=16),
+    "stowplan jax": partial(Stowplan, "jax", slots=8),
+}
+OURS = tuple(name for name in SIDES if name.startswith("stowplan"))
+SLOW = {"jax-pme": 3, "jax-pme, 16 rows": 1, "jax-pme tiled": 3}
+"""Warm passes of sides that take many seconds each."""
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "JAX_PLATFORMS": "cpu",
+}
+AGREEMENT = 1e-9
+# (what, side to compare with, quantity, least ratio, sides of ours)
+TARGETS = (
+    ("CPU time", "jax-pme", "warm_cpu", 10, OURS),
+    ("CPU time", "torch-pme", "warm_cpu", 8, ("stowplan numpy", "stowplan torch")),
+    ("CPU time", "torch-pme", "warm_cpu", 6, ("stowplan jax",)),
+    ("peak memory", "jax-pme", "peak_mb", 4, OURS),
+)
+
+
+def peak_mb() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    status = Path("/proc/self/status")  # ru_maxrss starts at the size of the parent there
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def serve(name: str, connection: Any) -> None:
+    """Run one side: construct it, then answer each call with result, times, peak and compiles."""
+    sets = [structures(COUNT, seed=0), structures(SECOND_COUNT, seed=1)]
+    side = SIDES[name]()
+    baseline = peak_mb()
+    calls = {
+        "prepare": lambda number: side.prepare(sets[number], sets[0] + sets[1]),
+        "compute": side.compute,
+        "facts": side.facts,
+    }
+    while (message := connection.recv()) is not None:
+        call, arguments = message
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            answer = calls[call](*arguments)
+        except Exception as error:  # noqa: BLE001  # told to the parent, whatever it is
+            connection.send(RuntimeError(f"{name}: {call}{arguments}: {error!r}"))
+            continue
+        times = time.perf_counter() - wall, time.process_time() - cpu
+        connection.send((answer, times, peak_mb() - baseline, dict(side.compiles)))
+
+
+class Worker:
+    """A side in its own process."""
+
+    def __init__(self, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, theirs), daemon=True)
+        self.process.start()
+        self.peak_mb, self.compiles = 0.0, {}
+
+    def __call__(self, call: str, *arguments: Any) -> tuple[Any, tuple[float, float]]:
+        """Give the answer and its (wall, CPU) seconds; counts what was compiled in it."""
+        self.connection.send((call, arguments))
+        reply = self.connection.recv()
+        if isinstance(reply, Exception):
+            raise reply
+        before = sum(self.compiles.values())
+        answer, times, self.peak_mb, self.compiles = reply
+        self.compiled = sum(self.compiles.values()) - before
+        return answer, times
+
+    def stop(self) -> None:
+        self.connection.send(None)
+        self.process.join()
+
+
+def measure(names: list[str], rounds: int) -> dict[str, Any]:
+    """Cold pass of every side, warm passes in turn, then the second set and a new smearing."""
+    workers = {name: Worker(name) for name in names}
+    records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in names}
+    results: dict[str, Result] = {}
+    for name, worker in workers.items():
+        record = records[name]
+        _, record["prepare"] = worker("prepare", 0)
+        results[name], record["cold"] = worker("compute")
+        record["compiles"] = worker.compiles
+        record["facts"], _ = worker("facts")
+        print(f"{name}: cold {record['cold'][1]:.2f} CPU-s, {record['facts']}", flush=True)
+    expected = results[names[0]]
+    for name, result in results.items():
+        records[name] |= errors(result, expected)
+    for turn in range(rounds):
+        for name, worker in workers.items():
+            if turn < SLOW.get(name, rounds):
+                records[name]["warm"].append(worker("compute")[1])
+    for name, worker in workers.items():
+        record = records[name]
+        record["peak_mb"] = worker.peak_mb
+        wall, cpu = zip(*record["warm"], strict=True)
+        record["warm_wall"], record["warm_cpu"] = spread(wall), spread(cpu)
+    for name, worker in workers.items():
+        if name in OURS:
+            records[name] |= reuse(worker, workers.get("torch-pme"))
+    for worker in workers.values():
+        worker.stop()
+    return records
+
+
+def reuse(worker: Worker, reference: Worker | None) -> dict[str, Any]:
+    """What another smearing and another set compile, and whether they are right."""
+    smeared, _ = worker("compute", NEW_SMEARING)
+    found: dict[str, Any] = {"compiles_new_smearing": worker.compiled}
+    worker("prepare", 1)
+    prepared = worker.compiled
+    second, _ = worker("compute")
+    found["compiles_second_set"] = prepared + worker.compiled
+    if reference is not None:
+        reference("prepare", 0)
+        found["new_smearing"] = errors(smeared, reference("compute", NEW_SMEARING)[0])
+        reference("prepare", 1)
+        found["second_set"] = errors(second, reference("compute")[0])
+    return found
+
+
+def errors(result: Result, expected: Result) -> dict[str, float]:
+    """Largest difference of an energy, relative, and of a force, over the largest force."""
+    (energies, forces), (right_energies, right_forces) = result, expected
+    found = {
+        "energy_error": np.max(np.abs(energies - right_energies) / np.abs(right_energies)),
+        "force_error": np.max(np.abs(forces - right_forces)) / np.max(np.abs(right_forces)),
+    }
+    if max(found.values()) > AGREEMENT:
+        raise SystemExit(f"the sides disagree by more than {AGREEMENT}: {found}")
+    return {key: float(value) for key, value in found.items()}
+
+
+def spread(seconds: tuple[float, ...]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def judge(records: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ratios to the peers beside their targets, and the counts of compiles."""
+    verdicts = []
+
+    def value(name: str, quantity: str) -> float:
+        found = records[name][quantity]
+        return float(found["median"] if isinstance(found, dict) else found)
+
+    for what, peer, quantity, least, sides in TARGETS:
+        for name in sides:
+            if name in records and peer in records:
+                ratio = value(peer, quantity) / value(name, quantity)
+                claim = f"{what} of {peer} over {name} >= {least}"
+                verdicts.append({"target": claim, "value": round(ratio, 1), "met": ratio >= least})
+    for name in OURS:
+        if name in records:
+            record = records[name]
+            slots, compiles = sum(record["facts"]["slots"]), sum(record["compiles"].values())
+            for claim, count, most in (
+                (f"{name}: compiles <= {slots} slots", compiles, slots),
+                (f"{name}: compiles for a new smearing", record["compiles_new_smearing"], 0),
+                (f"{name}: compiles for a second set", record["compiles_second_set"], 0),
+            ):
+                verdicts.append({"target": claim, "value": count, "met": count <= most})
+    return verdicts
+
+
+def describe() -> dict[str, Any]:
+    """The workload and what it ran on."""
+    items = structures(COUNT, seed=0)
+    atoms, k = np.array([len(a) for a in items]), np.array([np.prod(grid(a)) for a in items])
+    packages = {}
+    for package in ("stowplan", "jax-pme", "torch-pme", "numpy", "scipy", "torch", "jax", "jaxlib"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = "not installed"
+    return {
+        "structures": COUNT,
+        "atoms": [int(atoms.min()), int(np.median(atoms)), int(atoms.max())],
+        "k_vectors": [int(k.min()), int(np.median(k)), int(k.max())],
+        "k_times_atoms": int((k * atoms).sum()),
+        "one_shape_occupancy": float((k * atoms).sum() / (k.max() * atoms.max() * COUNT)),
+        "cutoff": CUTOFF,
+        "smearing": SMEARING,
+        "wavelength": WAVELENGTH,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, pinned to one",
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def table(records: dict[str, Any]) -> str:
+    """Markdown: one line per side."""
+    head = "side|cold CPU s|warm CPU s: median (min-max)|warm wall s|peak MiB|compiles|dE/E|dF"
+    lines = [f"| {head.replace('|', ' | ')} |", "|" + "---|" * 8]
+    for name, r in records.items():
+        cpu, wall = r["warm_cpu"], r["warm_wall"]
+        cells = (
+            name,
+            f"{r['cold'][1]:.2f}",
+            f"{cpu['median']:.3f} ({cpu['min']:.3f}-{cpu['max']:.3f})",
+            f"{wall['median']:.3f}",
+            f"{r['peak_mb']:.0f}",
+            str(sum(r["compiles"].values())),
+            f"{r['energy_error']:.0e}",
+            f"{r['force_error']:.0e}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="warm passes of each fast side")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/ewald.json")
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
+    options = parser.parse_args()
+    os.environ.update(ONE_THREAD)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    records = measure(options.sides, options.rounds)
+    verdicts = judge(records)
+    print("\n" + table(records) + "\n")
+    for verdict in verdicts:
+        print(f"{'met   ' if verdict['met'] else 'MISSED'} {verdict['target']}: {verdict['value']}")
+    options.out.parent.mkdir(exist_ok=True)
+    report = {"workload": describe(), "sides": records, "targets": verdicts}
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    return int(options.check and not all(verdict["met"] for verdict in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What ``run`` costs over a loop by hand: ``python -m bench.overhead [numpy|torch|jax ...]``.
+
+The loop gathers and scatters the same batches with index arrays that are ready. Both sides run in
+turn; medians and their ratio are printed, for batches of about 1 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import numpy as np  # noqa: E402  # threads are set before it loads
+from array_api_compat import array_namespace  # noqa: E402
+
+import stowplan as sp  # noqa: E402
+from stowplan.gather import input_order, locate, valid_places  # noqa: E402
+
+ATOMS = 48
+BATCHES = 40
+ROUNDS = 31
+BATCH_SECONDS = 1e-3
+
+
+@sp.kernel("(atoms,3),(atoms)->(),(atoms,3)", ragged="atoms", fill={"charges": 0.0})
+def attract(positions, charges, *, width):
+    """Gaussian pair energies and forces."""
+    xp = array_namespace(positions, charges)
+    square = xp.sum(positions**2, axis=-1)
+    distance2 = square[..., :, None] + square[..., None, :]
+    distance2 = distance2 - 2 * xp.matmul(positions, xp.matrix_transpose(positions))
+    pair = charges[..., :, None] * charges[..., None, :] * xp.exp(-distance2 / width)
+    pull = xp.matmul(pair, positions) - xp.sum(pair, axis=-1)[..., None] * positions
+    return xp.sum(pair, axis=(-2, -1)), pull
+
+
+def make_data(items: int, move: Callable[[np.ndarray], Any]) -> dict[str, sp.Ragged]:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(ATOMS // 2, ATOMS + 1, size=items)
+    total = int(sizes.sum())
+    values = {"positions": rng.normal(size=(total, 3)), "charges": rng.normal(size=total)}
+    return {name: sp.Ragged(move(column), sizes) for name, column in values.items()}
+
+
+class ByHand:
+    """The loop that a careful user would write for these batches."""
+
+    def __init__(self, name: str, data: dict[str, sp.Ragged], plan: sp.Plan) -> None:
+        layout = data["positions"].layout
+        self.name = name
+        self.batches = []
+        for batch in plan.batches:
+            index, (inside,) = locate(
+                layout.starts[batch.items], layout.shapes[batch.items], batch.capacity
+            )
+            places = valid_places([inside], batch.count)
+            self.batches.append((index, inside, places, batch.count))
+        items = np.concatenate([batch.items[: batch.count] for batch in plan.batches])
+        self.rows = input_order(items, layout.counts)
+        self.items = input_order(items, np.ones(len(items), np.int64))
+        if name == "torch":
+            import torch
+
+            def move(value: Any) -> Any:
+                return torch.asarray(value) if isinstance(value, np.ndarray) else value
+
+            self.batches = [tuple(map(move, batch)) for batch in self.batches]
+            self.rows, self.items = move(self.rows), move(self.items)
+        self.compiled: Any = attract.function
+        if name == "jax":
+            import jax
+
+            vmapped = jax.vmap(lambda x, q, w: attract.function(x, q, width=w), (0, 0, None))
+            self.compiled = jax.jit(vmapped)
+
+    def __call__(self, data: dict[str, sp.Ragged], width: float) -> tuple[Any, Any]:
+        x, q = data["positions"].values, data["charges"].values
+        energies, forces = [], []
+        if self.name == "torch":
+            import torch
+
+            for index, inside, places, count in self.batches:
+                padded = (
+                    torch.where(inside[..., None], x[index], 0.0),
+                    torch.where(inside, q[index], 0.0),
+                )
+                energy, force = attract.function(*padded, width=width)
+                energies.append(energy[:count])
+                forces.append(force.reshape(-1, 3)[places])
+            energy, force = torch.cat(energies), torch.cat(forces)
+            return (energy, force) if self.rows is None else (energy[self.items], force[self.rows])
+        x, q = np.asarray(x), np.asarray(q)
+        waiting = None
+        for index, inside, places, count in self.batches:
+            padded = np.where(inside[..., None], x[index], 0.0), np.where(inside, q[index], 0.0)
+            if self.name == "jax":
+                started = (*self.compiled(*padded, width), places, count)
+            else:
+                started = (*self.compiled(*padded, width=width), places, count)
+            if waiting:
+                put_away(waiting, energies, forces)
+            waiting = started
+        put_away(waiting, energies, forces)
+        energy, force = np.concatenate(energies), np.concatenate(forces)
+        return (energy, force) if self.rows is None else (energy[self.items], force[self.rows])
+
+
+def put_away(started: Any, energies: list[Any], forces: list[Any]) -> None:
+    energy, force, places, count = started
+    energies.append(np.asarray(energy)[:count])
+    forces.append(np.asarray(force).reshape(-1, 3)[places])
+
+
+def mover(name: str) -> Callable[[np.ndarray], Any]:
+    if name == "torch":
+        import torch
+
+        torch.set_num_threads(1)
+        return torch.asarray
+    if name == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        return jax.device_put
+    return np.asarray
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.process_time()  # of all threads: other programs do not count
+    call()
+    return time.process_time() - start
+
+
+def compare(name: str) -> None:
+    move = mover(name)
+    rows = 8
+    for _ in range(3):  # rows that make a batch last about 1 ms
+        data = make_data(rows * BATCHES, move)
+        plan = sp.plan(attract, data, slots=[{"atoms": ATOMS}], rows=rows)
+        by_hand = ByHand(name, data, plan)
+        by_hand(data, 2.0)
+        per_batch = min(seconds(partial(by_hand, data, 2.0)) for _ in range(3)) / BATCHES
+        rows = max(round(rows * BATCH_SECONDS / per_batch), 1)
+    data = make_data(rows * BATCHES, move)
+    plan = sp.plan(attract, data, slots=[{"atoms": ATOMS}], rows=rows)
+    by_hand = ByHand(name, data, plan)
+    width = move(np.asarray(2.0))  # an array on both sides: torch divides by a number 8 % faster
+    energy, forces = sp.run(attract, data, plan, width=width)
+    expected = by_hand(data, width)
+    np.testing.assert_allclose(energy, expected[0], rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(forces.values, expected[1], rtol=1e-10, atol=1e-10)
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        theirs.append(seconds(lambda: by_hand(data, width)))
+        ours.append(seconds(lambda: sp.run(attract, data, plan, width=width)))
+    mine, hand = statistics.median(ours), statistics.median(theirs)
+    extra = statistics.median(a - b for a, b in zip(ours, theirs, strict=True)) / BATCHES
+    print(
+        f"{name:6} {BATCHES} batches of {rows} rows: by hand {hand / BATCHES * 1e3:.3f} ms a "
+        "batch, "
+        f"run {mine / BATCHES * 1e3:.3f} ms, ratio {mine / hand:.3f}, {extra * 1e6:+.0f} us a batch"
+    )
+
+
+if __name__ == "__main__":
+    for framework in sys.argv[1:] or ["numpy", "torch", "jax"]:
+        compare(framework)

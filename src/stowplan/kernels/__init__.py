@@ -1,0 +1,1 @@
+"""Physics written once against the array API; it knows nothing of plans."""

@@ -1,0 +1,188 @@
+"""The plan: which items share a batch, at which capacity, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.expressions import Expression
+from stowplan.planners.cost import Costs, predict_seconds
+from stowplan.planners.sizes import Measure
+
+__all__ = ["Batch", "Plan", "fill_batches"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Rows that one kernel call computes, padded to one capacity."""
+
+    items: NDArray[np.intp]  # (rows,) item of each row; rows past `count` repeat a valid item
+    count: int  # real rows
+    capacity: tuple[int, ...]  # padded length of each core dim, in the order of plan.dims
+    slot: int  # index into plan.slots
+    device: int = 0  # index into the devices of the run
+
+
+def fill_batches(
+    items: NDArray[np.intp], capacity: tuple[int, ...], slot: int, rows: int
+) -> list[Batch]:
+    """Cut items (count,) into batches of exactly `rows` rows; the last item fills the tail."""
+    count = len(items)
+    short = -count % rows
+    if short:
+        items = np.concatenate([items, np.full(short, items[-1])])
+    items.flags.writeable = False
+    return [
+        Batch(items[start : start + rows], min(rows, count - start), capacity, slot)
+        for start in range(0, count, rows)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All batches of one set of items; made by the planners, never changed.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        Core ragged dims.
+    lengths : array (items, dims), int64
+        Size of each item, as given (0 is legal).
+    slots : tuple of dict
+        Capacity of every dim and, once chunked, ``"rows"``; an empty slot has no batch.
+    batches : tuple of Batch
+        In order of execution.
+    work : str
+        Cost of an item, an expression of dims and derived names.
+    derived : dict
+        Named expressions of dims.
+    mode : str
+        How the slots came about: "given", "chosen", "exact" or "one".
+    exact : tuple of str
+        Dims that share a slot only at equal size.
+    on : str, optional
+        Framework the plan was made for.
+    costs : Costs, optional
+        Constants that `predicted_seconds` uses.
+    item_bytes : str, optional
+        Bytes of an item, an expression like `work`; adds occupancy by bytes to the table.
+    alternatives : dict
+        Predicted seconds of other plans for the same items, by name.
+    warnings : tuple of str
+        What the planners would do otherwise, each with its cure.
+    cache : dict
+        Index arrays made by runs; starts empty in every plan and is never saved.
+    """
+
+    dims: tuple[str, ...]
+    lengths: NDArray[np.int64]
+    slots: tuple[dict[str, int], ...]
+    batches: tuple[Batch, ...]
+    work: str
+    derived: dict[str, str] = field(default_factory=dict)
+    mode: str = "given"
+    exact: tuple[str, ...] = ()
+    on: str | None = None
+    costs: Costs | None = None
+    item_bytes: str | None = None
+    alternatives: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    # Outside __init__, so that dataclasses.replace never shares it between plans.
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Work and derived sizes, parsed."""
+        return Measure.parse(self.dims, self.work, self.derived)
+
+    @property
+    def sizes(self) -> dict[str, NDArray[np.int64]]:
+        """Size of each item by dim, as the planners take them."""
+        return {name: self.lengths[:, axis] for axis, name in enumerate(self.dims)}
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of a batch in each slot; 0 for an empty slot that carries none."""
+        found = [slot.get("rows", 0) for slot in self.slots]
+        for batch in self.batches:
+            found[batch.slot] = len(batch.items)
+        return tuple(found)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Distinct (rows, capacity), which are the compile keys, in order of appearance."""
+        return tuple(dict.fromkeys((len(batch.items), batch.capacity) for batch in self.batches))
+
+    @property
+    def rows_occupancy(self) -> float:
+        """Items / rows of all batches."""
+        rows = sum(len(batch.items) for batch in self.batches)
+        return len(self.lengths) / rows if rows else 1.0
+
+    @property
+    def predicted_seconds(self) -> float:
+        """Seconds by the plan's costs, see `predict_seconds`."""
+        return predict_seconds(self)
+
+    def padded_work(self, work: str | None = None) -> float:
+        """Sum of rows x work(capacity) over all batches."""
+        rows: dict[tuple[int, ...], int] = {}
+        for batch in self.batches:
+            rows[batch.capacity] = rows.get(batch.capacity, 0) + len(batch.items)
+        if not rows:
+            return 0.0
+        capacities = np.array(list(rows), np.int64).reshape(len(rows), len(self.dims))
+        return float(self._evaluate(work, capacities) @ np.array(list(rows.values()), float))
+
+    def occupancy(self, work: str | None = None) -> float:
+        """Useful / padded `work`, an expression of dims and derived names (the plan's own).
+
+        >>> from stowplan.planners import assign_slots
+        >>> plan = assign_slots({"atoms": [1, 3], "k": [8, 8]}, [{"atoms": 4, "k": 8}])
+        >>> plan.occupancy(), plan.occupancy("k")
+        (0.5, 1.0)
+        """
+        padded = self.padded_work(work)
+        useful = float(self._evaluate(work, self.lengths).sum())
+        return useful / padded if padded else 1.0
+
+    def _evaluate(self, work: str | None, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+        if work is None:
+            return self.measure.cost(lengths)
+        return self.measure.evaluate(Expression.parse(work, self.measure.names), lengths)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write `path`.json and `path`.npz; `load` gives the same plan back."""
+        from stowplan.planners.saved import save_plan
+
+        save_plan(self, path)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Plan:
+        """Read what `save` wrote; `path` as given there, or either file."""
+        from stowplan.planners.saved import load_plan
+
+        return load_plan(path)
+
+    def summary(self) -> Mapping[str, Any]:
+        """What the table prints, as plain values for JSON."""
+        from stowplan.planners.tables import summarise
+
+        return summarise(self)
+
+    def __str__(self) -> str:
+        from stowplan.planners.tables import table
+
+        return table(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan {self.mode}: {len(self.lengths)} items, {len(self.slots)} slots, "
+            f"{len(self.batches)} batches, occupancy {self.occupancy():.1%}>"
+        )

@@ -1,0 +1,135 @@
+"""Capacities from the data: the slots that cost least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stowplan.errors import PlanError
+from stowplan.planners.candidates import Candidates
+from stowplan.planners.cost import Costs
+from stowplan.planners.sizes import Sizes, natural, size_table
+
+__all__ = ["SlotChoice", "choose_slots", "slot_curve"]
+
+
+@dataclass(frozen=True)
+class SlotChoice:
+    """What a number of slots gives: one point of the curve.
+
+    Attributes
+    ----------
+    slots : tuple of dict
+        Capacities, cheapest first; they may be fewer than asked for.
+    padded_work : float
+        Items x work of the slot of each.
+    occupancy : float
+        Useful / padded work.
+    seconds : float
+        By the cost objective, with one batch in each slot.
+    """
+
+    slots: tuple[dict[str, int], ...]
+    padded_work: float
+    occupancy: float
+    seconds: float
+
+
+def choose_slots(
+    sizes: Sizes,
+    count: int | None = None,
+    *,
+    work: str | None = None,
+    derived: Mapping[str, str] | None = None,
+    exact: Sequence[str] = (),
+    costs: Costs | None = None,
+    max_count: int | None = None,
+) -> list[dict[str, int]]:
+    """Choose the capacities of at most `count` slots that pad the least work.
+
+    One dim: the optimum, by dynamic programming. Several: the best of two orders cut by
+    dynamic programming, agglomerative merging, a grid and powers of two, then improved by
+    exchange; never more padded work than powers of two with as many slots.
+
+    Parameters
+    ----------
+    sizes : mapping of dim to integers (items,)
+        Length of each item along each ragged dim.
+    count : int, optional
+        Most slots. By default the number with the fewest seconds by `costs`:
+        padded work x work_seconds + slots x (launch_seconds + compile_seconds).
+    work, derived, exact
+        As in `stowplan.kernel`.
+    costs : Costs, optional
+        Constants of the objective.
+    max_count : int, optional
+        Most slots when `count` is not given; by default 1000, or as many as exact dims need.
+
+    Returns
+    -------
+    list of dict
+        Slots for `assign_slots`, cheapest first; empty if there are no items.
+
+    Raises
+    ------
+    PlanError
+        If `count` is less than the number of distinct sizes of the exact dims.
+
+    Examples
+    --------
+    >>> choose_slots({"atoms": [2, 3, 3, 40], "k": [9, 8, 9, 700]}, count=2)
+    [{'atoms': 3, 'k': 9}, {'atoms': 40, 'k': 700}]
+    """
+    if not sizes:
+        return [{}]
+    table = size_table("choose_slots", sizes, work, derived, exact)
+    if not len(table.lengths):
+        return []
+    costs = costs or Costs()
+    fixed = None if count is None else natural(count, "choose_slots: count")
+    most = None if max_count is None else natural(max_count, "choose_slots: max_count")
+    candidates = Candidates(table, "choose_slots", most if fixed is None else fixed)
+    if fixed is not None:
+        capacities, _ = candidates.best(fixed)
+    else:
+        capacities = candidates.cheapest(costs)
+    return [dict(zip(table.measure.dims, row, strict=True)) for row in capacities.tolist()]
+
+
+def slot_curve(
+    sizes: Sizes,
+    max_count: int = 8,
+    *,
+    work: str | None = None,
+    derived: Mapping[str, str] | None = None,
+    exact: Sequence[str] = (),
+    costs: Costs | None = None,
+) -> list[SlotChoice]:
+    """What 1, 2, ..., `max_count` slots would give; starts at the fewest possible.
+
+    Padded work never rises along it.
+
+    >>> curve = slot_curve({"atoms": [1, 1, 4]}, 2)
+    >>> [(len(point.slots), point.padded_work, point.occupancy) for point in curve]
+    [(1, 12.0, 0.5), (2, 6.0, 1.0)]
+    """
+    if not sizes:
+        raise PlanError("slot_curve: no dims given")
+    table = size_table("slot_curve", sizes, work, derived, exact)
+    if not len(table.lengths):
+        return []
+    costs = costs or Costs()
+    most = natural(max_count, "slot_curve: max_count")
+    candidates = Candidates(table, "slot_curve", most)
+    useful = float(table.measure.cost(table.lengths).sum())
+    points: list[SlotChoice] = []
+    for count in range(candidates.fewest, most + 1):
+        capacities, padded = candidates.best(count)
+        if points and padded >= points[-1].padded_work:
+            points.append(points[-1])
+            continue
+        slots = tuple(dict(zip(table.measure.dims, c, strict=True)) for c in capacities.tolist())
+        seconds = costs.seconds(padded, len(slots), len(slots))
+        occupancy = useful / padded if padded else 1.0
+        points.append(SlotChoice(slots, padded, occupancy, seconds))
+    return points

@@ -1,0 +1,90 @@
+"""The one objective of all planning: seconds of work, of launches and of compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from stowplan.planners.batches import Plan
+
+__all__ = ["Costs", "predict_seconds"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Constants of one framework on one device.
+
+    Attributes
+    ----------
+    work_seconds : float
+        Seconds for one unit of a kernel's work expression.
+    launch_seconds : float
+        Seconds that each batch takes however small it is.
+    compile_seconds : float
+        Seconds for each distinct (rows, capacity); 0 where nothing compiles.
+    """
+
+    work_seconds: float = 1e-9
+    launch_seconds: float = 5e-4
+    compile_seconds: float = 0.0
+
+    def seconds(self, work: float, batches: float, shapes: float) -> float:
+        """Seconds for so much padded work in so many batches and shapes.
+
+        >>> Costs(1e-9, 1e-3, 0.5).seconds(work=1e9, batches=10, shapes=2)
+        2.01
+        """
+        return (
+            work * self.work_seconds + batches * self.launch_seconds + shapes * self.compile_seconds
+        )
+
+
+def predict_seconds(plan: Plan, costs: Costs | None = None) -> float:
+    """Seconds that a plan should take: rows x work(capacity), launches and compiles.
+
+    `costs` defaults to those of the plan, then to ``Costs()``.
+
+    >>> from stowplan.planners import assign_slots
+    >>> plan = assign_slots({"atoms": [2, 3]}, [{"atoms": 4}])
+    >>> predict_seconds(plan, Costs(work_seconds=1.0, launch_seconds=0.5, compile_seconds=0.25))
+    8.75
+    """
+    costs = costs or plan.costs or Costs()
+    return costs.seconds(plan.padded_work(), len(plan.batches), len(plan.shapes))
+
+
+def row_ladder(largest: int) -> list[int]:
+    """Row counts 1, 2, 3, 4, 6, 8, 12, ... up to the first that reaches `largest`.
+
+    >>> row_ladder(10)
+    [1, 2, 3, 4, 6, 8, 12]
+    """
+    steps = [1, 2]
+    while steps[-1] < largest:
+        steps.append(3 * steps[-1] // 2 if len(steps) % 2 == 0 else 4 * steps[-1] // 3)
+    return steps[: int(np.searchsorted(steps, largest)) + 1]
+
+
+def cheapest_rows(count: int, row_work: float, costs: Costs, most: int | None, ladder: bool) -> int:
+    """Rows per batch for `count` rows, all batches alike: cheapest by the objective.
+
+    Off the ladder a slot is split no further than twice the fewest batches.
+    """
+    most = min(most or count, count) if not ladder else most or 2 * count
+    candidates: Sequence[int]
+    if ladder:
+        candidates = [rows for rows in row_ladder(count) if rows <= most]
+    else:
+        fewest = -(-count // most)
+        batches = np.arange(fewest, min(2 * fewest, count) + 1)
+        candidates = np.unique(-(-count // batches)).tolist()
+
+    def seconds(rows: int) -> float:
+        batches = -(-count // rows)
+        return costs.seconds(batches * rows * row_work, batches, 1)
+
+    return min(reversed(candidates), key=seconds)

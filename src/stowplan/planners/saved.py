@@ -1,0 +1,138 @@
+"""Plans on disk: a header in JSON, index arrays in npz beside it; nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import PlanError
+from stowplan.planners.batches import Batch, Plan
+from stowplan.planners.cost import Costs
+
+__all__ = ["load_plan", "save_plan"]
+
+FORMAT = "stowplan plan"
+VERSION = 1
+PLAIN = ("dims", "slots", "work", "derived", "mode", "exact", "on", "item_bytes", "alternatives")
+
+
+def _paths(path: str | PathLike[str]) -> tuple[Path, Path]:
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".json", ".npz") else path
+    return stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".npz")
+
+
+def _checksum(arrays: dict[str, NDArray[Any]]) -> int:
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), total)
+    return total
+
+
+def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
+    """Write a plan to `path`.json and `path`.npz, each replaced at once.
+
+    >>> import tempfile
+    >>> from stowplan.planners import assign_slots
+    >>> plan = assign_slots({"atoms": [2, 3]}, [{"atoms": 4}])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plan.save(f"{folder}/plan")
+    ...     Plan.load(f"{folder}/plan").slots == plan.slots
+    True
+    """
+    batches = plan.batches
+    shape = (len(batches), len(plan.dims))
+    arrays: dict[str, NDArray[Any]] = {
+        "lengths": plan.lengths,
+        "items": np.concatenate([np.zeros(0, np.int64), *(b.items for b in batches)]),
+        "rows": np.array([len(batch.items) for batch in batches], np.int64),
+        "counts": np.array([batch.count for batch in batches], np.int64),
+        "capacities": np.array([batch.capacity for batch in batches], np.int64).reshape(shape),
+        "slots": np.array([batch.slot for batch in batches], np.int64),
+        "devices": np.array([batch.device for batch in batches], np.int64),
+    }
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        **{name: getattr(plan, name) for name in PLAIN},
+        "costs": asdict(plan.costs) if plan.costs else None,
+        "warnings": plan.warnings,
+        "checksum": _checksum(arrays),
+    }
+    text = json.dumps(header, indent=1)
+    header_path, arrays_path = _paths(path)
+    header_part = header_path.with_name(header_path.name + ".part")
+    arrays_part = arrays_path.with_name(arrays_path.name + ".part")
+    with arrays_part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    header_part.write_text(text + "\n", encoding="utf-8")
+    arrays_part.replace(arrays_path)
+    header_part.replace(header_path)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(f"load: {path} is no saved plan: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise PlanError(f'load: {path} is no saved plan: "format" is not {FORMAT!r}')
+    version = header.get("version")
+    if version != VERSION:
+        raise PlanError(
+            f"load: {path} has version {version!r}; this stowplan reads version {VERSION}. "
+            f"Install a newer stowplan: pip install --upgrade stowplan"
+        )
+    return header
+
+
+def load_plan(path: str | PathLike[str]) -> Plan:
+    """Read a plan that `save_plan` wrote; `path` as given there, or either file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If either file is missing.
+    PlanError
+        If a file is no plan, is damaged, or comes from a newer version.
+    """
+    header_path, arrays_path = _paths(path)
+    header = _header(header_path)
+    try:
+        with np.load(arrays_path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise PlanError(f"load: {arrays_path} holds no arrays of a plan: {error}") from None
+    if _checksum(arrays) != header.get("checksum"):
+        raise PlanError(f"load: {arrays_path} is damaged, or not the twin of {header_path.name}")
+    for array in (arrays["lengths"], arrays["items"]):
+        array.flags.writeable = False
+    stops = np.cumsum(arrays["rows"])
+    columns = zip(
+        np.split(arrays["items"].astype(np.intp, copy=False), stops[:-1]),
+        arrays["counts"].tolist(),
+        arrays["capacities"].tolist(),
+        arrays["slots"].tolist(),
+        arrays["devices"].tolist(),
+        strict=False,  # split gives one empty part where there is no batch
+    )
+    try:
+        fields = {name: header[name] for name in PLAIN}
+        costs = Costs(**header["costs"]) if header["costs"] else None
+        warnings = tuple(header["warnings"])
+    except (KeyError, TypeError) as error:
+        raise PlanError(f"load: {header_path} is no complete plan: {error}") from None
+    fields |= {name: tuple(fields[name]) for name in ("dims", "slots", "exact")}
+    batches = tuple(Batch(i, n, tuple(c), s, d) for i, n, c, s, d in columns)
+    return Plan(
+        **fields, lengths=arrays["lengths"], batches=batches, costs=costs, warnings=warnings
+    )

@@ -1,0 +1,181 @@
+"""Put every item into a slot that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import PlanError
+from stowplan.planners.batches import Batch, Plan, fill_batches
+from stowplan.planners.classes import distinct_rows
+from stowplan.planners.fitting import Fitter, Limits, overflow_message, slot_code
+from stowplan.planners.sizes import (
+    Measure,
+    Sizes,
+    SizeTable,
+    natural,
+    refuse_overflow,
+    size_table,
+)
+
+__all__ = ["assign_exact", "assign_slots"]
+
+Slots: TypeAlias = Sequence[Mapping[str, int]]
+
+
+def assign_slots(
+    sizes: Sizes,
+    slots: Slots,
+    *,
+    order: Literal["given", "cheapest"] = "given",
+    overflow: Literal["error", "extend"] = "error",
+    work: str | None = None,
+    derived: Mapping[str, str] | None = None,
+    exact: Sequence[str] = (),
+    items: int | None = None,
+) -> Plan:
+    """Put each item into the first slot that holds it on every dim.
+
+    Parameters
+    ----------
+    sizes : mapping of dim to integers (items,)
+        Length of each item along each ragged dim; 0 is legal.
+    slots : sequence of mappings
+        Limits by dim or derived name, and optionally ``"rows"``. A dim without a limit gets
+        the longest item that enters; a limit on a derived name only decides what enters. A
+        slot that leaves an exact dim open becomes one slot for each of its sizes.
+    order : {"given", "cheapest"}
+        Try the slots as listed, or sorted by the work of one row.
+    overflow : {"error", "extend"}
+        "extend" adds a slot for the items that fit none, listed last, and says so.
+    work, derived, exact
+        As in `stowplan.kernel`.
+    items : int, optional
+        Number of items, where no dim is ragged.
+
+    Returns
+    -------
+    Plan
+        One batch per non-empty slot, or batches of exactly ``"rows"`` rows where a slot
+        carries them.
+
+    Raises
+    ------
+    PlanError
+        For an item that fits no slot, and for limits that are no positive integers.
+
+    Examples
+    --------
+    >>> sizes = {"atoms": [2, 3], "k": [9, 40]}
+    >>> plan = assign_slots(sizes, [{"atoms": 4, "k": 16}, {"atoms": 4, "k": 64}])
+    >>> [batch.items.tolist() for batch in plan.batches]
+    [[0], [1]]
+    """
+    if order not in ("given", "cheapest"):
+        raise PlanError(f'assign_slots: order={order!r}; allowed are "given" and "cheapest"')
+    if overflow not in ("error", "extend"):
+        raise PlanError(f'assign_slots: overflow={overflow!r}; allowed are "error" and "extend"')
+    table = size_table("assign_slots", sizes, work, derived, exact, items)
+    limits = [_read(slot, index, table.measure) for index, slot in enumerate(slots)]
+    fitter = Fitter(table)
+    limits = [part for limit in limits for part in fitter.split_exact(limit)]
+    costs = [fitter.row_work(limit) for limit in limits]
+    warnings: list[str] = []
+    if order == "cheapest":
+        ranks = sorted(range(len(limits)), key=costs.__getitem__)
+        limits, costs = [limits[i] for i in ranks], [costs[i] for i in ranks]
+    elif any(after < before for before, after in pairwise(costs)):
+        warnings += fitter.starved(limits, costs)
+    choice = fitter.first_fit(limits)
+    left = choice == len(limits)
+    if left.any():
+        if overflow == "error":
+            raise PlanError(overflow_message(table, fitter.counts_of(left), limits, costs))
+        added = fitter.tight(left)
+        choice[left] = fitter.first_fit(added, left) + len(limits)
+        warnings.append(
+            f"assign_slots: {int(fitter.weights[left].sum())} of {len(table.lengths)} items fit "
+            f'no slot; overflow="extend" added {", ".join(map(slot_code, added))}'
+        )
+        limits += added
+    resolved = [fitter.resolve(limit, choice == index) for index, limit in enumerate(limits)]
+    return _build(table, resolved, fitter.inverse(choice), tuple(warnings), "given")
+
+
+def assign_exact(
+    sizes: Sizes,
+    *,
+    work: str | None = None,
+    derived: Mapping[str, str] | None = None,
+    exact: Sequence[str] = (),
+    items: int | None = None,
+) -> Plan:
+    """Give every distinct size a slot of its own, cheapest first: nothing is padded.
+
+    >>> plan = assign_exact({"atoms": [3, 2, 3]})
+    >>> plan.slots, [batch.items.tolist() for batch in plan.batches]
+    (({'atoms': 2}, {'atoms': 3}), [[1], [0, 2]])
+    """
+    table = size_table("assign_exact", sizes, work, derived, exact, items)
+    classes, inverse, _ = distinct_rows(table.padded)
+    ranks = np.argsort(table.measure.cost(classes), kind="stable")
+    place = np.empty_like(ranks)
+    place[ranks] = np.arange(len(ranks))
+    dims = table.measure.dims
+    slots = [dict(zip(dims, row, strict=True)) for row in classes[ranks].tolist()]
+    return _build(table, slots, place[inverse], (), "exact")
+
+
+def _read(slot: Mapping[str, int], index: int, measure: Measure) -> Limits:
+    if not isinstance(slot, Mapping):
+        raise PlanError(f"assign_slots: slot {index} must map dims to limits, got {slot!r}")
+    for name in slot:
+        if name not in (*measure.names, "rows"):
+            derived = f"; derived: {', '.join(measure.derived)}" if measure.derived else ""
+            raise PlanError(
+                f"assign_slots: slot {index} limits {name!r}, which is no dim of the kernel. "
+                f"Dims: {', '.join(measure.dims)}{derived}."
+            )
+    return {n: natural(v, f"assign_slots: slot {index}: {n}") for n, v in slot.items()}
+
+
+def _build(
+    table: SizeTable,
+    slots: Sequence[dict[str, int]],
+    choice: NDArray[np.intp],
+    warnings: tuple[str, ...],
+    mode: str,
+) -> Plan:
+    """One batch for each slot with items, or batches of as many rows as the slot carries."""
+    dims = table.measure.dims
+    batches: list[Batch] = []
+    for index, members in enumerate(group_items(choice, len(slots))):
+        slot = slots[index]
+        capacity = tuple(slot[name] for name in dims)
+        rows = slot.get("rows", len(members))
+        refuse_overflow("assign_slots", slot.get("rows", 1), capacity, dims)
+        if len(members):
+            batches += fill_batches(members, capacity, index, rows)
+    return Plan(
+        dims=dims,
+        lengths=table.lengths,
+        slots=tuple(slots),
+        batches=tuple(batches),
+        work=table.measure.work.text,
+        derived={name: e.text for name, e in table.measure.derived.items()},
+        mode=mode,
+        exact=table.exact,
+        warnings=warnings,
+    )
+
+
+def group_items(choice: NDArray[np.intp], groups: int) -> list[NDArray[np.intp]]:
+    """Items of each group, in input order."""
+    # NumPy's stable sort is a radix sort for 16-bit keys.
+    keys = choice.astype(np.uint16) if groups <= 1 << 16 else choice
+    order = np.argsort(keys, kind="stable").astype(np.intp, copy=False)
+    return np.split(order, np.cumsum(np.bincount(choice, minlength=groups))[:-1]) if groups else []

@@ -1,0 +1,103 @@
+"""A plan as a table: what it costs, where it pads, and what else would cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from stowplan.planners.batches import Plan
+
+__all__ = ["format_seconds", "summarise", "table"]
+
+SHOWN_SLOTS = 16
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and a unit.
+
+    >>> format_seconds(0.00234), format_seconds(81.2), format_seconds(7300)
+    ('2.34 ms', '81.2 s', '2.03 h')
+    """
+    for unit, size in (("h", 3600.0), ("min", 120.0), ("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / (60.0 if unit == 'min' else size):.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def summarise(plan: Plan) -> dict[str, Any]:
+    """Numbers of the table as plain values: fit for JSON."""
+    from stowplan.planners.alternatives import predict_alternatives
+
+    useful = plan.measure.cost(plan.lengths)
+    slots: list[dict[str, Any]] = [
+        {**slot, "rows": rows, "batches": 0, "items": 0, "useful": 0.0, "padded": 0.0}
+        for slot, rows in zip(plan.slots, plan.rows, strict=True)
+    ]
+    for batch in plan.batches:
+        slot = slots[batch.slot]
+        slot["batches"] += 1
+        slot["items"] += batch.count
+        slot["useful"] += float(useful[batch.items[: batch.count]].sum())
+        capacity = np.array([batch.capacity], np.int64)
+        slot["padded"] += len(batch.items) * float(plan.measure.cost(capacity)[0])
+    for slot in slots:
+        spent, padded = slot.pop("useful"), slot.pop("padded")
+        slot["occupancy"] = spent / padded if padded else None
+    return {
+        "mode": plan.mode,
+        "on": plan.on,
+        "work": plan.work,
+        "items": len(plan.lengths),
+        "slots": slots,
+        "batches": len(plan.batches),
+        "shapes": len(plan.shapes),
+        "occupancy": plan.occupancy(),
+        "rows_occupancy": plan.rows_occupancy,
+        "bytes_occupancy": plan.occupancy(plan.item_bytes) if plan.item_bytes else None,
+        "predicted_seconds": plan.predicted_seconds,
+        "alternatives": plan.alternatives or predict_alternatives(plan, chosen=False),
+        "warnings": list(plan.warnings),
+    }
+
+
+def table(plan: Plan) -> str:
+    """The table that ``print(plan)`` shows."""
+    facts = summarise(plan)
+    on = f" on {plan.on}" if plan.on else ""
+    head = f"plan ({facts['mode']}{on}): {facts['items']} items, {len(plan.slots)} slots, "
+    lines = [head + f"{facts['batches']} batches, {facts['shapes']} shapes"]
+    if plan.slots:
+        lines += _slot_lines(facts["slots"], plan.dims)
+    parts = [f"{_percent(facts['occupancy'])} of work ({plan.work})"]
+    parts.append(f"{_percent(facts['rows_occupancy'])} of rows")
+    if facts["bytes_occupancy"] is not None:
+        parts.append(f"{_percent(facts['bytes_occupancy'])} of bytes")
+    lines.append("occupancy  " + ", ".join(parts))
+    lines.append(f"predicted  {format_seconds(facts['predicted_seconds'])}")
+    others = [f"{name} {format_seconds(s)}" for name, s in facts["alternatives"].items()]
+    lines.append("instead    " + ", ".join(others))
+    lines += [f"warning    {warning}" for warning in facts["warnings"]]
+    return "\n".join(lines)
+
+
+def _slot_lines(slots: list[dict[str, Any]], dims: tuple[str, ...]) -> list[str]:
+    head = ["slot", *dims, "rows", "batches", "items", "occupancy"]
+    rows = [head]
+    for index, slot in enumerate(slots):
+        cells = [str(slot[name]) for name in head[1:-1]]
+        share = slot["occupancy"]
+        rows.append([str(index), *cells, "-" if share is None else _percent(share)])
+    hidden = len(slots) - SHOWN_SLOTS
+    if hidden > 0:
+        rows = rows[: 1 + SHOWN_SLOTS // 2] + rows[-SHOWN_SLOTS // 2 :]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    if hidden > 0:
+        lines.insert(1 + SHOWN_SLOTS // 2, f"... {hidden} more slots")
+    return lines

@@ -1,0 +1,1 @@
+"""Recipes join kernels to plans, one physical problem each."""

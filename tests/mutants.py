@@ -1,0 +1,73 @@
+"""Planted faults: `python -m nox -s mutants` runs the tests on a copy of the source with each, and every one must be caught."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = ["tests/test_gather.py", "tests/test_ragged.py", "tests/planners", "tests/runs"]
+
+# file, what stands there, what is planted: off by one, or a step left out
+MUTANTS = [
+    ("gather.py", "place[None, :] < column[:, None]", "place[None, :] <= column[:, None]"),
+    ("gather.py", "place[None, :] < column[:, None]", "place[None, :] < column[:, None] - 1"),
+    ("gather.py", "index = index + starts[", "index = index + 1 + starts["),
+    ("gather.py", "xp.where(inside, index, xp.zeros_like(index))", "index"),
+    ("gather.py", "if inside is None:\n        return padded", "if True:\n        return padded"),
+    ("gather.py", "inside[count:] = False", "inside[count + 1 :] = False"),
+    ("gather.py", "inside[count:] = False", "inside[max(count - 1, 0) :] = False"),
+    ("gather.py", "np.cumsum(stored) - stored", "np.cumsum(stored)"),
+    ("gather.py", "np.repeat(offsets, counts) + within", "np.repeat(offsets, counts) + within[::-1]"),
+    ("ragged.py", "packed = np.cumsum(counts) - counts", "packed = np.cumsum(counts) - counts + 1"),
+    ("planners/fitting.py", "else columns[name] <= most", "else columns[name] < most"),
+    ("planners/fitting.py", "else columns[name] <= most", "else columns[name] <= most + 1"),
+    ("planners/fitting.py", "columns[name] == most if exact", "columns[name] <= most if exact"),
+    ("planners/fitting.py", ".max(axis=0, initial=1)", ".max(axis=0, initial=2)"),
+    ("planners/batches.py", "short = -count % rows", "short = -count % rows and 1"),
+    ("planners/batches.py", "min(rows, count - start)", "min(rows, count - start + 1)"),
+    ("planners/batches.py", "range(0, count, rows)", "range(0, count - 1, rows)"),
+    ("planners/batches.py", "np.full(short, items[-1])", "np.full(short, items[-1] + 1)"),
+    ("planners/slots.py", "choice[left] = fitter.first_fit(added, left) + len(limits)",
+     "choice[left] = fitter.first_fit(added, left) + len(limits) - 1"),
+    ("planners/chunks.py", "batch.items[: batch.count]", "batch.items[: batch.count + 1]"),
+    ("runs/indices.py", "np.arange(batch.count, dtype=np.int64)", "np.arange(batch.count - 1, dtype=np.int64)"),
+    ("runs/indices.py", "layout.starts[batch.items]", "layout.starts[batch.items - 1]"),
+]  # fmt: skip
+
+
+def survives(path: str, old: str, new: str) -> bool:
+    """Whether all tests pass although the fault is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stowplan"
+        shutil.copytree(ROOT / "src" / "stowplan", copy)
+        source = (copy / path).read_text(encoding="utf-8")
+        if old not in source:
+            raise SystemExit(f"{path} no longer holds {old!r}: plant the fault elsewhere")
+        (copy / path).write_text(source.replace(old, new), encoding="utf-8")
+        code = f"import sys, pytest; sys.path.insert(0, {folder!r}); sys.exit(pytest.main(sys.argv[1:]))"
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-k", "not torch and not jax"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options, *TESTS], cwd=ROOT, capture_output=True, check=False
+        )
+        if done.returncode not in (0, 1):
+            raise SystemExit(done.stdout.decode() + done.stderr.decode())
+        return done.returncode == 0
+
+
+def main() -> int:
+    """Plant every fault in turn; the exit code says whether one was missed."""
+    missed = 0
+    for path, old, new in MUTANTS:
+        alive = survives(path, old, new)
+        missed += alive
+        print(f"{'MISSED' if alive else 'caught'}  {path}: {new}", flush=True)
+    print(f"{len(MUTANTS) - missed} of {len(MUTANTS)} planted faults caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

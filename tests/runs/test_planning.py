@@ -1,0 +1,150 @@
+"""Laws of ``sp.plan``: limits are kept, and what cannot be planned is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import stowplan as sp
+from stowplan.planners.cost import Costs
+
+SIZES = [3, 0, 5, 1, 4, 3, 2]
+
+
+def rows_of(plan):
+    return sorted(int(item) for batch in plan.batches for item in batch.items[: batch.count])
+
+
+@pytest.mark.parametrize("slots", [None, 1, 3, "exact", [{"atoms": 2}, {"atoms": 9, "rows": 3}]])
+def test_every_item_is_in_one_batch_that_holds_it(kernels, put, framework, slots):
+    data = put(kernels.make_atoms(SIZES))
+    plan = sp.plan(kernels.pull, data, slots=slots)
+    assert rows_of(plan) == list(range(len(SIZES)))
+    assert plan.on == framework
+    for batch in plan.batches:
+        assert max(SIZES[item] for item in batch.items) <= batch.capacity[0]
+        assert min(batch.capacity) >= 1
+
+
+def test_another_frameworks_plan_names_it(kernels, framework):
+    plan = sp.plan(kernels.pull, kernels.make_atoms(SIZES), on=framework)
+    assert plan.on == framework
+
+
+def test_slots_of_a_plan_keep_capacities_and_rows(kernels):
+    plan = sp.plan(kernels.pull, kernels.make_atoms(SIZES), slots=2, rows=2)
+    other = sp.plan(kernels.pull, kernels.make_atoms([1, 5, 5, 5, 2]), slots=plan.slots)
+    assert other.slots == plan.slots
+    assert set(other.shapes) <= set(plan.shapes)
+
+
+def test_a_budget_limits_the_bytes_of_a_batch(kernels):
+    data = kernels.make_atoms([4] * 100)
+    row = 8 * (20 * 4 + 20)
+    for budget in (row, 3 * row + 1, f"{row * 10} B", "1 MiB"):
+        plan = sp.plan(kernels.pull, data, budget=budget)
+        limit = (
+            int(budget) if isinstance(budget, int) else row * 10 if "MiB" not in budget else 2**20
+        )
+        assert all(len(batch.items) * row <= limit for batch in plan.batches)
+        assert rows_of(plan) == list(range(100))
+    narrow = sp.plan(kernels.pull, kernels.make_atoms([4] * 100, "float32"), budget=10 * row)
+    assert max(len(batch.items) for batch in narrow.batches) == 20
+
+
+def test_a_budget_below_one_row_gives_the_bytes_needed(kernels):
+    data = kernels.make_atoms([4, 9])
+    needed = 8 * (20 * 9 + 20)
+    with pytest.raises(sp.BudgetError, match=rf"atoms=9 needs .*{needed} bytes.*budget={needed}"):
+        sp.plan(kernels.pull, data, slots=1, budget=needed - 1)
+    assert sp.plan(kernels.pull, data, slots=1, budget=needed).rows
+
+
+def test_a_budget_needs_a_memory_expression(kernels):
+    with pytest.raises(sp.PlanError, match=r"memory='"):
+        sp.plan(kernels.total, {"x": [[1.0]]}, budget="1 GiB")
+
+
+def test_rows_by_hand_may_not_exceed_a_budget(kernels):
+    data = kernels.make_atoms([4] * 10)
+    row = 8 * (20 * 4 + 20)
+    with pytest.raises(sp.PlanError, match="rows=5"):
+        sp.plan(kernels.pull, data, rows=5, budget=3 * row)
+
+
+@pytest.mark.parametrize("budget", [0, -5, "many", "3 parsecs", ""])
+def test_a_budget_that_is_no_number_of_bytes(kernels, budget):
+    with pytest.raises(sp.BudgetError, match="budget="):
+        sp.plan(kernels.pull, kernels.make_atoms([4]), budget=budget)
+
+
+@pytest.mark.parametrize("capacity", [0, -3, 2.5, True, None, "4"])
+def test_capacities_are_positive_integers(kernels, capacity):
+    with pytest.raises(sp.PlanError, match="slot 0: atoms"):
+        sp.plan(kernels.pull, kernels.make_atoms([4]), slots=[{"atoms": capacity}])
+
+
+@pytest.mark.parametrize("rows", [0, -1, 1.5, [1, 2], [0]])
+def test_rows_are_positive_integers_one_for_each_slot(kernels, rows):
+    with pytest.raises(sp.PlanError, match="rows"):
+        sp.plan(kernels.pull, kernels.make_atoms([4, 4]), slots=1, rows=rows)
+
+
+@pytest.mark.parametrize("slots", [0, -2, "exakt", {"atoms": 4}, [4]])
+def test_slots_are_a_count_or_mappings_or_exact(kernels, slots):
+    with pytest.raises(sp.PlanError, match=r"slot|count"):
+        sp.plan(kernels.pull, kernels.make_atoms([4, 4]), slots=slots)
+
+
+def test_an_unknown_slot_dim_lists_the_dims(kernels):
+    with pytest.raises(sp.PlanError, match=r"'atom'.*Dims: atoms"):
+        sp.plan(kernels.pull, kernels.make_atoms([4]), slots=[{"atom": 4}])
+
+
+def test_an_item_that_fits_no_slot_is_named_with_the_cure(kernels):
+    data = kernels.make_atoms([2, 7])
+    with pytest.raises(
+        sp.PlanError, match=r"1 of 2 items.*Item 1 has atoms=7.*\n.*overflow=\"extend\""
+    ):
+        sp.plan(kernels.pull, data, slots=[{"atoms": 4}])
+    plan = sp.plan(kernels.pull, data, slots=[{"atoms": 4}], overflow="extend")
+    assert rows_of(plan) == [0, 1]
+    assert "atoms" in plan.warnings[0]
+
+
+def test_padded_counts_beyond_64_bits_are_refused_before_allocation(kernels):
+    data = {
+        "image": sp.Ragged.from_list([np.ones((1, 1))], 2),
+        "weights": sp.Ragged.from_list([np.ones(1)]),
+    }
+    huge = 2**32
+    with pytest.raises(sp.PlanError, match="64-bit"):
+        sp.plan(kernels.weigh, data, slots=[{"y": huge, "x": huge}])
+    with pytest.raises(sp.PlanError, match="64-bit"):
+        sp.plan(kernels.weigh, data, slots=[{"y": 2**30, "x": 2**30, "rows": 2**4}])
+
+
+def test_costs_given_decide(kernels):
+    data = kernels.make_atoms([1, 2, 3, 40, 41, 42])
+    dear_work = sp.plan(kernels.pull, data, costs=Costs(1.0, 1e-9, 0.0))
+    dear_launches = sp.plan(kernels.pull, data, costs=Costs(1e-9, 1.0, 1.0))
+    assert len(dear_work.slots) == 6
+    assert len(dear_launches.slots) == 1
+    assert dear_work.costs == Costs(1.0, 1e-9, 0.0)
+
+
+def test_errors_of_run_name_run(kernels):
+    with pytest.raises(sp.DataError, match="run: total"):
+        sp.run(kernels.total, {"y": [[1.0]]}, scale=1.0)
+    with pytest.raises(sp.DataError, match="plan: total"):
+        sp.plan(kernels.total, {"y": [[1.0]]})
+
+
+def test_no_items_are_planned(kernels):
+    for slots in (None, 2, "exact", [{"atoms": 4}]):
+        plan = sp.plan(kernels.pull, kernels.make_atoms([]), slots=slots)
+        assert plan.batches == ()
+    plan = sp.plan(
+        kernels.pull, kernels.make_atoms([]), slots=[{"atoms": 4, "rows": 2}], budget="1 MiB"
+    )
+    assert plan.slots == ({"atoms": 4, "rows": 2},)

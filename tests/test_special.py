@@ -1,0 +1,130 @@
+"""Special functions against mpmath, their gradients, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+
+from stowplan import special
+from stowplan.errors import FrameworkError
+
+POINTS = [1e-300, 1e-30, 1e-12, 1e-6, 1e-3, 0.1, 0.5, 0.999, 1.0]
+POINTS += [1.5, 1.999, 2.0, 2.001, 3.0, 7.0, 20.0, 80.0]
+mpmath.mp.dps = 40
+
+
+def check(found, exact, rtol):
+    np.testing.assert_allclose(np.asarray(found), [float(value) for value in exact], rtol=rtol)
+
+
+@pytest.mark.parametrize("name", ["erf", "erfc"])
+def test_error_functions_are_those_of_mpmath(xp, name):
+    points = [-3.0, -0.1, 0.0, 1e-8, 0.3, 1.0, 2.5, 6.0]
+    check(
+        getattr(special, name)(xp.asarray(points, dtype=xp.float64)),
+        map(getattr(mpmath, name), points),
+        3e-14,
+    )
+
+
+def test_the_exponential_integral_is_that_of_mpmath(xp):
+    check(special.exp1(xp.asarray(POINTS, dtype=xp.float64)), map(mpmath.e1, POINTS), 3e-14)
+
+
+@pytest.mark.parametrize("order", [0, 0.5, 1, 1.5, 2, 2.5])
+def test_generalised_exponential_integrals_are_those_of_mpmath(xp, order):
+    points = [x for x in POINTS if x > 1e-30]
+    lower, upper = special.expint(order, xp.asarray(points, dtype=xp.float64))
+    for s, found in ((order - 1, lower), (order, upper)):
+        exact = np.array([float(mpmath.expint(s, x)) for x in points])
+        x = np.array(points)
+        scale = np.maximum(exact, (1 + x) * np.exp(-x))  # the recursion is exact in this sense
+        assert np.max(np.abs(np.asarray(found) - exact) / scale) < 5e-14
+
+
+@pytest.mark.parametrize("order", [0, 0.5, 1, 1.5, 2, 2.5])
+def test_expint_is_the_incomplete_gamma_function_where_libraries_give_nan(order):
+    x = 1e-3
+    exact = mpmath.gammainc(1 - order, x) * mpmath.mpf(x) ** (order - 1)
+    assert float(special.expint(order, np.asarray(x))[1]) == pytest.approx(float(exact), rel=1e-14)
+
+
+@pytest.mark.parametrize("a", [0.5, 1, 1.5, 2, 2.5, 3])
+def test_the_regularised_gamma_function_is_that_of_mpmath(xp, a):
+    points = [0.0, 1e-12, 1e-3, 0.5, 1.0, 4.0, 30.0]
+    exact = [mpmath.gammainc(a, x, regularized=True) for x in points]
+    check(special.gammaincc(a, xp.asarray(points, dtype=xp.float64)), exact, 1e-14)
+
+
+def test_cosine_and_sine_keep_shape_and_dtype(xp):
+    x = xp.asarray(np.linspace(-9, 9, 12).reshape(3, 4))
+    for found, exact in zip(special.cos_sin(x), (np.cos, np.sin), strict=True):
+        assert found.dtype == xp.float64
+        np.testing.assert_allclose(np.asarray(found), exact(np.asarray(x)), rtol=0, atol=1e-15)
+
+
+def gradient(framework, function, points):
+    if framework == "jax":
+        import jax
+
+        return jax.grad(lambda x: function(x).sum())(jax.numpy.asarray(points))
+    import torch
+
+    x = torch.tensor(points, dtype=torch.float64, requires_grad=True)
+    function(x).sum().backward()
+    return x.grad
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_gradients_are_the_analytic_ones(framework, request):
+    pytest.importorskip(framework)
+    if framework == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    points = np.array([1e-6, 1e-3, 0.7, 1.99, 2.0, 2.01, 5.0, 30.0])
+    check(gradient(framework, special.exp1, points), (-mpmath.exp(-x) / x for x in points), 1e-12)
+    for order in (0, 0.5, 1, 1.5, 2, 2.5):
+        slope = gradient(framework, lambda x, s=order: special.expint(s, x)[1], points)
+        exact = np.array([float(-mpmath.expint(order - 1, x)) for x in points])
+        assert (
+            np.max(np.abs(np.asarray(slope) - exact) / np.maximum(abs(exact), np.exp(-points)))
+            < 1e-11
+        )
+    for a in (0.5, 1, 1.5, 2, 2.5, 3):
+        slope = gradient(framework, lambda x, a=a: special.gammaincc(a, x), points)
+        exact = -(points ** (a - 1)) * np.exp(-points) / math.gamma(a)
+        np.testing.assert_allclose(np.asarray(slope), exact, rtol=1e-10, atol=1e-12)
+    tables = gradient(
+        framework, lambda x: special.cos_sin(x)[0] + 2 * special.cos_sin(x)[1], points
+    )
+    np.testing.assert_allclose(np.asarray(tables), 2 * np.cos(points) - np.sin(points), atol=1e-15)
+
+
+@pytest.mark.parametrize("order", [-1, 0.3])
+def test_orders_without_a_recursion_are_refused(order):
+    with pytest.raises(ValueError, match=f"order {order}"):
+        special.expint(order, np.asarray(1.0))
+    with pytest.raises(ValueError, match="a = "):
+        special.gammaincc(order, np.asarray(1.0))
+
+
+def test_arrays_of_an_unknown_framework_are_refused_by_name():
+    class Namespace:
+        __name__ = "sparse"
+
+    class Array:
+        def __array_namespace__(self, api_version=None):
+            return Namespace()
+
+    with pytest.raises(FrameworkError, match="sparse"):
+        special.erf(Array())
+
+
+def test_the_small_argument_series_starts_at_minus_gamma():
+    assert float(special.exp1(np.asarray(1e-20))) == pytest.approx(
+        20 * math.log(10) - np.euler_gamma, rel=1e-15
+    )
