@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -53,3 +54,9 @@ def framework(request: pytest.FixtureRequest) -> str:
 def xp(framework: str) -> ModuleType:
     """Array API namespace of the framework."""
     return namespace(framework)
+
+
+@pytest.fixture
+def load_framework() -> Callable[[str], ModuleType]:
+    """Load a framework by name, as the other fixtures do."""
+    return namespace

@@ -207,6 +207,16 @@ def test_the_fill_takes_the_dtype_of_the_data(xp, dtype, total):
         assert np.asarray(block)[0, 1].tolist() == [fill, fill]
 
 
+@pytest.mark.parametrize("total", [0, 1])
+def test_the_fill_may_be_an_array_beside_its_namespace(xp, total):
+    values = xp.ones((total, 2), dtype=xp.float32)
+    inside = xp.asarray([[total > 0, False]])
+    fill = xp.asarray(FILL, dtype=xp.float32)
+    block = gather(values, xp.asarray([[0, 0]]), inside, fill, xp)
+    assert block.dtype == xp.float32
+    assert np.asarray(block).tolist() == [[[1.0 if total else FILL] * 2, [FILL] * 2]]
+
+
 def test_of_no_rows_at_all_a_batch_is_fill(xp):
     values = xp.zeros((0, 3), dtype=xp.float32)
     for inside in (None, xp.zeros((2, 1, 4), dtype=xp.bool)):

@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-__all__ = ["gather", "input_order", "locate", "select", "valid_places"]
+__all__ = ["gather", "input_order", "inside_all", "locate", "select", "valid_places"]
 
 
 def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tuple[Any, ...]]:
@@ -42,18 +42,23 @@ def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tupl
     ndim = len(capacity)
     masks = []
     index = xp.zeros_like(starts)[(...,) + (None,) * ndim]
-    inside: Any = None
     for dim, length in enumerate(capacity):
         place = xp.arange(length, dtype=starts.dtype, device=_device(starts))
         along = (None,) * (dim + 1) + (slice(None),) + (None,) * (ndim - dim - 1)
         column = shapes[:, dim]
         masks.append(place[None, :] < column[:, None])
-        spread = (slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)
-        here = masks[-1][spread]
-        inside = here if inside is None else inside & here
         index = index * column[(...,) + (None,) * ndim] + place[along]
     index = index + starts[(...,) + (None,) * ndim]
-    return xp.where(inside, index, xp.zeros_like(index)), tuple(masks)
+    return xp.where(inside_all(masks), index, xp.zeros_like(index)), tuple(masks)
+
+
+def inside_all(masks: Sequence[Any]) -> Any:
+    """Join masks (rows, capacity) of each dim to one of all places, (rows, *capacity)."""
+    inside = masks[0]
+    for mask in masks[1:]:
+        along = (slice(None),) + (None,) * (inside.ndim - 1) + (slice(None),)
+        inside = inside[..., None] & mask[along]
+    return inside
 
 
 def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> Any:
@@ -65,15 +70,14 @@ def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> A
     xp = xp or array_namespace(values, index)
     shape = (*index.shape, *values.shape[1:])
     if values.shape[0] == 0:
-        return xp.full(shape, fill, dtype=values.dtype, device=_device(values))
+        full = array_namespace(values)  # a caller's may know no more than take, where and reshape
+        return full.broadcast_to(_beside(fill, values, full), shape)
     padded = xp.reshape(xp.take(values, xp.reshape(index, (-1,)), axis=0), shape)
     if inside is None:
         return padded
     if inside.ndim < padded.ndim:
         inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
-    if isinstance(fill, int | float | complex):
-        fill = xp.asarray(fill, dtype=values.dtype, device=_device(values))
-    return xp.where(inside, padded, fill)
+    return xp.where(inside, padded, _beside(fill, values, xp))
 
 
 def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.intp]:
@@ -82,13 +86,7 @@ def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.i
     >>> valid_places([np.array([[True, True, False], [True, False, False]])], count=2).tolist()
     [0, 1, 3]
     """
-    ndim = len(masks)
-    inside = np.ones((len(masks[0]),) + (1,) * ndim, bool)
-    for dim, mask in enumerate(masks):
-        spread = (slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)
-        inside = inside & mask[spread]
-    inside[count:] = False
-    return np.flatnonzero(inside)
+    return np.flatnonzero(inside_all([mask[:count] for mask in masks]))
 
 
 def select(output: Any, places: Any, core_dims: int, xp: Any = None) -> Any:
@@ -115,6 +113,12 @@ def input_order(items: NDArray[np.intp], counts: NDArray[np.int64]) -> NDArray[n
     within = np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
     rows: NDArray[np.int64] = np.repeat(offsets, counts) + within
     return rows
+
+
+def _beside(fill: Any, values: Any, xp: Any) -> Any:
+    if isinstance(fill, int | float | complex):
+        return xp.asarray(fill, dtype=values.dtype, device=_device(values))
+    return fill
 
 
 def _device(values: Any) -> Any:

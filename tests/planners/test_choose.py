@@ -257,3 +257,12 @@ def test_a_curve_starts_at_the_number_of_exact_sizes():
     assert Candidates(table, "t").fewest == 2
     curve = slot_curve({"n": [1, 2, 2], "b": [3, 4, 9]}, 3, exact=("n",))
     assert [len(point.slots) for point in curve] == [2, 3]
+
+
+def test_rows_that_differ_in_their_first_dim_alone_stay_distinct_in_70_dims():
+    lengths = np.random.default_rng(0).integers(0, 2, (40, 70))
+    lengths = np.concatenate([lengths, lengths])
+    lengths[40:, 0] = 1 - lengths[40:, 0]
+    rows, inverse, _ = distinct_rows(lengths)
+    assert len(rows) == 80
+    assert (rows[inverse] == lengths).all()

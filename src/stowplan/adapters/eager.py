@@ -46,7 +46,7 @@ class EagerAdapter:
         return array_namespace(array)
 
     def stage(self, array: Any, device: Any) -> Any:
-        return array
+        return self.asarray(array, device) if isinstance(array, np.ndarray) else array
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         xp, device = array_namespace(like), getattr(like, "device", None)

@@ -56,7 +56,7 @@ class Adapter(Protocol):
         """Give take, where, reshape, concat, full and asarray for staged or collected arrays."""
 
     def stage(self, array: Any, device: Any) -> Any:
-        """Put an array of this framework where batches are gathered from it."""
+        """Put an array of this framework, or of the host, where batches are gathered from it."""
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         """Give a 0-d host array as one beside ``like``, in a dtype (None: its own)."""

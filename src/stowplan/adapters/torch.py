@@ -55,7 +55,7 @@ class TorchAdapter:
         return _Direct
 
     def stage(self, array: Any, device: Any) -> Any:
-        return array
+        return self.asarray(array, device) if isinstance(array, np.ndarray) else array
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         return torch.asarray(value.item(), dtype=dtype or _dtype(value), device=like.device)

@@ -25,13 +25,14 @@ __all__ = ["kspace_energy", "kspace_field", "real_energy", "real_field"]
 _KSPACE = {
     "ragged": ("n1", "n2", "n3", "atoms"),
     "derived": {"k": "n1 * (2 * n2 - 1) * (2 * n3 - 1)"},
-    "work": "n1 * n2 * n3 * atoms",
+    "work": "n1 * n2 * n3 * (2 * atoms + 250) + 120 * (n1 + n2 + n3) * atoms",  # ns on a CPU
     "memory": "10 * n1 * n2 * atoms + 48 * n1 * n2 * n3 + 10 * (n1 + n2 + n3) * atoms",
     "static": ("exponent",),
     "fill": {"charges": 0.0},
 }
 _REAL = {
     "ragged": ("atoms", "neighbours"),
+    "work": "80 * atoms * neighbours",
     "memory": "20 * atoms * neighbours",
     "static": ("exponent",),
     "fill": {"charges": 0.0, "neighbours": -1},

@@ -12,7 +12,7 @@ from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 from stowplan.expressions import Expression
-from stowplan.gather import input_order, locate, valid_places
+from stowplan.gather import input_order, inside_all, locate, valid_places
 from stowplan.planners.batches import Batch, Plan
 from stowplan.ragged import Layout
 from stowplan.signature import CoreShape
@@ -137,7 +137,7 @@ class Indices:
         layout = layout or self.sizes.layout(dims)
         starts, shapes = _of_items(layout, batch)
         index, masks = locate(starts, shapes, self.sizes.capacity(batch, dims))
-        inside = _product(masks)
+        inside = inside_all(masks)
         return index, None if inside.all() else inside
 
     def _masks(self, number: int) -> dict[str, NDArray[np.bool_]]:
@@ -183,13 +183,6 @@ def _of_items(layout: Layout, batch: Batch) -> tuple[NDArray[np.int64], NDArray[
         rows = len(batch.items)
         return np.zeros(rows, np.int64), np.zeros((rows, layout.shapes.shape[1]), np.int64)
     return layout.starts[batch.items], layout.shapes[batch.items]
-
-
-def _product(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    inside = masks[0]
-    for mask in masks[1:]:
-        inside = inside[..., None] & mask.reshape((len(mask),) + (1,) * (inside.ndim - 1) + (-1,))
-    return inside
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

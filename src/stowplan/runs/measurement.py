@@ -14,9 +14,10 @@ from stowplan.errors import PlanError
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs
 from stowplan.runs.columns import Columns, bind
-from stowplan.runs.execution import Job, check_shared, leaves
+from stowplan.runs.jobs import Job
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns, remember_costs
+from stowplan.runs.shared import check_shared, leaves
 
 __all__ = ["measure_costs"]
 

@@ -1,0 +1,277 @@
+"""One run: columns staged, batches gathered, computed and put away, results in input order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
+from numpy.typing import NDArray
+
+from stowplan.adapters.interface import as_tuple
+from stowplan.declaration import Kernel
+from stowplan.errors import DataError, FrameworkError
+from stowplan.gather import gather, select
+from stowplan.planners.batches import Batch, Plan
+from stowplan.ragged import Layout, Ragged
+from stowplan.runs.columns import Columns
+from stowplan.runs.indices import Indices
+from stowplan.runs.places import Place
+from stowplan.runs.shared import map_leaves
+from stowplan.signature import CoreShape
+
+__all__ = ["Job"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """One output of a kernel: its core shape and the ragged dims that lead it."""
+
+    core: CoreShape
+    dims: tuple[str, ...]
+    tail: tuple[int, ...]  # lengths of the other dims
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A staged column: flat values, where its items lie, and what pads them."""
+
+    values: Any
+    layout: Layout | None
+    dims: tuple[str, ...]
+    fill: Any
+    xp: Any
+
+
+class Job:
+    """One run: staged columns, the plan's index arrays, and the parts of the results."""
+
+    def __init__(
+        self,
+        where: str,
+        kernel: Kernel,
+        columns: Columns,
+        plan: Plan,
+        source: Place,
+        target: Place,
+    ) -> None:
+        self.where = where
+        self.kernel = kernel
+        self.columns = columns
+        self.source = source
+        self.target = target
+        self.plan = plan if plan.batches else _one_empty_batch(plan)
+        self.indices = Indices(self.plan, kernel, target.adapter, columns.fixed)
+        self.staged = [self._stage(column) for column in columns.values]
+        first = self.staged[0]
+        self.first = first.values if isinstance(first, Ragged) else first
+        self.inputs = [
+            self._input(name, column, kernel.ragged_dims(core))
+            for name, column, core in zip(
+                kernel.arguments, self.staged, kernel.signature.inputs, strict=True
+            )
+        ]
+        self.located = self.indices.located([(one.values, one.layout) for one in self.inputs])
+        self.outputs = [
+            _Output(core, kernel.ragged_dims(core), self.indices.sizes.tail(core))
+            for core in kernel.signature.outputs
+        ]
+        self.parts: list[list[Any]] = [[] for _ in self.outputs]
+        self.wrapped: Callable[[Sequence[Any]], Any] = tuple
+        self._type: type | None = None
+        self._xp: Any = None  # namespace of that type
+
+    def shared(self, value: Any) -> Any:
+        """Bring a shared number or array to where the batches are."""
+        if value is None:
+            return None
+        number = isinstance(value, np.ndarray) and value.ndim == 0
+        if number or isinstance(value, bool | int | float | complex | np.generic):
+            return self.number(np.asarray(value))
+        if is_array_api_obj(value):
+            array = self.target.adapter.stage(self._moved(value), self.target.device)
+            return self._scalar(array) if array.ndim == 0 else array
+        raise DataError(
+            f"{self.where}: {self.kernel.name}: a shared value of type {type(value).__name__} is "
+            "neither number nor array; a parameter that selects code is declared with static=."
+        )
+
+    def number(self, value: NDArray[Any]) -> Any:
+        """Give a number in the floating dtype of the data, so that its type is no compile key."""
+        like = self._floating()
+        if like is None or value.dtype.kind == "b":
+            return self.target.adapter.number(value, self.first, None)
+        dtype = like.dtype
+        if value.dtype.kind == "c" and array_namespace(like).isdtype(dtype, "real floating"):
+            dtype = (like[:0] * 1j).dtype
+        return self.target.adapter.number(value, like, dtype)
+
+    def _scalar(self, array: Any) -> Any:
+        """Give a 0-d array in the floating dtype of the data, its gradient kept."""
+        if isinstance(array, np.ndarray):
+            return self.number(array)
+        xp, like = array_namespace(array), self._floating()
+        if like is None or not xp.isdtype(array.dtype, "real floating"):
+            return array
+        return xp.astype(array, like.dtype, copy=False)
+
+    def computation(
+        self, statics: Mapping[str, Any], traced: Mapping[str, Any], *, compile: bool = False
+    ) -> Callable[[int], Any]:
+        """Give a function that computes the padded outputs of a batch, by its number."""
+        function = self.target.adapter.function(
+            self.kernel, statics, device=self.target.device, compile=compile
+        )
+        shared = map_leaves(self.shared, traced)
+
+        def compute(number: int) -> Any:
+            arguments, masks = self.gather(number)
+            if self.plan.batches[number].count:
+                return function(arguments, masks, shared)
+            with np.errstate(all="ignore"):  # nothing but padding: whatever comes out is dropped
+                return function(arguments, masks, shared)
+
+        return compute
+
+    def execute(self, compute: Callable[[int], Any], *, progress: bool) -> Any:
+        """Compute every batch; if compiled, one is in flight while the last one's rows are kept."""
+        in_flight = 1 if self.target.adapter.compiles else 0
+        waiting: deque[tuple[int, Any]] = deque()
+        numbers = range(len(self.plan.batches))
+        for number in _with_bar(numbers) if progress else numbers:
+            waiting.append((number, compute(number)))
+            if len(waiting) > in_flight:
+                self.scatter(*waiting.popleft())
+        while waiting:
+            self.scatter(*waiting.popleft())
+        results = [
+            self.result(output, parts)
+            for output, parts in zip(self.outputs, self.parts, strict=True)
+        ]
+        return self.wrapped(results)
+
+    def gather(self, number: int) -> tuple[list[Any], dict[str, Any] | None]:
+        """Give the padded arguments of a batch, and its masks if the kernel takes them."""
+        if number not in self.located:
+            self.located[number] = (
+                [
+                    self.indices.gather(number, one.dims, one.layout, one.values)
+                    for one in self.inputs
+                ],
+                self.indices.masks(number, self.first) if self.kernel.takes_mask else None,
+            )
+        indices, masks = self.located[number]
+        arguments = [
+            gather(one.values, index, inside, one.fill, one.xp)
+            for one, (index, inside) in zip(self.inputs, indices, strict=True)
+        ]
+        return arguments, masks
+
+    def scatter(self, number: int, outputs: Any) -> None:
+        """Keep the real rows of the outputs of a batch."""
+        batch = self.plan.batches[number]
+        parts = as_tuple(outputs)
+        if len(parts) != len(self.outputs):
+            raise DataError(
+                f"{self.where}: {self.kernel.name} returned {len(parts)} outputs, its signature "
+                f"has {len(self.outputs)}."
+            )
+        if not isinstance(outputs, tuple):
+            self.wrapped = lambda results: results[0]
+        elif hasattr(outputs, "_fields"):
+            self.wrapped = lambda results: type(outputs)(*results)
+        for output, part, kept in zip(self.outputs, parts, self.parts, strict=True):
+            self._check_shape(output, part, batch)
+            part = self.target.adapter.collect(part, self.first)
+            key = (number, output.dims, type(part))
+            if key not in self.located:
+                self.located[key] = self.indices.places(number, output.dims, part)
+            if type(part) is not self._type:
+                self._type, self._xp = type(part), self.target.adapter.namespace(part)
+            kept.append(select(part, self.located[key], len(output.dims), self._xp))
+
+    def result(self, output: _Output, parts: Sequence[Any]) -> Any:
+        """Put the rows of one output into input order, in the user's framework."""
+        xp = self.target.adapter.namespace(parts[0])
+        flat = parts[0] if len(parts) == 1 else xp.concat(list(parts), axis=0)
+        order = self.indices.order(output.dims, flat)
+        if order is not None:
+            flat = xp.take(flat, order, axis=0)
+        flat = self._given_back(flat)
+        if not output.dims:
+            return flat
+        return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))
+
+    def _input(self, name: str, column: Any, dims: tuple[str, ...]) -> _Input:
+        ragged = isinstance(column, Ragged)
+        values = column.values if ragged else column
+        xp = self.target.adapter.namespace(values)
+        fill = self.kernel.fill.get(name, 0)
+        if values.shape[0]:
+            fill = xp.asarray(fill, dtype=values.dtype, device=getattr(values, "device", None))
+        return _Input(values, column.layout if ragged else None, dims, fill, xp)
+
+    def _stage(self, column: Any) -> Any:
+        def stage(array: Any) -> Any:
+            return self.target.adapter.stage(self._moved(array), self.target.device)
+
+        return column.distinct().map_values(stage) if isinstance(column, Ragged) else stage(column)
+
+    def _moved(self, array: Any) -> Any:
+        """Give an array as the target can stage it: its own, or one on the host."""
+        if self.source.same_as(self.target):
+            return array
+        if self.source.adapter.requires_grad(array) or self.source.adapter.is_traced(array):
+            raise FrameworkError(
+                f"{self.where}: on={self.target.adapter.name!r}, device={str(self.target.device)!r} "
+                "moves the data, which cuts the gradient that they require. Leave on= and device= "
+                "out, or detach them first."
+            )
+        return self.source.adapter.to_host(array)
+
+    def _given_back(self, array: Any) -> Any:
+        adapter = self.target.adapter
+        if self.source.same_as(self.target):
+            return adapter.deliver(array, self.target.device)
+        host = array if isinstance(array, np.ndarray) else adapter.to_host(array)
+        return self.source.adapter.asarray(host, self.source.device)
+
+    def _floating(self) -> Any:
+        """Give a staged array of the data's floating dtype, or None."""
+        arrays = [column.values if isinstance(column, Ragged) else column for column in self.staged]
+        for kind in ("real floating", "complex floating"):
+            for array in arrays:
+                if array_namespace(array).isdtype(array.dtype, kind):
+                    return array
+        return None
+
+    def _check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
+        expected = (
+            len(batch.items),
+            *self.indices.sizes.capacity(batch, output.dims),
+            *output.tail,
+        )
+        shape = getattr(part, "shape", None)
+        if shape is not None and tuple(shape) == expected:
+            return
+        what = f"no array ({type(part).__name__})" if shape is None else f"shape {tuple(shape)}"
+        raise DataError(
+            f"{self.where}: {self.kernel.name} returned an output of {what} for a batch of "
+            f"{len(batch.items)} rows; its signature ({','.join(map(str, output.core))}) wants "
+            f"{expected}. A kernel broadcasts over leading dims, or is declared per_item=True."
+        )
+
+
+def _with_bar(numbers: Sequence[int]) -> Iterable[int]:
+    from tqdm import tqdm  # a third of the time that importing stowplan would take
+
+    return tqdm(numbers, unit="batch")
+
+
+def _one_empty_batch(plan: Plan) -> Plan:
+    """Give a plan without items one batch of padding: its outputs have the right dtypes."""
+    empty = Batch(np.zeros(1, np.intp), 0, (1,) * len(plan.dims), 0)
+    return replace(plan, batches=(empty,))

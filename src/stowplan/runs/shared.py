@@ -1,0 +1,60 @@
+"""Parameters that all items share: static ones split off, numbers and arrays walked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stowplan.declaration import Kernel
+from stowplan.errors import DataError
+
+__all__ = ["check_shared", "leaves", "map_leaves"]
+
+
+def check_shared(
+    where: str, kernel: Kernel, shared: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split shared parameters, defaults filled in, into static ones and traced ones."""
+    unknown = [name for name in shared if name not in kernel.shared]
+    missing = [name for name in kernel.shared if name not in shared and name not in kernel.defaults]
+    if unknown or missing:
+        what = f"has no shared parameter {unknown[0]!r}" if unknown else f"needs {missing[0]}=..."
+        known = ", ".join(kernel.shared) or "none"
+        raise DataError(f"{where}: {kernel.name} {what}; its shared parameters are: {known}.")
+    values = {
+        **{name: kernel.defaults[name] for name in kernel.shared if name in kernel.defaults},
+        **shared,
+    }
+    statics = {name: value for name, value in values.items() if name in kernel.static}
+    for name, value in statics.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise DataError(
+                f"{where}: {kernel.name}: {name}={value!r} is static, so it must be hashable."
+            ) from None
+    return statics, {name: value for name, value in values.items() if name not in kernel.static}
+
+
+def leaves(value: Any) -> Iterable[Any]:
+    """Give the parts of nested shared parameters, numbers left out that any framework takes."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves(part)
+    elif not isinstance(value, np.generic) and not (
+        isinstance(value, np.ndarray) and value.ndim == 0
+    ):
+        yield value
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: map_leaves(function, part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [map_leaves(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return function(value)
