@@ -23,6 +23,9 @@ class NumpyAdapter(EagerAdapter):
     def device_of(self, array: Any) -> Any:
         return "cpu"
 
+    def stage(self, array: Any, device: Any) -> Any:
+        return np.asarray(array, order="C")  # take copies all of any other order, for each batch
+
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         return np.asarray(array)
 

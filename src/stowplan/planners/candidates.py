@@ -25,6 +25,8 @@ LINE_CLASSES = 2000
 MERGED_CLASSES = 300  # merging is quadratic in memory and about cubic in time
 MOST_CUTS = 64  # beyond that many slots only merging is tried
 MOST_GRIDS = 256
+QUICK_SECONDS = 0.5
+IMPROVED_COUNTS = 3  # of all the counts compared, those that are improved before one is chosen
 
 
 def power_slots(lengths: Lengths, exact_axes: list[int]) -> Lengths:
@@ -71,6 +73,7 @@ class Candidates:
         else:
             lengths, counts = thin(lengths, counts, CLASSES, self.exact_axes)
         self.classes = self._classes(lengths, counts)
+        self._proposed: dict[int, Found] = {}
 
     def _classes(self, lengths: Lengths, counts: NDArray[np.int64]) -> Classes:
         groups = distinct_rows(lengths[:, self.exact_axes])[1]
@@ -106,14 +109,18 @@ class Candidates:
         allowed = counts <= self.most
         seconds = np.array(merges.work) * costs.work_seconds + counts * price
         guess = int(counts[allowed][seconds[allowed].argmin()])
+        if seconds[allowed].min() < QUICK_SECONDS:  # less than a longer search would take
+            return self._finish(settle(self.classes, merges.slots(guess))[0])[0]
         tried = {guess, guess * 3 // 4, guess * 5 // 4, *row_ladder(2 * guess), self.fewest}
         tried = {n for n in tried if self.fewest <= n <= self.most and n > guess // 4}
 
-        def total(count: int) -> float:
-            slots, padded = self._propose(count)
-            return padded * costs.work_seconds + len(slots) * price
+        def seconds_of(found: Found) -> float:
+            return found[1] * costs.work_seconds + len(found[0]) * price
 
-        return self.best(min(sorted(tried), key=total))[0]
+        rough = {count: seconds_of(self._settled(count)[0]) for count in sorted(tried)}
+        closest = sorted(rough, key=rough.__getitem__)[:IMPROVED_COUNTS]
+        fine = {count: seconds_of(self._propose(count)) for count in closest}
+        return self.best(min(fine, key=fine.__getitem__))[0]
 
     @property
     def _on_a_line(self) -> bool:
@@ -132,13 +139,19 @@ class Candidates:
     def _finish(self, slots: Lengths) -> Found:
         return settle(self.items, slots, rounds=2)
 
-    def _propose(self, count: int) -> Found:
-        """Best slots for the thinned classes."""
+    def _settled(self, count: int) -> list[Found]:
+        """Slots for the thinned classes by each of the ways, best first."""
         found = [settle(self.classes, slots) for slots in self._starts(count)]
-        found.sort(key=lambda slots: slots[1])
-        if count > MOST_CUTS:
-            return found[0]
-        return min((exchange(self.classes, f, count) for f in found[:2]), key=lambda f: f[1])
+        return sorted(found, key=lambda slots: slots[1])
+
+    def _propose(self, count: int) -> Found:
+        """Best slots for the thinned classes, improved where that is quick."""
+        if count not in self._proposed:
+            found = self._settled(count)
+            if count <= MOST_CUTS:
+                found = [exchange(self.classes, slots, count) for slots in found[:2]]
+            self._proposed[count] = min(found, key=lambda slots: slots[1])
+        return self._proposed[count]
 
     def _starts(self, count: int) -> Iterator[Lengths]:
         if self.fewest > CLASSES:  # one slot for each exact size; finer would take too long
@@ -151,9 +164,9 @@ class Candidates:
                 ends = cuts[min(count - self.fewest, len(cuts) - 1)]
                 starts = np.concatenate([[0], ends[:-1]])
                 yield np.maximum.reduceat(self.classes.lengths[order], starts, axis=0)
-            grids = [slots for slots in self._grids if len(slots) <= count]
+            grids = [grid for grid in self._grids if len(grid[0]) <= count]
             if grids:
-                yield min(grids, key=lambda s: self.classes.padded(*self.classes.fit(s)))
+                yield min(grids, key=lambda grid: grid[1])[0]
 
     def _merges(self, count: int) -> Merges:
         return self._few_merges if count <= MOST_CUTS else self._many_merges
@@ -190,8 +203,8 @@ class Candidates:
         return found
 
     @cached_property
-    def _grids(self) -> list[Lengths]:
-        """Slots of grids with a few levels in each dim."""
+    def _grids(self) -> list[Found]:
+        """Slots of grids with a few levels in each dim, and their padded work."""
         c = self.classes
         most = min(self.most, MOST_CUTS)
         dims = c.lengths.shape[1]
@@ -211,7 +224,7 @@ class Candidates:
             cells, choice, _ = distinct_rows(cell)
             if len(cells) <= most:
                 grids.append(c.longest(choice, len(cells)))
-        return grids
+        return [(grid, c.padded(*c.fit(grid))) for grid in grids]
 
 
 def _shapes(most: list[int], cells: int) -> list[tuple[int, ...]]:

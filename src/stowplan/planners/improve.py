@@ -13,6 +13,7 @@ __all__ = ["Classes", "Found", "exchange", "settle"]
 
 Found = tuple[Lengths, float]  # capacities (slots, dims), cheapest first, and their padded work
 ROUNDS = 30
+AT_ONCE = 1 << 20  # comparisons; more are made slot by slot
 ENOUGH = 1 - 1e-9  # a gain smaller than this is rounding
 
 
@@ -29,16 +30,23 @@ class Classes:
     def fit(self, slots: Lengths) -> tuple[Lengths, NDArray[np.intp]]:
         """Slots by work, and the first of them that holds each class (one must)."""
         slots = slots[np.argsort(self.measure.cost(slots), kind="stable")]
+        if self.lengths.size * len(slots) <= AT_ONCE:
+            held = self.lengths[:, None] <= slots
+            for axis in self.exact_axes:
+                held[..., axis] = self.lengths[:, None, axis] == slots[:, axis]
+            fits = held.all(axis=-1)
+            assert fits.any(axis=1).all(), "a size class fits no slot"
+            return slots, fits.argmax(axis=1)
         choice = np.zeros(len(self.lengths), np.intp)
         left = np.arange(len(self.lengths))
         columns = [self.lengths[:, axis] for axis in range(self.lengths.shape[1])]
         for index, slot in enumerate(slots):
-            held = np.ones(len(left), bool)
+            fit = np.ones(len(left), bool)
             for axis, column in enumerate(columns):
-                held &= column == slot[axis] if axis in self.exact_axes else column <= slot[axis]
-            choice[left[held]] = index
-            left = left[~held]
-            columns = [column[~held] for column in columns]
+                fit &= column == slot[axis] if axis in self.exact_axes else column <= slot[axis]
+            choice[left[fit]] = index
+            left = left[~fit]
+            columns = [column[~fit] for column in columns]
         assert not len(left), "a size class fits no slot"
         return slots, choice
 
@@ -77,26 +85,31 @@ def _split(classes: Classes, slots: Lengths) -> Lengths | None:
     slots, choice = classes.fit(slots)
     measure = classes.measure
     work = measure.cost(classes.lengths)
-    most, best = 0.0, None
+    owners, lowers, uppers, belows, aboves = [], [], [], [], []
     for index in range(len(slots)):
         members = np.flatnonzero(choice == index)
         if len(members) < 2:
             continue
         lengths, counts = classes.lengths[members], classes.counts[members].astype(float)
-        whole = counts.sum() * measure.cost(slots[index][None])[0]
         for key in [*lengths.T, work[members]]:
             order = np.argsort(key, kind="stable")
-            lower = np.maximum.accumulate(lengths[order], axis=0)[:-1]
-            upper = np.maximum.accumulate(lengths[order[::-1]], axis=0)[::-1][1:]
+            lowers.append(np.maximum.accumulate(lengths[order], axis=0)[:-1])
+            uppers.append(np.maximum.accumulate(lengths[order[::-1]], axis=0)[::-1][1:])
             rows = np.cumsum(counts[order])
-            split = rows[:-1] * measure.cost(lower)
-            split = split + (rows[-1] - rows[:-1]) * measure.cost(upper)
-            cut = int(split.argmin())
-            if whole - split[cut] > most:
-                most = whole - split[cut]
-                others = np.delete(slots, index, axis=0)
-                best = np.concatenate([others, lower[cut : cut + 1], upper[cut : cut + 1]])
-    return best
+            belows.append(rows[:-1])
+            aboves.append(rows[-1] - rows[:-1])
+            owners.append(np.full(len(rows) - 1, index))
+    if not owners:
+        return None
+    owner, lower, upper = np.concatenate(owners), np.concatenate(lowers), np.concatenate(uppers)
+    below, above = np.concatenate(belows), np.concatenate(aboves)
+    saved = (below + above) * measure.cost(slots)[owner]
+    saved -= below * measure.cost(lower) + above * measure.cost(upper)
+    cut = int(saved.argmax())
+    if saved[cut] <= 0:
+        return None
+    others = np.delete(slots, owner[cut], axis=0)
+    return np.concatenate([others, lower[cut : cut + 1], upper[cut : cut + 1]])
 
 
 def _merge(classes: Classes, slots: Lengths) -> Lengths:
