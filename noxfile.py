@@ -74,6 +74,13 @@ for name in BACKENDS:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Plant faults in a copy of the source, one by one: the tests must catch every one."""
+    install(session, "test", "strict", extras="structures,arrow")
+    session.run("python", "tests/mutants.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check format, style, types and the arrows between modules; `-- --fix` repairs what it can."""
     install(session, "lint", editable=True)

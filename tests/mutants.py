@@ -1,4 +1,7 @@
-"""Planted faults: `python -m nox -s mutants` runs the tests on a copy of the source with each, and every one must be caught."""
+"""Planted faults: `python -m nox -s mutants` puts each into a copy of the source and tests it.
+
+Every fault must be caught.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ MUTANTS = [
     ("gather.py", "mask[:count] for mask", "mask[: count + 1] for mask"),
     ("gather.py", "mask[:count] for mask", "mask[: max(count - 1, 0)] for mask"),
     ("gather.py", "np.cumsum(stored) - stored", "np.cumsum(stored)"),
-    ("gather.py", "np.repeat(offsets, counts) + within", "np.repeat(offsets, counts) + within[::-1]"),
+    ("gather.py", "np.repeat(offsets, counts) + within",
+     "np.repeat(offsets, counts) + within[::-1]"),
     ("ragged.py", "packed = np.cumsum(counts) - counts", "packed = np.cumsum(counts) - counts + 1"),
     ("planners/fitting.py", "else columns[name] <= most", "else columns[name] < most"),
     ("planners/fitting.py", "else columns[name] <= most", "else columns[name] <= most + 1"),
@@ -34,7 +38,8 @@ MUTANTS = [
     ("planners/slots.py", "choice[left] = fitter.first_fit(added, left) + len(limits)",
      "choice[left] = fitter.first_fit(added, left) + len(limits) - 1"),
     ("planners/chunks.py", "batch.items[: batch.count]", "batch.items[: batch.count + 1]"),
-    ("runs/indices.py", "np.arange(batch.count, dtype=np.int64)", "np.arange(batch.count - 1, dtype=np.int64)"),
+    ("runs/indices.py", "np.arange(batch.count, dtype=np.int64)",
+     "np.arange(batch.count - 1, dtype=np.int64)"),
     ("runs/indices.py", "layout.starts[batch.items]", "layout.starts[batch.items - 1]"),
 ]  # fmt: skip
 
@@ -48,11 +53,13 @@ def survives(path: str, old: str, new: str) -> bool:
         if old not in source:
             raise SystemExit(f"{path} no longer holds {old!r}: plant the fault elsewhere")
         (copy / path).write_text(source.replace(old, new), encoding="utf-8")
-        code = f"import sys, pytest; sys.path.insert(0, {folder!r}); sys.exit(pytest.main(sys.argv[1:]))"
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-k", "not torch and not jax"]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *options, *TESTS], cwd=ROOT, capture_output=True, check=False
+        code = (
+            f"import sys, pytest; sys.path.insert(0, {folder!r}); "
+            "sys.exit(pytest.main(sys.argv[1:]))"
         )
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-k", "not torch and not jax"]
+        command = [sys.executable, "-c", code, *options, *TESTS]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
         if done.returncode not in (0, 1):
             raise SystemExit(done.stdout.decode() + done.stderr.decode())
         return done.returncode == 0

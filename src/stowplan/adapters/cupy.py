@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.adapters.eager import EagerAdapter
+from stowplan.adapters.interface import GPU_BATCH_BYTES
 
 __all__ = ["adapter"]
 
@@ -22,6 +23,9 @@ class CupyAdapter(EagerAdapter):
 
     def devices(self) -> list[Any]:
         return [cp.cuda.Device(number) for number in range(cp.cuda.runtime.getDeviceCount())]
+
+    def batch_bytes(self, device: Any) -> int:
+        return GPU_BATCH_BYTES
 
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         with cp.cuda.Device(device):

@@ -9,7 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import BatchFunction, as_tuple
+from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, as_tuple
 from stowplan.declaration import Kernel
 
 __all__ = ["EagerAdapter"]
@@ -21,11 +21,14 @@ class EagerAdapter:
     name: str
     compiles = False
     work_seconds = 1e-9
-    launch_seconds = 2e-4
+    launch_seconds = 4e-4
     compile_seconds = 0.0
 
     def devices(self) -> list[Any]:
         raise NotImplementedError  # each framework names its own
+
+    def batch_bytes(self, device: Any) -> int:
+        return CPU_BATCH_BYTES
 
     def device_of(self, array: Any) -> Any:
         return array.device

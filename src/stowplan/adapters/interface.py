@@ -15,6 +15,10 @@ BatchFunction = Callable[[Sequence[Any], Mapping[str, Any] | None, Mapping[str, 
 """``(arguments, masks, shared) -> outputs`` for one padded batch; rows lead everywhere."""
 
 
+CPU_BATCH_BYTES = 16 * 2**20
+GPU_BATCH_BYTES = 2**30
+
+
 class Adapter(Protocol):
     """One framework: arrays in and out, and kernels made callable on batches.
 
@@ -36,6 +40,9 @@ class Adapter(Protocol):
 
     def devices(self) -> list[Any]:
         """List the devices that this process can use; the first is the default."""
+
+    def batch_bytes(self, device: Any) -> int:
+        """Size at which a batch is fastest where no budget asks for less: what a cache holds."""
 
     def device_of(self, array: Any) -> Any:
         """Give the device of an array."""

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import BatchFunction, StaticKey, static_key
+from stowplan.adapters.interface import (
+    CPU_BATCH_BYTES,
+    GPU_BATCH_BYTES,
+    BatchFunction,
+    StaticKey,
+    static_key,
+)
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
 from stowplan.ragged import Layout, Ragged
@@ -43,6 +49,10 @@ class JaxAdapter:
     def devices(self) -> list[Any]:
         return list(jax.devices())
 
+    def batch_bytes(self, device: Any) -> int:
+        cpu = device is None or getattr(device, "platform", "") == "cpu"
+        return CPU_BATCH_BYTES if cpu else GPU_BATCH_BYTES
+
     def device_of(self, array: Any) -> Any:
         if self.is_traced(array):
             return None
@@ -68,7 +78,7 @@ class JaxAdapter:
 
     def stage(self, array: Any, device: Any) -> Any:
         if isinstance(array, np.ndarray):
-            return self._checked(array)
+            return self._checked(np.asarray(array, order="C"))
         if not self.is_traced(array) and getattr(device, "platform", None) == "cpu":
             return np.asarray(array)  # shares memory
         return array
@@ -151,6 +161,7 @@ def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batc
 
         return jax.vmap(one)(tuple(arguments), masks)
 
+    batched.__name__ = name  # what compile logs and profiles show
     compiled = jax.jit(batched)
 
     def call(

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import BatchFunction, StaticKey, static_key
+from stowplan.adapters.interface import (
+    CPU_BATCH_BYTES,
+    GPU_BATCH_BYTES,
+    BatchFunction,
+    StaticKey,
+    static_key,
+)
 from stowplan.declaration import Kernel
 
 __all__ = ["adapter"]
@@ -23,13 +29,16 @@ class TorchAdapter:
     name = "torch"
     compiles = False
     work_seconds = 1e-9
-    launch_seconds = 4e-4
+    launch_seconds = 8e-4
     compile_seconds = 0.0
 
     def devices(self) -> list[Any]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         cuda = [torch.device("cuda", number) for number in range(count)]
         return [torch.device("cpu"), *cuda]
+
+    def batch_bytes(self, device: Any) -> int:
+        return CPU_BATCH_BYTES if device is None or device.type == "cpu" else GPU_BATCH_BYTES
 
     def device_of(self, array: Any) -> Any:
         return array.device

@@ -31,12 +31,12 @@ class Classes:
         """Slots by work, and the first of them that holds each class (one must)."""
         slots = slots[np.argsort(self.measure.cost(slots), kind="stable")]
         if self.lengths.size * len(slots) <= AT_ONCE:
-            held = self.lengths[:, None] <= slots
+            held: NDArray[np.bool_] = self.lengths[:, None] <= slots
             for axis in self.exact_axes:
                 held[..., axis] = self.lengths[:, None, axis] == slots[:, axis]
-            fits = held.all(axis=-1)
-            assert fits.any(axis=1).all(), "a size class fits no slot"
-            return slots, fits.argmax(axis=1)
+            held = np.all(held, axis=-1)
+            assert np.any(held, axis=1).all(), "a size class fits no slot"
+            return slots, np.argmax(held, axis=1)
         choice = np.zeros(len(self.lengths), np.intp)
         left = np.arange(len(self.lengths))
         columns = [self.lengths[:, axis] for axis in range(self.lengths.shape[1])]

@@ -61,7 +61,8 @@ def summarise(plan: Plan) -> dict[str, Any]:
         "rows_occupancy": plan.rows_occupancy,
         "bytes_occupancy": plan.occupancy(plan.item_bytes) if plan.item_bytes else None,
         "predicted_seconds": plan.predicted_seconds,
-        "alternatives": plan.alternatives or predict_alternatives(plan, chosen=False),
+        "alternatives": plan.alternatives
+        or predict_alternatives(plan, chosen=plan.mode != "chosen"),
         "warnings": list(plan.warnings),
     }
 

@@ -173,7 +173,9 @@ def energy(
     """
     shared = (positions, charges, cell, smearing, periodic)
     smooth = kernels.kspace_energy(m1, m2, m3, *shared, exponent=exponent)
-    return prefactor * (smooth + kernels.real_energy(neighbours, shifts, *shared, exponent=exponent))
+    return prefactor * (
+        smooth + kernels.real_energy(neighbours, shifts, *shared, exponent=exponent)
+    )
 
 
 def prepare(atoms: Atoms, **options: Any) -> Prepared:
@@ -207,7 +209,10 @@ def columns(
     ['m1', 'm2', 'm3', 'positions', 'charges', 'cell', 'smearing', 'periodic']
     """
     if isinstance(structures, str | os.PathLike):
-        structures = files.read(structures)
+        return columns(
+            files.read(structures), charges=charges, cutoff=cutoff, smearing=smearing,
+            wavelength=wavelength, accuracy=accuracy, exponent=exponent,
+        )  # fmt: skip
     _check_parameters(cutoff, smearing, wavelength, accuracy, exponent)
     files.validate(structures)
     loads = files.charges(structures, charges)
@@ -225,7 +230,9 @@ def columns(
     neighbours, shifts = neighbour_tables(structures, parameters.cutoff)
     shared = {
         "positions": Ragged.from_list(
-            [np.asarray(atoms.positions, np.float64) for atoms in structures], tail=(3,), dtype=np.float64
+            [np.asarray(atoms.positions, np.float64) for atoms in structures],
+            tail=(3,),
+            dtype=np.float64,
         ),
         "charges": loads,
         "cell": np.take_along_axis(cells, order[:, :, None], axis=1),
@@ -289,7 +296,11 @@ def _weighted_sum(a: Any, b: Any, factor: float) -> Any:
 
 
 def _check_parameters(
-    cutoff: float | None, smearing: float | None, wavelength: float | None, accuracy: float, exponent: int
+    cutoff: float | None,
+    smearing: float | None,
+    wavelength: float | None,
+    accuracy: float,
+    exponent: int,
 ) -> None:
     given = {"cutoff": cutoff, "smearing": smearing, "wavelength": wavelength}
     for name, value in given.items():
@@ -307,8 +318,8 @@ def _check_exponent(structures: Sequence[Atoms], loads: Ragged, exponent: int) -
     slabs = [index for index, atoms in enumerate(structures) if 0 < atoms.pbc.sum() < 3]
     if slabs:
         raise DataError(
-            f"ewald: {len(slabs)} of {len(structures)} structures are slabs, whose correction is for "
-            f"exponent=1, not {exponent}. First item {slabs[0]}. Give it three periodic axes and "
+            f"ewald: {len(slabs)} of {len(structures)} structures are slabs, whose correction is "
+            f"for exponent=1, not {exponent}. First item {slabs[0]}. Give it three periodic axes and "
             "enough vacuum: atoms.pbc = True."
         )
     if exponent != 3:
@@ -316,6 +327,6 @@ def _check_exponent(structures: Sequence[Atoms], loads: Ragged, exponent: int) -
     for index, (atoms, q) in enumerate(zip(structures, loads, strict=True)):
         if atoms.pbc.any() and abs(q.sum()) > 1e-9 * np.abs(q).sum():
             raise DataError(
-                f"ewald: item {index} has total charge {q.sum():g}; the sum of 1/r^3 diverges unless "
-                "it is 0. Subtract the mean charge."
+                f"ewald: item {index} has total charge {q.sum():g}; the sum of 1/r^3 diverges "
+                "unless it is 0. Subtract the mean charge."
             )

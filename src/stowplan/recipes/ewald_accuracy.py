@@ -78,7 +78,9 @@ def choose_parameters(
         else:
             balance = (3 / math.pi * COST_RATIO) ** (1 / 6) / math.sqrt(math.pi)
             reach = balance * smooth * atoms ** (1 / 6) * spacing
-        width = np.full(len(atoms), smearing) if smearing is not None else reach / short / math.sqrt(2)
+        width = (
+            np.full(len(atoms), smearing) if smearing is not None else reach / short / math.sqrt(2)
+        )
         rate = spacing / (math.sqrt(2) * width)
         longer = math.sqrt(math.pi) / math.gamma(exponent / 2) * rate ** (exponent - 1)
         far = reach / spacing
@@ -96,10 +98,10 @@ def choose_parameters(
 
 
 def vacuum_gap(spacing: Array, accuracy: float) -> Array:
-    """Give the gap between a slab and its images beyond which they differ by less than the accuracy.
+    """Give the gap between a slab and its images beyond which they matter less than the accuracy.
 
-    What the slab correction leaves decays as exp(-2 pi gap / spacing), where `spacing` is the longer
-    of the two periodic lattice vectors.
+    What the slab correction leaves decays as exp(-2 pi gap / spacing), where `spacing` is the
+    longer of the two periodic lattice vectors.
     """
     return spacing * (math.log(SAFETY * math.pi / accuracy)) / (2 * math.pi)
 

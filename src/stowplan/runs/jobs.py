@@ -226,7 +226,7 @@ class Job:
             return array
         if self.source.adapter.requires_grad(array) or self.source.adapter.is_traced(array):
             raise FrameworkError(
-                f"{self.where}: on={self.target.adapter.name!r}, device={str(self.target.device)!r} "
+                f"{self.where}: on={self.target.adapter.name!r}, device='{self.target.device}' "
                 "moves the data, which cuts the gradient that they require. Leave on= and device= "
                 "out, or detach them first."
             )
@@ -268,7 +268,8 @@ class Job:
 def _with_bar(numbers: Sequence[int]) -> Iterable[int]:
     from tqdm import tqdm  # a third of the time that importing stowplan would take
 
-    return tqdm(numbers, unit="batch")
+    bar: Iterable[int] = tqdm(numbers, unit="batch")
+    return bar
 
 
 def _one_empty_batch(plan: Plan) -> Plan:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import BudgetError, PlanError
 from stowplan.expressions import Expression
@@ -26,11 +25,6 @@ __all__ = ["plan", "plan_columns"]
 
 Slots = int | Literal["exact"] | Sequence[Mapping[str, int]] | None
 
-COMPILED_BATCH_BYTES = 256 * 2**20
-EAGER_BATCH_BYTES = 16 * 2**20
-"""Size of a batch without a budget: eager frameworks are fastest where a batch stays in the "
-"cache."""
-
 
 def plan(
     kernel: Kernel,
@@ -44,6 +38,7 @@ def plan(
     order: Literal["given", "cheapest"] = "given",
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
+    passes: int = 1,
 ) -> Plan:
     """Plan which items share a batch, at which capacity, on which framework.
 
@@ -67,6 +62,9 @@ def plan(
         See `assign_slots`.
     costs
         Constants of the cost objective; those of the framework by default, see `measure_costs`.
+    passes
+        How often sets like this will run with these slots: each bears that share of the compiles,
+        so that more passes choose more slots where a framework compiles.
 
     Raises
     ------
@@ -88,7 +86,7 @@ def plan(
     _, target = find_places("plan", columns.arrays, on, device)
     return plan_columns(
         "plan", kernel, columns, target, slots=slots, rows=rows, budget=budget, order=order,
-        overflow=overflow, costs=costs,
+        overflow=overflow, costs=costs, passes=passes,
     )  # fmt: skip
 
 
@@ -104,9 +102,13 @@ def plan_columns(
     order: Literal["given", "cheapest"] = "given",
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
+    passes: int = 1,
 ) -> Plan:
     """Plan columns that are bound already."""
     costs = costs or known_costs(kernel, target)
+    if passes < 1:
+        raise PlanError(f"{where}: passes={passes}; a plan runs at least once.")
+    costs = replace(costs, compile_seconds=costs.compile_seconds / passes)
     sizes = columns.lengths
     options: dict[str, Any] = {
         "work": kernel.work.text,
@@ -126,7 +128,7 @@ def plan_columns(
         made = assign_slots(sizes, slots, order=order, overflow=overflow, items=items, **options)
     item_bytes, row_values = _footprint(kernel, columns)
     made = replace(made, on=target.adapter.name, costs=costs, item_bytes=item_bytes)
-    limits = _most_rows(where, kernel, made, target.adapter, row_values, budget)
+    limits = _most_rows(where, kernel, made, target, row_values, budget)
     most = limits if rows is None or budget is not None else None
     return split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=most)
 
@@ -171,7 +173,7 @@ def _most_rows(
     where: str,
     kernel: Kernel,
     made: Plan,
-    adapter: Adapter,
+    target: Place,
     row_bytes: str,
     budget: int | str | None,
 ) -> list[int] | None:
@@ -196,7 +198,6 @@ def _most_rows(
                 f"({needed} bytes), "
                 f"the budget is {show_bytes(limit)}. Give at least budget={needed}."
             )
-        default = COMPILED_BATCH_BYTES if adapter.compiles else EAGER_BATCH_BYTES
-        rows = max((limit or default) // needed, 1)
+        rows = max((limit or target.adapter.batch_bytes(target.device)) // needed, 1)
         most.append(max(rows, slot.get("rows", 1)) if limit is None else rows)
     return most

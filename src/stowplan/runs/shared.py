@@ -52,6 +52,7 @@ def leaves(value: Any) -> Iterable[Any]:
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to every part of nested shared parameters."""
     if isinstance(value, Mapping):
         return {name: map_leaves(function, part) for name, part in value.items()}
     if isinstance(value, list | tuple):
