@@ -214,6 +214,7 @@ def columns(
             wavelength=wavelength, accuracy=accuracy, exponent=exponent,
         )  # fmt: skip
     _check_parameters(cutoff, smearing, wavelength, accuracy, exponent)
+    structures = list(structures)
     files.validate(structures)
     loads = files.charges(structures, charges)
     _check_exponent(structures, loads, exponent)
@@ -319,8 +320,8 @@ def _check_exponent(structures: Sequence[Atoms], loads: Ragged, exponent: int) -
     if slabs:
         raise DataError(
             f"ewald: {len(slabs)} of {len(structures)} structures are slabs, whose correction is "
-            f"for exponent=1, not {exponent}. First item {slabs[0]}. Give it three periodic axes and "
-            "enough vacuum: atoms.pbc = True."
+            f"for exponent=1, not {exponent}. First item {slabs[0]}. Give it three periodic axes "
+            "and enough vacuum: atoms.pbc = True."
         )
     if exponent != 3:
         return
