@@ -9,6 +9,7 @@ import array_api_compat.numpy as npx
 import mpmath
 import numpy as np
 import pytest
+from array_api_compat import is_jax_array
 
 from stowplan.kernels.ewald import kspace_energy, kspace_field, real_energy, real_field
 
@@ -113,11 +114,26 @@ def convert(xp, data):
     }
 
 
+def compiled_in_jax(function):
+    """Without options JAX compiles the whole, which costs less than operation by operation."""
+
+    def call(data, **shared):
+        if shared or not is_jax_array(data["positions"]):
+            return function(data, **shared)
+        import jax
+
+        return jax.jit(function)(data)
+
+    return call
+
+
+@compiled_in_jax
 def energy(data, **shared):
     smooth = kspace_energy(*(data[name] for name in KSPACE), **shared)
     return smooth + real_energy(*(data[name] for name in REAL), **shared)
 
 
+@compiled_in_jax
 def field(data, **shared):
     smooth = kspace_field(*(data[name] for name in KSPACE), **shared)
     short = real_field(*(data[name] for name in REAL), **shared)
@@ -300,7 +316,7 @@ def derivatives(framework, data, exponent):
         def loss(positions, charges, strain):
             return strained(positions, charges, strain, jax.numpy.matmul)
 
-        return jax.grad(loss, argnums=(0, 1, 2))(
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(
             data["positions"], data["charges"], jax.numpy.eye(3, dtype=data["cell"].dtype)
         )
     import torch
@@ -315,8 +331,10 @@ def derivatives(framework, data, exponent):
     return torch.autograd.grad(strained(*leaves, torch.matmul), leaves)
 
 
-@pytest.mark.parametrize("exponent", range(1, 7))
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    ("system", "exponent"),
+    [*(("crystal", p) for p in range(1, 7)), ("slab", 1), ("molecule", 1), ("molecule", 6)],
+)
 def test_autodiff_equals_the_analytic_derivatives(xp, framework, system, exponent):
     if framework not in ("jax", "torch"):
         pytest.skip(f"{framework} does not differentiate")
@@ -433,7 +451,7 @@ def test_the_energy_of_a_slab_does_not_depend_on_its_vacuum(xp, charge):
     cell, positions, charges = ionic(4, charge=charge)
     cell[2] = np.cross(cell[0], cell[1])
     results = []
-    for height in (14.0, 19.0, 23.0):
+    for height in (14.0, 20.0):
         # height of the whole cell; images decay as exp(-2 pi gap / spacing)
         cell[2] *= height / np.linalg.norm(cell[2])
         tilted = cell + np.outer([0, 0, 1], 0.4 * cell[0])

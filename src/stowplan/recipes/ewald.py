@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,9 @@ def compute(
     exponent: int = 1,
     prefactor: float = 1.0,
     on: str | None = None,
-    slots: Slots = None,
+    slots: Slots | Mapping[str, Slots] = None,
     rows: int | Sequence[int] | None = None,
+    overflow: Literal["error", "extend"] = "error",
     budget: int | str | None = None,
     progress: bool = False,
 ) -> EwaldResults:
@@ -99,9 +100,10 @@ def compute(
         Multiplies all results: 14.399645478425667 gives eV and eV/Å.
     on
         ``"numpy"`` (the default), ``"jax"``, ``"torch"`` or ``"cupy"``.
-    slots, rows, budget
+    slots, rows, overflow, budget
         As in ``sp.plan``; slots and rows steer k space, whose dims are n1, n2, n3 and atoms, with
-        k = n1 (2 n2 - 1) (2 n3 - 1).
+        k = n1 (2 n2 - 1) (2 n3 - 1). ``slots={"kspace": ..., "real": ...}`` steers both; with the
+        slots of another result's plans nothing compiles again.
     progress
         Show progress bars.
 
@@ -127,10 +129,23 @@ def compute(
         structures, charges=charges, cutoff=cutoff, smearing=smearing, wavelength=wavelength,
         accuracy=accuracy, exponent=exponent,
     )  # fmt: skip
+    steered = slots if isinstance(slots, Mapping) else {"kspace": slots}
+    for name in steered:
+        if name not in ("kspace", "real"):
+            raise DataError(
+                f"ewald: slots has a key {name!r}; a mapping steers 'kspace' and 'real', and slots "
+                "of one plan are a list: slots=[{...}]."
+            )
     plans = {
-        "kspace": plan(kernels.kspace_field, kspace, on=on, slots=slots, rows=rows, budget=budget),
-        "real": plan(kernels.real_field, real, on=on, budget=budget),
-    }
+        "kspace": plan(
+            kernels.kspace_field, kspace, on=on, slots=steered.get("kspace"), rows=rows,
+            overflow=overflow, budget=budget,
+        ),
+        "real": plan(
+            kernels.real_field, real, on=on, slots=steered.get("real"), overflow=overflow,
+            budget=budget,
+        ),
+    }  # fmt: skip
     smooth, short = (
         run(kernel, data, made, on=on, progress=progress, exponent=exponent)
         for kernel, data, made in (
