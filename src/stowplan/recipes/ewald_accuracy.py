@@ -64,7 +64,7 @@ def choose_parameters(
     >>> import numpy as np
     >>> one = np.ones(1)
     >>> choose_parameters(8 * one, 8 * one, 0 * one, 1e-6, smearing=0.5).cutoff.round(1).tolist()
-    [2.9]
+    [2.8]
     """
     spacing = (volume / atoms) ** (1 / 3)
     short = smooth = np.full(len(atoms), math.sqrt(max(-math.log(accuracy), 1.0)))
