@@ -23,7 +23,11 @@ def draw(trials: Sequence[Any], folder: Path) -> Path:
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     for axis, trial in zip(axes, compiled, strict=False):
         draw_slots(axis, trial.result.plans["kspace"])
-        axis.set_title(f"k space on {trial.on}: {trial.choice}")
+        plan = trial.result.plans["kspace"]
+        shown = f"slots: {len(plan.slots)}, batches: {len(plan.batches)}"
+        axis.set_title(
+            f"k space on {trial.on}, {shown}: {plan.occupancy():.1%} of work useful", fontsize=11
+        )
     draw_occupancy(axes[2], trials)
     path = folder / "slots.png"
     figure.savefig(path, dpi=140)
@@ -51,14 +55,6 @@ def draw_slots(axis: Axes, plan: Any) -> None:
         axis.plot([width, width, 0.1], [0.1, height, height], color=colour, linewidth=1.4)
     axis.set(xscale="log", yscale="log", xlabel="atoms", ylabel="grid points n1 n2 n3")
     axis.set(xlim=(1.5, atoms.max() * 1.5), ylim=(0.7, points.max() * 4))
-    shown = f"slots: {len(plan.slots)}, batches: {len(plan.batches)}"
-    axis.text(
-        0.03,
-        0.95,
-        f"{shown}\n{plan.occupancy():.1%} of work useful",
-        transform=axis.transAxes,
-        va="top",
-    )
 
 
 def draw_occupancy(axis: Axes, trials: Sequence[Any]) -> None:

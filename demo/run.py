@@ -26,8 +26,8 @@ EV_ANGSTROM = 14.399645478425667
 FINE = 1e-12  # accuracy of the comparison with the literature
 USUAL = 1e-6
 CHOICES: dict[str, dict[str, Any]] = {
-    "one slot": {"slots": 1, "rows": 16},  # all rows at once would take gigabytes
-    "8 slots": {"slots": 8},  # what pays when a set is evaluated more than once
+    "one slot": {"slots": {"kspace": 1, "real": 1}},
+    "8 slots": {"slots": {"kspace": 8, "real": 8}},  # pays when sets are evaluated repeatedly
     "chosen": {},
 }
 PLANS = ("kspace", "real")
