@@ -160,7 +160,6 @@ def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batc
             return kernel(*arguments, mask=masks, **shared, **fixed)
 
         with jax.default_matmul_precision("highest"):  # a GPU would round float32 to 10 bits
-            with jax.default_matmul_precision("highest"):  # a GPU would round float32 to 10 bits
             return jax.vmap(one)(tuple(arguments), masks)
 
     batched.__name__ = name  # what compile logs and profiles show
