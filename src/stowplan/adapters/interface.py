@@ -74,9 +74,7 @@ class Adapter(Protocol):
     def function(
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
-        """Make a kernel callable on padded batches there; cached, so that nothing compiles "
-        "twice.
-        """
+        """Make a kernel callable on padded batches there; cached: nothing compiles twice."""
 
     def collect(self, output: Any, like: Any) -> Any:
         """Bring one output of a batch to where the rows are put together."""

@@ -128,9 +128,7 @@ def _function(
 
 
 def _one_graph_per_shape(function: FunctionType) -> BatchFunction:
-    """Compile a copy of the function for each shape: torch gives up after 8 shapes of one "
-    "code object.
-    """
+    """Compile a copy of the function for each shape: of one, torch compiles 8 shapes at most."""
     graphs: dict[Hashable, BatchFunction] = {}
 
     def call(

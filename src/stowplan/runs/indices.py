@@ -53,9 +53,7 @@ class Sizes:
         return tuple(int(length) for length in lengths)
 
     def _length(self, dim: str | int, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Length along any dim, (rows,), from those along the ragged dims of inputs, (rows, "
-        "dims).
-        """
+        """Length along any dim, (rows,), from those along the ragged dims, (rows, dims)."""
         rows = len(lengths)
         if dim in self.plan.dims:
             return lengths[:, self.plan.dims.index(str(dim))]
@@ -85,9 +83,7 @@ class Indices:
         self._cache: dict[Any, Any] = plan.cache.setdefault(("indices", *key, adapter.name), {})
 
     def located(self, columns: Sequence[tuple[Any, Layout | None]]) -> dict[Any, Any]:
-        """Give a cache for what belongs to columns at these places, all of a batch under one "
-        "key.
-        """
+        """Give a cache for what belongs to columns at these places, by batch."""
         places = tuple(
             (None if layout is None or layout.contiguous else layout, *self._place(values))
             for values, layout in columns
