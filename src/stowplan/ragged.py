@@ -24,7 +24,7 @@ def when_loaded(framework: str, call: Callable[[], object]) -> None:
 
 
 def _call_waiting() -> None:
-    for framework in [name for name in _waiting if name in sys.modules]:
+    for framework in [name for name in _waiting if sys.modules.get(name) is not None]:
         _waiting.pop(framework)()
 
 

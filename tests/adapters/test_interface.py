@@ -12,7 +12,8 @@ from stowplan.adapters import FRAMEWORKS, framework_of, get_adapter, installed_f
 from stowplan.adapters.interface import static_key
 
 
-def test_an_adapter_that_fails_for_another_reason_says_so(monkeypatch):
+def test_an_adapter_that_fails_for_another_reason_says_so(load_framework, monkeypatch):
+    load_framework("torch")
     monkeypatch.delitem(sys.modules, "stowplan.adapters.torch", raising=False)
     monkeypatch.setitem(sys.modules, "stowplan.adapters.interface", None)
     with pytest.raises(ImportError) as caught:
