@@ -61,7 +61,9 @@ def _complain(message: str, status: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="stowplan", description="Plan ragged batches once, run them on any array framework."
+        prog="stowplan",
+        description="Plan ragged batches once, run them on any array framework.",
+        epilog='example: stowplan plan sizes.csv --work "atoms * k"    (COMMAND --help has more)',
     )
     parser.add_argument("--version", action="version", version=f"stowplan {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
