@@ -26,7 +26,7 @@ def draw(trials: Sequence[Any], folder: Path) -> Path:
         plan = trial.result.plans["kspace"]
         shown = f"slots: {len(plan.slots)}, batches: {len(plan.batches)}"
         axis.set_title(
-            f"k space on {trial.on}, {shown}: {plan.occupancy():.1%} of work useful", fontsize=11
+            f"k space on {trial.on}, {shown}: {plan.occupancy():.1%} of work useful", fontsize=10
         )
     draw_occupancy(axes[2], trials)
     path = folder / "slots.png"

@@ -1,6 +1,4 @@
-"""``sp.verify``: does padding leak? Some items again, alone, with more padding, with other "
-"fills.
-"""
+"""``sp.verify``: does padding leak? Items again: alone, with more padding, with other fills."""
 
 from __future__ import annotations
 
