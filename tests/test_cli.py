@@ -244,3 +244,32 @@ def test_an_element_without_charge_is_named(salts, capsys):
 
 def test_a_file_that_is_no_structure_gives_its_name_and_the_reason(salts, table, capsys):
     assert "sizes.csv" in error_of(capsys, ["ewald", table], 1)
+
+
+def test_standard_input_may_begin_with_a_byte_order_mark():
+    told = subprocess.run(
+        [sys.executable, "-c", RUN, "plan", "-", "--work", "atoms"],
+        input=b"\xef\xbb\xbfatoms\n3\n",
+        capture_output=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (0, b"")
+
+
+def test_a_closed_standard_output_is_no_error(table):
+    call = f'{sys.executable} -c "{RUN}" plan {table} --work atoms >&-'
+    told = subprocess.run(call, shell=True, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_constant_work_counts_all_columns(tmp_path, capsys):
+    path = tmp_path / "sizes.csv"
+    path.write_text("atoms\n2\n3\n")
+    assert main(["plan", str(path), "--work", "5"]) == 0
+    assert "2 items" in capsys.readouterr().out
+
+
+def test_a_column_that_cannot_name_a_dim_is_told_the_cure(tmp_path, capsys):
+    path = tmp_path / "sizes.csv"
+    path.write_text("n atoms\n2\n")
+    assert "'n atoms' cannot name a dim: rename it" in error_of(capsys, ["plan", str(path)], 1)

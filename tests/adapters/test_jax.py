@@ -290,3 +290,15 @@ def test_random_keys_may_be_a_column():
     np.testing.assert_allclose(
         sp.run(sp.kernel("(2)->()", per_item=True)(draw.function), [keys]), expected
     )
+
+
+def test_an_empty_set_with_the_slots_of_another_compiles_nothing():
+    energy = make_kernel()
+    data = make_data(SIZES)
+    plan = sp.plan(energy, data, slots=2)
+    sp.run(energy, data, plan, scale=1.0)
+    before = adapter.traces["energy"]
+    empty = make_data([])
+    found, each = sp.run(energy, empty, sp.plan(energy, empty, slots=plan.slots), scale=1.0)
+    assert adapter.traces["energy"] == before
+    assert (found.shape, len(each), each.values.shape) == ((0,), 0, (0,))

@@ -283,3 +283,28 @@ def test_a_missing_package_gives_the_extra_to_install(monkeypatch, package, call
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'stowplan\[structures\]'"):
         call()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-10, 1e8])
+def test_pairs_do_not_depend_on_the_unit_of_length(unit):
+    atoms = ase.Atoms("Na3", [[0, 0, 0], [1, 2, 3], [3.5, 0.2, -9]], cell=CUBE, pbc=(1, 1, 0))
+    scaled = atoms.copy()
+    scaled.set_cell(atoms.cell.array * unit, scale_atoms=True)
+    for table, other in zip(
+        structures.neighbour_table(atoms, 6.1),
+        structures.neighbour_table(scaled, 6.1 * unit),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(table, other)
+
+
+@pytest.mark.parametrize("pbc", [True, (True, False, True)])
+def test_more_pairs_than_memory_are_refused_before_they_are_listed(pbc):
+    atoms = ase.Atoms("Na", cell=CUBE, pbc=pbc)
+    with pytest.raises(DataError, match=r"item 1 has about .* pairs of its 1 atoms.*cutoff below"):
+        structures.neighbour_tables([SALT, atoms], 1e6)
+
+
+def test_a_molecule_of_more_pairs_than_memory_is_refused():
+    with pytest.raises(DataError, match=r"item 0 has about 1.6e\+09 pairs.*fewer atoms"):
+        structures.neighbour_table(ase.Atoms(positions=np.zeros((40000, 3))), 1.0)

@@ -266,3 +266,16 @@ def test_rows_that_differ_in_their_first_dim_alone_stay_distinct_in_70_dims():
     rows, inverse, _ = distinct_rows(lengths)
     assert len(rows) == 80
     assert (rows[inverse] == lengths).all()
+
+
+@pytest.mark.parametrize("largest", [2**62 + 1, 2**63 - 1])
+def test_slots_hold_sizes_beyond_the_largest_power_of_two(largest):
+    sizes = {"a": [largest, 4], "b": [1, 4]}
+    assert choose_slots(sizes, 2) == [{"a": 4, "b": 4}, {"a": largest, "b": 1}]
+    assert power_slots(np.array([[largest]]), []).tolist() == [[2**63 - 1]]
+
+
+def test_a_curve_beyond_the_distinct_sizes_takes_no_longer_and_stays_level():
+    curve = slot_curve({"a": [1, 2, 2], "b": [4, 3, 3]}, 100_000)
+    assert len(curve) == 100_000
+    assert curve[1:] == [curve[1]] * 99_999

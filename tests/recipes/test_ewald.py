@@ -304,3 +304,17 @@ def test_unknown_dims_and_small_slots_are_named(mixed):
         mixed, charges=CHARGES, slots=[{"atoms": 100, "k": 10}], overflow="extend"
     )
     assert "added" in extended.plans["kspace"].warnings[0]
+
+
+@pytest.mark.parametrize("unit", [1e-10, 1e10])
+def test_energies_scale_with_the_unit_of_length(unit):
+    atoms = crystals()["NaCl"]
+    atoms.set_cell(atoms.cell.array * unit, scale_atoms=True)
+    (energy,) = ewald.compute([atoms], charges=CHARGES, accuracy=1e-12).energy
+    assert energy * unit == pytest.approx(MADELUNG["NaCl"], abs=1e-10)
+
+
+@pytest.mark.parametrize("given", [{"cutoff": 1e-6}, {"wavelength": 1e-13}])
+def test_more_k_vectors_than_memory_are_refused_before_they_are_listed(given):
+    with pytest.raises(sp.DataError, match=r"item 0 needs .* k-vectors at wavelength .*Raise the"):
+        ewald.compute([crystals()["NaCl"]], charges=CHARGES, **given)

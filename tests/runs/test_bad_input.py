@@ -107,3 +107,25 @@ def test_an_error_inside_the_kernel_is_the_kernels_own(data):
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         sp.run(sp.kernel("(n)->()", ragged="n")(fail), data)
+
+
+def test_a_plan_that_is_none_is_named(kernels, data):
+    with pytest.raises(sp.PlanError, match=r"plan='jax' is no plan. Make one with sp.plan\(total"):
+        sp.run(kernels.total, data, "jax", scale=1.0)
+
+
+@pytest.mark.parametrize("slots", [2.0, {"n": 4}])
+def test_slots_that_are_no_list_are_told_their_form(kernels, data, slots):
+    with pytest.raises(sp.PlanError, match=r"slots=.*a list of slots"):
+        sp.plan(kernels.total, data, slots=slots)
+
+
+@pytest.mark.parametrize("passes", [0, "2", float("nan"), float("inf")])
+def test_passes_that_are_no_number_from_1_are_refused(kernels, data, passes):
+    with pytest.raises(sp.PlanError, match=r"passes=.*a number from 1"):
+        sp.plan(kernels.total, data, passes=passes)
+
+
+def test_measuring_without_a_repeat_is_refused(kernels, data):
+    with pytest.raises(sp.PlanError, match="repeats=0; a median needs at least 1"):
+        sp.measure_costs(kernels.total, data, repeats=0, scale=1.0)

@@ -305,3 +305,20 @@ def test_ragged_columns_of_a_view_are_bound_without_a_copy():
     columns = bind("run", single, {"x": pool[[1, 1, 0]]})
     assert columns.arrays[0] is pool.values
     assert columns.lengths["n"].tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_empty_lists_take_the_framework_and_dtype_of_the_other_columns(xp, dtype):
+    dtype = getattr(xp, dtype)
+    none = {"positions": [], "charges": [], "volume": xp.zeros((0,), dtype=dtype)}
+    hollow = {"positions": [[], []], "charges": [[], []], "volume": xp.ones((2,), dtype=dtype)}
+    for data in (none, hollow):
+        found = sp.run(pull, data)
+        assert type(found) is type(data["volume"])
+        assert found.dtype == dtype
+        assert all(array.dtype == dtype for array in bind("test", pull, data).arrays)
+
+
+def test_a_plain_function_is_told_to_be_declared():
+    with pytest.raises(sp.SignatureError, match=r"run: .* is no kernel. Declare it"):
+        sp.run(pull.function, {})

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         arguments.command(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where the caller has closed it
+            sys.stdout.flush()
     except SystemExit as stop:  # argparse has said what was wrong
         return int(stop.code or 0)
     except KeyboardInterrupt:

@@ -118,7 +118,7 @@ def _dims(
     for name in reversed(formulas):  # a formula uses those given before it
         if name in named:
             named += Expression.parse(formulas[name]).names
-    return [name for name in dict.fromkeys(named) if name not in formulas]
+    return [name for name in dict.fromkeys(named) if name not in formulas] or None
 
 
 def _distinct(curve: Sequence[SlotChoice]) -> list[SlotChoice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["neighbour_table", "neighbour_tables"]
 
 COINCIDENT = 1e-10  # distance over the cutoff
+MOST_PAIRS = 10**9  # of one structure: tens of GB
 
 
 def neighbour_table(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -65,7 +67,8 @@ def neighbour_tables(structures: Sequence[Atoms], cutoff: ArrayLike) -> tuple[Ra
     Raises
     ------
     DataError
-        For a cutoff that is not positive and finite, or where two atoms coincide.
+        For a cutoff that is not positive and finite, where two atoms coincide, or for a structure
+        with more pairs than any memory holds.
     MissingDependencyError
         Without vesin.
     """
@@ -95,16 +98,22 @@ def _tables(
     searches: dict[float, Any] = {}
     for item, (atoms, cutoff) in enumerate(zip(structures, reach.tolist(), strict=True)):
         positions = np.ascontiguousarray(atoms.positions, np.float64)
+        _refuse_many(item, atoms, cutoff)
         if not np.any(atoms.pbc):
             _refuse_coincident(item, _coincident_points(positions))
             yield _all_pairs(len(positions))
             continue
-        if cutoff not in searches:
-            searches[cutoff] = _search(cutoff)
-        i, j, shift, distance = searches[cutoff].compute(
-            positions, np.asarray(atoms.cell, np.float64), np.asarray(atoms.pbc), "ijSd"
+        # in a unit near the cutoff, for vesin refuses small ones; a power of two rounds nothing
+        reach_in_units, power = math.frexp(cutoff)
+        if reach_in_units not in searches:
+            searches[reach_in_units] = _search(reach_in_units)
+        i, j, shift, distance = searches[reach_in_units].compute(
+            np.ldexp(positions, -power),
+            np.ldexp(np.asarray(atoms.cell, np.float64), -power),
+            np.asarray(atoms.pbc),
+            "ijSd",
         )
-        close = distance < COINCIDENT * cutoff
+        close = distance < COINCIDENT * reach_in_units
         _refuse_coincident(item, np.stack([i[close], j[close]], axis=-1)[:1])
         yield _rectangular(i.astype(np.int64), j.astype(np.int64), shift, len(positions))
 
@@ -146,6 +155,31 @@ def _coincident_points(positions: NDArray[np.float64]) -> NDArray[np.int64]:
     order = np.lexsort(positions.T)
     same = np.nonzero((positions[order[1:]] == positions[order[:-1]]).all(axis=1))[0][:1]
     return np.stack([order[same], order[same + 1]], axis=-1)
+
+
+def _refuse_many(item: int, atoms: Atoms, cutoff: float) -> None:
+    """Refuse, before anything is allocated, a table that no memory holds."""
+    count, cell = len(atoms), np.asarray(atoms.cell, np.float64)
+    periodic = int(np.sum(atoms.pbc))
+    if periodic == 3:
+        near = 4 / 3 * math.pi * cutoff**3 / abs(float(np.linalg.det(cell)))
+    elif periodic:
+        c = int(np.argmin(atoms.pbc))
+        area = float(np.linalg.norm(np.cross(cell[(c + 1) % 3], cell[(c + 2) % 3])))
+        near = math.pi * cutoff**2 / area
+    else:
+        near = 1.0
+    pairs = count * (count * near)
+    if pairs > MOST_PAIRS:
+        cure = (
+            f"a cutoff below {cutoff:.3g}"
+            if periodic
+            else "fewer atoms: a molecule pairs all of its own, whatever the cutoff"
+        )
+        raise DataError(
+            f"neighbour_tables: item {item} has about {pairs:.1e} pairs of its {count} atoms, more "
+            f"than the {MOST_PAIRS:.0e} of one table. Take {cure}."
+        )
 
 
 def _refuse_coincident(item: int, pairs: NDArray[Any]) -> None:

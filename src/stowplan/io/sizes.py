@@ -86,7 +86,7 @@ def _csv_columns(
     file: Iterable[str], name: str, dims: Sequence[str] | None
 ) -> list[tuple[str, Column]]:
     lines = iter(file)
-    header = next(lines, "")
+    header = next(lines, "").removeprefix("\ufeff")  # standard input keeps the mark of UTF-8
     delimiter = max(DELIMITERS, key=header.count)
     names = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
     wanted = _wanted(name, names, dims)

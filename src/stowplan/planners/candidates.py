@@ -16,7 +16,7 @@ from stowplan.planners.cost import Costs, row_ladder
 from stowplan.planners.improve import Classes, Found, exchange, settle
 from stowplan.planners.merging import Merges
 from stowplan.planners.partition import cut_line, cut_order
-from stowplan.planners.sizes import Lengths, SizeTable
+from stowplan.planners.sizes import LARGEST, Lengths, SizeTable
 
 __all__ = ["Candidates", "power_slots"]
 
@@ -36,7 +36,8 @@ def power_slots(lengths: Lengths, exact_axes: list[int]) -> Lengths:
     [[4, 5], [4, 6]]
     """
     _, exponents = np.frexp((lengths - 1).astype(np.float64))
-    rounded = np.left_shift(np.int64(1), exponents.astype(np.int64))
+    rounded = np.left_shift(np.int64(1), np.minimum(exponents, 62).astype(np.int64))
+    rounded[exponents > 62] = LARGEST  # 2^63 is no int64
     rounded[:, exact_axes] = lengths[:, exact_axes]
     return rounded
 

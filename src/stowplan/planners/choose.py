@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stowplan.errors import PlanError
 from stowplan.planners.candidates import Candidates
+from stowplan.planners.classes import distinct_rows
 from stowplan.planners.cost import Costs
 from stowplan.planners.sizes import Sizes, natural, size_table
 
@@ -120,10 +121,11 @@ def slot_curve(
         return []
     costs = costs or Costs()
     most = natural(max_count, "slot_curve: max_count")
-    candidates = Candidates(table, "slot_curve", most)
+    useful_most = min(most, len(distinct_rows(table.padded)[0]))  # more slots stay empty
+    candidates = Candidates(table, "slot_curve", useful_most)
     useful = float(table.measure.cost(table.lengths).sum())
     points: list[SlotChoice] = []
-    for count in range(candidates.fewest, most + 1):
+    for count in range(candidates.fewest, useful_most + 1):
         capacities, padded = candidates.best(count)
         if points and padded >= points[-1].padded_work:
             points.append(points[-1])
@@ -132,4 +134,4 @@ def slot_curve(
         seconds = costs.seconds(padded, len(slots), len(slots))
         occupancy = useful / padded if padded else 1.0
         points.append(SlotChoice(slots, padded, occupancy, seconds))
-    return points
+    return points + points[-1:] * (most - useful_most)

@@ -49,7 +49,7 @@ def refuse_overflow(who: str, rows: int, capacity: Sequence[int], dims: Sequence
         shape = listed({"rows": rows, **dict(zip(dims, capacity, strict=True))})
         raise PlanError(
             f"{who}: a batch of {shape} has {elements} padded elements, beyond the largest "
-            f"64-bit integer {LARGEST}. Use fewer rows (max_rows=...) or smaller slots."
+            f"64-bit integer {LARGEST}. Use fewer rows (rows=...) or smaller slots."
         )
 
 
@@ -70,7 +70,10 @@ class Measure:
         expressions = {}
         for name, text in (derived or {}).items():
             if name in known or name == "rows" or not name.isidentifier():
-                raise PlanError(f"derived name {name!r} is taken or no identifier")
+                raise PlanError(
+                    f"derived name {name!r} is taken or no identifier: rename it to a word of "
+                    f"letters, digits and _, other than {', '.join(['rows', *known])}"
+                )
             expressions[name] = Expression.parse(text, known)
             known.append(name)
         text = work if work is not None else " * ".join(dims) or "1"
@@ -174,7 +177,10 @@ def size_table(
     columns = {str(name): _column(who, name, values) for name, values in sizes.items()}
     for name in columns:
         if name == "rows" or not name.isidentifier():
-            raise PlanError(f"{who}: {name!r} cannot name a dim")
+            raise PlanError(
+                f"{who}: {name!r} cannot name a dim: rename it to a word of letters, digits and _, "
+                "other than rows"
+            )
     counts = {name: len(column) for name, column in columns.items()}
     if items is not None:
         counts["items"] = items

@@ -30,6 +30,7 @@ __all__ = ["EwaldResults", "Prepared", "columns", "compute", "energy", "prepare"
 Array = NDArray[np.float64]
 KSPACE = kernels.kspace_field.arguments
 REAL = kernels.real_field.arguments
+MOST_VECTORS = 10**9  # of one structure: tens of GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +242,7 @@ def columns(
     )  # fmt: skip
     periodic = np.array([atoms.pbc for atoms in structures], np.float64).reshape(-1, 3)
     counts = _counts(cells, parameters, periodic)
+    _refuse_grids(counts, parameters)
     order = np.argsort(counts, axis=1, kind="stable")
     counts = np.take_along_axis(counts, order, axis=1)
     neighbours, shifts = neighbour_tables(structures, parameters.cutoff)
@@ -283,8 +285,21 @@ def _cells(structures: Sequence[Atoms], accuracy: float) -> Array:
 def _counts(cells: Array, parameters: Parameters, periodic: Array) -> NDArray[np.int64]:
     """Grid indices 0, 1, ... along each lattice vector, (items, 3)."""
     full = np.ceil(np.linalg.norm(cells, axis=2) / parameters.wavelength[:, None])
-    halves = (full.astype(np.int64) - 1) // 2 + 1
+    halves = (np.minimum(full, 2.0**40).astype(np.int64) - 1) // 2 + 1
     return np.where(periodic.any(axis=1, keepdims=True), halves, 1)
+
+
+def _refuse_grids(counts: NDArray[np.int64], parameters: Parameters) -> None:
+    """Refuse, before anything is allocated, a grid of k-vectors that no memory holds."""
+    vectors = 4.0 * counts.astype(np.float64).prod(axis=1)
+    if len(vectors) and vectors.max() > MOST_VECTORS:
+        item = int(np.argmax(vectors))
+        raise DataError(
+            f"ewald: item {item} needs {vectors[item]:.1e} k-vectors at wavelength "
+            f"{parameters.wavelength[item]:.3g} and smearing {parameters.smearing[item]:.3g}, more "
+            f"than the {MOST_VECTORS:.0e} of one structure. Raise the cutoff, the smearing or the "
+            "wavelength, or leave them to accuracy=."
+        )
 
 
 def _imbalance(loads: Ragged) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stowplan.arrow import is_arrow, read_values
 from stowplan.declaration import Kernel
-from stowplan.errors import DataError, FrameworkError
+from stowplan.errors import DataError, FrameworkError, SignatureError
 from stowplan.ragged import Ragged, common_namespace, refuse_objects
 from stowplan.signature import CoreShape
 
@@ -43,6 +43,10 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     DataError
         For missing or surplus columns, and for columns that disagree on a size.
     """
+    if not isinstance(kernel, Kernel):
+        raise SignatureError(
+            f"{where}: {kernel!r} is no kernel. Declare it: @sp.kernel('(n)->()', ragged='n')."
+        )
     where = f"{where}: {kernel.name}"
     given = _by_name(where, kernel, data)
     values: list[Any] = []
@@ -74,6 +78,7 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
                 )
         values.append(column)
     lengths = {dim: known[dim][1] for dim in kernel.ragged}
+    values = _adopt_empty([given[name] for name in kernel.arguments], values)
     return Columns(tuple(values), count, lengths, {dim: fixed[dim][1] for dim in fixed})
 
 
@@ -188,6 +193,40 @@ def _stack(given: Sequence[Any], tail: tuple[int, ...]) -> Any:
                 f"{tuple(parts[0].shape)} and {parts[0].dtype}; no dim of this argument is ragged."
             )
     return xp.stack(parts)
+
+
+def _adopt_empty(given: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
+    """Give lists that hold no value the framework, device and dtype of the other columns."""
+    told = [
+        column.values if isinstance(column, Ragged) else column
+        for source, column in zip(given, columns, strict=True)
+        if not _tells_nothing(source)
+    ]
+    if not told or len(told) == len(columns):
+        return list(columns)
+    xp = array_namespace(told[0])
+    floating = (a for a in told if array_namespace(a).isdtype(a.dtype, "real floating"))
+    like = next(floating, None)
+    nothing = told[0][:0, ...] * 1.0 if like is None else like[:0, ...]
+
+    def adopted(values: Any) -> Any:
+        return xp.reshape(nothing, values.shape)
+
+    return [
+        column
+        if not _tells_nothing(source)
+        else column.map_values(adopted)
+        if isinstance(column, Ragged)
+        else adopted(column)
+        for source, column in zip(given, columns, strict=True)
+    ]
+
+
+def _tells_nothing(given: Any) -> bool:
+    """Whether a column is a list without items, or whose items are all empty lists."""
+    return isinstance(given, list | tuple) and all(
+        isinstance(item, list | tuple) and len(item) == 0 for item in given
+    )
 
 
 def _same_lengths(

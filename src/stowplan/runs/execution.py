@@ -98,6 +98,11 @@ def run(
 
 def check_sizes(where: str, kernel: Kernel, columns: Columns, plan: Plan) -> None:
     """Refuse a plan made for other sizes, naming the first item that differs."""
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"{where}: plan={plan!r} is no plan. Make one with sp.plan({kernel.name}, data), or "
+            f"leave it out."
+        )
     if plan.dims != kernel.ragged:
         raise PlanError(
             f"{where}: the plan is for dims ({', '.join(plan.dims)}), {kernel.name} has "

@@ -63,7 +63,7 @@ class Job:
         self.columns = columns
         self.source = source
         self.target = target
-        self.plan = plan if plan.batches else _one_empty_batch(plan)
+        self.plan = plan if plan.batches else _one_empty_batch(plan, target.adapter.compiles)
         self.indices = Indices(self.plan, kernel, target.adapter, columns.fixed)
         self.staged = [self._stage(column) for column in columns.values]
         first = self.staged[0]
@@ -272,7 +272,12 @@ def _with_bar(numbers: Sequence[int]) -> Iterable[int]:
     return bar
 
 
-def _one_empty_batch(plan: Plan) -> Plan:
-    """Give a plan without items one batch of padding: its outputs have the right dtypes."""
-    empty = Batch(np.zeros(1, np.intp), 0, (1,) * len(plan.dims), 0)
+def _one_empty_batch(plan: Plan, compiles: bool) -> Plan:
+    """Give a plan without items one batch of padding: its outputs have the right dtypes.
+
+    Where shapes are compiled it takes the shape of a slot, which may have been compiled already.
+    """
+    slot = next((slot for slot in plan.slots if compiles and "rows" in slot), {})
+    capacity = tuple(slot.get(dim, 1) for dim in plan.dims)
+    empty = Batch(np.zeros(slot.get("rows", 1), np.intp), 0, capacity, 0)
     return replace(plan, batches=(empty,))

@@ -60,6 +60,8 @@ def measure_costs(
     True
     """
     columns = bind("measure_costs", kernel, data)
+    if repeats < 1:
+        raise PlanError(f"measure_costs: repeats={repeats}; a median needs at least 1.")
     if columns.items == 0:
         raise PlanError("measure_costs: no item to measure on; give at least one.")
     statics, traced = check_shared("measure_costs", kernel, shared)

@@ -106,8 +106,8 @@ def plan_columns(
 ) -> Plan:
     """Plan columns that are bound already."""
     costs = costs or known_costs(kernel, target)
-    if passes < 1:
-        raise PlanError(f"{where}: passes={passes}; a plan runs at least once.")
+    if not isinstance(passes, int | float | np.integer) or not 1 <= passes < np.inf:
+        raise PlanError(f"{where}: passes={passes!r}; it is a number from 1: a plan runs once.")
     costs = replace(costs, compile_seconds=costs.compile_seconds / passes)
     sizes = columns.lengths
     options: dict[str, Any] = {
@@ -125,12 +125,21 @@ def plan_columns(
         mode = "one" if len(chosen) == 1 else "chosen"
         made = replace(assign_slots(sizes, chosen, items=items, **options), mode=mode)
     else:
+        _refuse_no_list(where, slots)
         made = assign_slots(sizes, slots, order=order, overflow=overflow, items=items, **options)
     item_bytes, row_values = _footprint(kernel, columns)
     made = replace(made, on=target.adapter.name, costs=costs, item_bytes=item_bytes)
     limits = _most_rows(where, kernel, made, target, row_values, budget)
     most = limits if rows is None or budget is not None else None
     return split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=most)
+
+
+def _refuse_no_list(where: str, slots: object) -> None:
+    if not isinstance(slots, Sequence):
+        raise PlanError(
+            f"{where}: slots={slots!r}; give how many to choose, 'exact', or a list of slots: "
+            "slots=[{...}]."
+        )
 
 
 _measured: dict[tuple[Kernel, str, str], Costs] = {}
