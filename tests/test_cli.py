@@ -211,6 +211,17 @@ def test_results_are_written_where_ase_reads_them(salts, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
 
+def test_a_parquet_table_keeps_all_digits(salts, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    out = tmp_path / "done.parquet"
+    arguments = ["ewald", salts, "--charges", "Na=1,Cl=-1", "--quiet"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert main([*arguments, "--out", str(out)]) == 0
+    energies = parquet.read_table(out)["energy"].to_pylist()
+    assert energies == pytest.approx([float(line.split("\t")[3]) for line in lines], rel=1e-14)
+
+
 @pytest.mark.parametrize(
     "steer", [["--slots", "1"], ["--slot", "atoms=16,k=100000"], ["--rows", "1"]]
 )

@@ -213,6 +213,13 @@ def test_exact_dims_are_not_padded_by_verify(kernels):
     assert sp.verify(kernels.spectrum, data).padded == {"output 0": 0.0}
 
 
+def test_a_count_of_items_may_be_a_numpy_integer_and_no_item_is_refused(kernels):
+    data = kernels.make_atoms([2, 3, 1])
+    assert len(sp.verify(kernels.pull, data, items=np.int64(2), scale=1.0).items) == 2
+    with pytest.raises(sp.DataError, match=r"items=\[\] names no item"):
+        sp.verify(kernels.pull, data, items=[], scale=1.0)
+
+
 def test_no_items_pass(kernels):
     assert sp.verify(kernels.pull, kernels.make_atoms([]), scale=1.0).passed
 

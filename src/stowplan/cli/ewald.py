@@ -47,7 +47,12 @@ def add_command(commands: Any) -> None:
     add("--exponent", type=natural, default=1, metavar="P", help="1/r^P, 1 to 6 (default: 1)")
     add("--prefactor", type=number, default=1.0, metavar="X", help="multiplies all (default: 1)")
     add("--budget", metavar="BYTES", help='memory, such as "4 GiB"')
-    add("--out", type=Path, metavar="FILE.extxyz", help="write structures with their results")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE.extxyz",
+        help="write structures with their results, 8 decimals; FILE.parquet: results, all digits",
+    )
     add("-q", "--quiet", action="store_true", help="no progress bar and no summary")
 
 
@@ -98,7 +103,23 @@ def _print_energies(structures: list[Any], result: Any) -> None:
 
 
 def _write(path: Path, structures: list[Any], result: Any) -> None:
-    """Write extended XYZ that ASE reads back with energy, forces and stress; all or nothing."""
+    """Write a table of all digits (.parquet), or structures that ASE reads back; all or nothing."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if path.suffix == ".parquet":
+            table = result.to_table()  # says how to install pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(table, part)
+        else:
+            _write_structures(part, structures, result)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_structures(path: Path, structures: list[Any], result: Any) -> None:
+    """Write extended XYZ with energy, forces, stress and potentials."""
     import ase.io
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.stress import full_3x3_to_voigt_6_stress
@@ -113,9 +134,4 @@ def _write(path: Path, structures: list[Any], result: Any) -> None:
         frame.set_array("potentials", result.potentials[index])
         frame.calc = SinglePointCalculator(frame, **found)
         frames.append(frame)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        ase.io.write(part, frames, format="extxyz")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    ase.io.write(path, frames, format="extxyz")

@@ -166,8 +166,10 @@ def verify(
 
 
 def _choose(plan: Plan, count: int, items: int | Sequence[int]) -> list[int]:
-    if not isinstance(items, int):
+    if not isinstance(items, int | np.integer):
         chosen = [int(item) for item in items]
+        if not chosen:
+            raise DataError("verify: items=[] names no item; leave it out to check eight of them.")
         outside = [item for item in chosen if not 0 <= item < count]
         if outside:
             raise DataError(f"verify: item {outside[0]} of {count}; items are numbered from 0.")
