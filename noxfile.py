@@ -21,7 +21,7 @@ BACKENDS = {  # extras and dependency groups that bring one framework each
     "cupy": (["cupy"], []),
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-PROVEN = "*/stowplan/planners/*,*/stowplan/signature.py,*/stowplan/ragged.py"
+PROVEN = "*/stowplan/planners/*,*/stowplan/signature.py,*/stowplan/ragged.py,*/stowplan/layout.py"
 
 
 def install(session: nox.Session, *groups: str, extras: str = "", editable: bool = False) -> None:

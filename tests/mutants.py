@@ -26,7 +26,7 @@ MUTANTS = [
     ("gather.py", "np.cumsum(stored) - stored", "np.cumsum(stored)"),
     ("gather.py", "np.repeat(offsets, counts) + within",
      "np.repeat(offsets, counts) + within[::-1]"),
-    ("ragged.py", "packed = np.cumsum(counts) - counts", "packed = np.cumsum(counts) - counts + 1"),
+    ("layout.py", "packed = np.cumsum(counts) - counts", "packed = np.cumsum(counts) - counts + 1"),
     ("planners/fitting.py", "else columns[name] <= most", "else columns[name] < most"),
     ("planners/fitting.py", "else columns[name] <= most", "else columns[name] <= most + 1"),
     ("planners/fitting.py", "columns[name] == most if exact", "columns[name] <= most if exact"),

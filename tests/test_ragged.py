@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 import stowplan.ragged as ragged_module
 from stowplan.errors import DataError, FrameworkError
-from stowplan.ragged import Layout, Ragged, when_loaded
+from stowplan.layout import Layout
+from stowplan.ragged import Ragged, when_loaded
 
 
 @st.composite

@@ -21,7 +21,8 @@ from stowplan.adapters.interface import (
 )
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
-from stowplan.ragged import Layout, Ragged
+from stowplan.layout import Layout
+from stowplan.ragged import Ragged
 
 __all__ = ["adapter"]
 

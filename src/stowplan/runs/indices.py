@@ -13,8 +13,8 @@ from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 from stowplan.expressions import Expression
 from stowplan.gather import input_order, inside_all, locate, valid_places
+from stowplan.layout import Layout
 from stowplan.planners.batches import Batch, Plan
-from stowplan.ragged import Layout
 from stowplan.signature import CoreShape
 
 __all__ = ["Indices", "Sizes"]

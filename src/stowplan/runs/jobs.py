@@ -15,8 +15,9 @@ from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
 from stowplan.gather import gather, select
+from stowplan.layout import Layout
 from stowplan.planners.batches import Batch, Plan
-from stowplan.ragged import Layout, Ragged
+from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Indices
 from stowplan.runs.places import Place
