@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["EwaldResults", "Prepared", "columns", "compute", "energy", "prepare"]
 
 Array = NDArray[np.float64]
-KSPACE = kernels.kspace_field.arguments
-REAL = kernels.real_field.arguments
 MOST_VECTORS = 10**9  # of one structure: tens of GB
 
 
