@@ -285,6 +285,7 @@ def set_nan(atoms):
         (broken(lambda a: None), {"accuracy": 2.0}, "accuracy=2.0"),
         (broken(lambda a: None), {"cutoff": -1.0}, "cutoff=-1.0.*positive"),
         (broken(lambda a: None), {"exponent": 7}, "exponent=7"),
+        (broken(lambda a: None), {"prefactor": float("nan")}, "prefactor=nan.*finite"),
         (broken(lambda a: setattr(a, "pbc", (True, True, False))), {"exponent": 6}, "item 1"),
         (broken(lambda a: None), {"slots": {"k": 3}}, "key 'k'.*kspace"),
         ("no such file.xyz", {}, "no such file.xyz"),

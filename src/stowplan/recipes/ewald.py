@@ -124,6 +124,8 @@ def compute(
     >>> result.energy.round(12).tolist(), result.forces[0][0].round(12).tolist()
     ([-1.0], [0.0, 0.0, 1.0])
     """
+    if not math.isfinite(prefactor):
+        raise DataError(f"ewald: prefactor={prefactor}; it must be finite.")
     kspace, real = columns(
         structures, charges=charges, cutoff=cutoff, smearing=smearing, wavelength=wavelength,
         accuracy=accuracy, exponent=exponent,
