@@ -30,6 +30,18 @@ def masked(x, table, *, scale=1.0, mask=None):
     return scale * xp.sum(real, axis=(-2, -1))
 
 
+@kernel(
+    "(n),(pairs,2),(items)->(items),(n)",
+    ragged=("n", "pairs", "items"),
+    fill={"pair": -1},
+    index={"pair": "n"},
+    segments="items",
+)
+def several(x, pair, weight, *, mask, segments):
+    """Says what it received."""
+    return mask, segments
+
+
 def declare(signature="(n),(n)->()", function=None, **options):
     """Declare a kernel of two arguments."""
     if function is None:
@@ -130,6 +142,71 @@ def test_a_call_that_lacks_an_argument_fails_as_the_function_would():
         masked(np.ones(2))
 
 
+def segmented(x, y, *, mask=None, segments=None):
+    """Two arguments, and rows of several items."""
+    return x
+
+
+def test_index_columns_and_the_dim_that_counts_items_are_declared():
+    assert several.index == {"pair": "n"}
+    assert several.segments == "items"
+    assert several.takes_segments
+    assert several.shared == ()
+    assert several.work.text == "n * pairs"  # what counts items is no cost
+    assert masked.index == {}
+    assert masked.segments is None
+    assert not masked.takes_segments
+    assert several.refilled("x", 1.0).index == {"pair": "n"}
+
+
+@pytest.mark.parametrize("signature", ["(n),(n)->(items)", "(n),(items)->()", "(n),(n)->(n)"])
+def test_the_dim_that_counts_items_needs_no_argument_and_no_length(signature):
+    made = declare(signature, segmented, ragged=("n", "items"), segments="items")
+    assert made.ragged == ("n", "items")
+    assert made.ragged_dims(("items",)) == ("items",)
+
+
+def test_by_hand_the_arrays_are_one_item(xp):
+    x, pair = xp.ones((4, 3)), xp.zeros((4, 5, 2), dtype=xp.int64)
+    mask, segments = several(x, pair, xp.ones((4, 1)))
+    assert {dim: tuple(real.shape) for dim, real in mask.items()} == {
+        "items": (1,), "n": (3,), "pairs": (5,)
+    }  # fmt: skip
+    assert all(bool(xp.all(real)) for real in mask.values())
+    assert {dim: np.asarray(ids).tolist() for dim, ids in segments.items()} == {
+        "n": [0] * 3, "pairs": [0] * 5
+    }  # fmt: skip
+
+
+def test_by_hand_a_mask_says_which_entries_are_of_the_item(xp):
+    given = {"n": xp.asarray([True, True, False]), "pairs": xp.asarray([False])}
+    x, pair = xp.ones(3), xp.zeros((1, 2), dtype=xp.int64)
+    mask, segments = several(x, pair, xp.ones(1), mask=given)
+    assert np.asarray(segments["n"]).tolist() == [0, 0, -1]
+    assert np.asarray(segments["pairs"]).tolist() == [-1]
+    assert np.asarray(mask["items"]).tolist() == [True]
+    assert mask["n"] is given["n"]
+
+
+def test_segments_given_by_hand_are_used():
+    x, pair, ids = np.ones(3), np.zeros((2, 2), int), {"n": [0, 1, 1], "pairs": [0, 1]}
+    mask, segments = several(x, pair, np.ones(2), segments=ids)
+    assert segments is ids
+    assert mask["items"].tolist() == [True, True]
+    with pytest.raises(sp.DataError, match=r"several: the arrays have items=2.*segments={dim"):
+        several(x, pair, np.ones(2))
+
+    made = declare(
+        "(n),(n)->(items)",
+        lambda x, y, *, mask, segments: x,
+        ragged=("n", "items"),
+        segments="items",
+    )
+    with pytest.raises(sp.DataError, match="segments= without mask= leaves open how many items"):
+        made(x, x, segments={"n": [0, 1, 1]})
+    made(x, x, segments={"n": [0, 1, 1]}, mask={"n": np.ones(3, bool), "items": np.ones(2, bool)})
+
+
 @pytest.mark.parametrize(
     ("signature", "function", "options", "message"),
     [
@@ -183,6 +260,45 @@ def test_a_call_that_lacks_an_argument_fails_as_the_function_would():
         ("(n),()->()", lambda x, scale, mode="a": x, {}, r"3 positional .*Put a \* before"),
         ("(n)->()", lambda *arrays: arrays, {}, r"instead of \*arrays"),
         ("(n)->()", lambda x, **shared: x, {}, r"name every parameter instead of \*\*shared"),
+        ("(n),(n)->()", None, {"index": {"z": "n"}}, "index names 'z'; it can name: x, y."),
+        ("(n),(n)->()", None, {"index": "y"}, "index='y' is no mapping"),
+        (
+            "(n,c),(n)->()",
+            None,
+            {"index": {"y": "c"}, "fill": {"y": -1}},
+            "'y' names 'c'; it can n",
+        ),
+        ("(n),(n)->()", None, {"index": {"y": "n"}}, r"negative integer: fill={'y': -1}"),
+        ("(n),(n)->()", None, {"index": {"y": "n"}, "fill": {"y": 0}}, r"fill={'y': -1}"),
+        ("(n),(n)->()", None, {"index": {"y": "n"}, "fill": {"y": -1.0}}, r"fill={'y': -1}"),
+        ("(n),(n)->(m)", segmented, {"segments": "m"}, "segments names 'm'; it can name: n."),
+        (
+            "(n),(n)->(m)",
+            segmented,
+            {"segments": ("n",)},
+            r"segments=\('n',\); give the name of one",
+        ),
+        ("(n),(n)->()", segmented, {"segments": "n"}, "nothing is ragged beside 'n'"),
+        ("(n),(n)->()", segmented, {}, "declare the dim that counts the items, segments='molecul"),
+        (
+            "(n),(m)->()",
+            None,
+            {"ragged": ("n", "m"), "segments": "m"},
+            r"def function\(..., \*, se",
+        ),
+        (
+            "(n),(m,n)->()",
+            segmented,
+            {"ragged": ("n", "m"), "segments": "m"},
+            r"\(m, n\) has 'm' b",
+        ),
+        ("(n),(n)->(n,m)", segmented, {"ragged": ("n", "m"), "segments": "m"}, r"have it alone"),
+        (
+            "(n),(n)->(m)",
+            segmented,
+            {"ragged": ("n", "m"), "segments": "m", "out_sizes": {"m": 2}},
+            "out_sizes names 'm'; it can name: none",
+        ),
         ("(n)->()", functools.partial(lambda x, y: x, 1), {}, "has no name; declare a def"),
         ("(2n)->()", lambda x: x, {}, "at character 1"),
     ],

@@ -128,3 +128,81 @@ def test_the_small_argument_series_starts_at_minus_gamma():
     assert float(special.exp1(np.asarray(1e-20))) == pytest.approx(
         20 * math.log(10) - np.euler_gamma, rel=1e-15
     )
+
+
+def slow_segment_sum(values, ids, count):
+    """One entry after the other; leading dims broadcast."""
+    values, ids = np.broadcast_arrays(values, ids)
+    sums = np.zeros((*ids.shape[:-1], count), values.dtype)
+    for place in np.ndindex(ids.shape):
+        if 0 <= ids[place] < count:
+            sums[(*place[:-1], ids[place])] += values[place]
+    return sums
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128", "int64"])
+@pytest.mark.parametrize(
+    ("values", "ids", "count"),
+    [((7,), (7,), 3), ((4, 7), (4, 7), 5), ((3, 4, 7), (4, 7), 2), ((2, 0), (2, 0), 3),
+     ((0, 7), (7,), 3), ((2, 7), (7,), 1), ((7,), (2, 7), 0)],
+)  # fmt: skip
+def test_a_segment_sum_is_that_of_a_loop(xp, dtype, values, ids, count):
+    rng = np.random.default_rng(3)
+    numbers = (10 * rng.normal(size=values)).astype(dtype)
+    if dtype == "complex128":
+        numbers = numbers + 1j * rng.normal(size=values)
+    places = rng.integers(-2, count + 2, ids)  # -2, -1, count and count + 1 belong nowhere
+    found = special.segment_sum(xp.asarray(numbers), xp.asarray(places), count)
+    assert found.dtype == xp.asarray(numbers).dtype
+    expected = slow_segment_sum(numbers, places, count)
+    assert tuple(found.shape) == expected.shape
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-14, atol=1e-13)
+
+
+def test_what_belongs_to_no_segment_may_be_anything(xp):
+    values = xp.asarray([1.0, float("nan"), 2.0, float("inf")])
+    found = special.segment_sum(values, xp.asarray([1, -1, 1, 7]), 3)
+    assert np.asarray(found).tolist() == [0.0, 3.0, 0.0]
+
+
+def test_a_segment_sum_keeps_float32_and_takes_int32_ids(xp):
+    found = special.segment_sum(
+        xp.asarray([1.0, 2.0], dtype=xp.float32), xp.asarray([1, 1], dtype=xp.int32), 2
+    )
+    assert found.dtype == xp.float32
+    assert np.asarray(found).tolist() == [0.0, 3.0]
+
+
+IDS = np.array([[2, -1, 0, 2, 1], [0, 0, -1, 3, 1]])
+
+
+def test_segment_sums_under_vmap_are_differentiable_in_jax():
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    values = np.random.default_rng(0).normal(size=IDS.shape)
+
+    def squares(values):
+        sums = jax.vmap(lambda v, i: special.segment_sum(v, i, 3))(values, jax.numpy.asarray(IDS))
+        return (sums**2).sum()
+
+    sums = slow_segment_sum(values, IDS, 3)
+    np.testing.assert_allclose(float(squares(values)), (sums**2).sum(), rtol=1e-14)
+    real = (IDS >= 0) & (IDS < 3)
+    expected = np.where(real, 2 * np.take_along_axis(sums, np.where(real, IDS, 0), axis=1), 0)
+    for gradient in (jax.grad(squares), jax.jit(jax.grad(squares))):
+        np.testing.assert_allclose(gradient(values), expected, rtol=1e-14)
+
+
+def test_segment_sums_under_vmap_are_differentiable_in_torch():
+    torch = pytest.importorskip("torch")
+    ids = torch.asarray(IDS)
+    values = torch.randn(IDS.shape, dtype=torch.float64, requires_grad=True)
+
+    def sums(values):
+        return torch.func.vmap(lambda v, i: special.segment_sum(v, i, 3))(values, ids)
+
+    assert torch.autograd.gradcheck(lambda v: special.segment_sum(v, ids, 3), values)
+    assert torch.autograd.gradgradcheck(lambda v: special.segment_sum(v, ids, 3) ** 2, values)
+    assert torch.autograd.gradcheck(sums, values)
+    expected = slow_segment_sum(values.detach().numpy(), IDS, 3)
+    np.testing.assert_allclose(sums(values).detach().numpy(), expected, rtol=1e-14)

@@ -20,6 +20,7 @@ from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
 from stowplan.runs.measurement import measure_costs
+from stowplan.runs.packing import PackedBatch
 from stowplan.runs.planning import plan
 from stowplan.runs.verification import Verification, verify
 
@@ -33,6 +34,7 @@ __all__ = [
     "FrameworkError",
     "Kernel",
     "MissingDependencyError",
+    "PackedBatch",
     "Plan",
     "PlanError",
     "Ragged",

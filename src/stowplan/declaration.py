@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
-from array_api_compat import array_namespace, device
-
-from stowplan.errors import PlanError, SignatureError
+from stowplan.by_hand import all_of_one_item, all_real
+from stowplan.errors import DataError, PlanError, SignatureError
 from stowplan.expressions import Expression
+from stowplan.options import names, parameters, refuse_unknown, table, takes_dims
 from stowplan.signature import CoreShape, Signature, parse_signature
 
 __all__ = ["RESERVED", "Kernel", "kernel"]
@@ -31,7 +30,8 @@ class Kernel:
     arguments : tuple of str
         Names of the per-item (positional) parameters, in signature order.
     shared : tuple of str
-        Names of the keyword-only parameters that all items share, without ``mask``.
+        Names of the keyword-only parameters that all items share, without ``mask`` and
+        ``segments``.
     ragged, exact : tuple of str
         Dims that vary over items; those of them that share a batch only at equal size.
     work : Expression
@@ -43,6 +43,10 @@ class Kernel:
         Shared parameters that select code: hashable, part of the compile key.
     fill : dict of str to float
         Declared padding value of arguments; 0 where none is declared.
+    index : dict of str to str
+        Arguments whose entries are item-local indices, and the dim that they point along.
+    segments : str or None
+        The ragged dim that counts the items lying in one row.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class Kernel:
         fill: Mapping[str, float],
         out_sizes: Mapping[str, str | int | Callable[..., int]],
         per_item: bool,
+        index: Mapping[str, str],
+        segments: str | None,
     ) -> None:
         if not hasattr(function, "__name__"):
             raise SignatureError(f"kernel: {function!r} has no name; declare a def instead.")
@@ -67,18 +73,27 @@ class Kernel:
         self.function = function
         self.signature = signature
         self.per_item = per_item
-        self.arguments, keyword_only, self.defaults = _parameters(function)
+        self.arguments, keyword_only, self.defaults = parameters(function)
         self.takes_mask = "mask" in keyword_only
-        self.shared = tuple(name for name in keyword_only if name != "mask")
+        self.takes_segments = "segments" in keyword_only
+        self.shared = tuple(name for name in keyword_only if name not in ("mask", "segments"))
         self.ragged = ragged
         self.exact = exact
         self.static = static
         self.fill = dict(fill)
-        _subset(f"kernel {self.name}", "ragged", ragged, signature.dims)
+        self.index = dict(index)
+        self.segments = segments
+        where = f"kernel {self.name}"
+        if not isinstance(segments, str | None):
+            raise SignatureError(f"{where}: segments={segments!r}; give the name of one dim.")
+        counting = () if segments is None else (segments,)
+        refuse_unknown(where, "ragged", ragged, (*signature.dims, *counting))
+        refuse_unknown(where, "segments", counting, ragged)
         self.derived = {
             name: self._parse(f"derived {name!r}", text) for name, text in derived.items()
         }
-        cost = " * ".join(ragged) or "1" if work is None else work
+        each = " * ".join(dim for dim in ragged if dim != segments) or "1"
+        cost = each if work is None else work
         self.work = self._parse("work", cost)
         self.memory = None if memory is None else self._parse("memory", memory)
         self.out_sizes = {
@@ -88,11 +103,9 @@ class Kernel:
         self._check()
 
     def __call__(self, *args: Any, **shared: Any) -> Any:
-        """Evaluate on plain arrays; without a mask, every entry counts."""
-        if self.takes_mask and shared.get("mask") is None:
-            shared["mask"] = self._all_valid(
-                {**dict(zip(self.arguments, args, strict=False)), **shared}
-            )
+        """Evaluate on plain arrays; without mask and segments, every entry is real, of one item."""
+        if self.takes_mask or self.takes_segments:
+            shared |= self._left_out({**dict(zip(self.arguments, args, strict=False)), **shared})
         return self.function(*args, **shared)
 
     def __reduce__(self) -> str:
@@ -130,18 +143,24 @@ class Kernel:
         }
         return frozenset(self.ragged) | new
 
-    def _all_valid(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        mask: dict[str, Any] = {}
-        for name, core in zip(self.arguments, self.signature.inputs, strict=True):
-            if name not in given:
-                continue  # Python itself says best what a call lacks
-            array = given[name]
-            lengths = array.shape[array.ndim - len(core) :]
-            for dim, length in zip(core, lengths, strict=True):
-                if dim in self.ragged and dim not in mask:
-                    xp = array_namespace(array)
-                    mask[str(dim)] = xp.ones((length,), dtype=xp.bool, device=device(array))
-        return mask
+    def _left_out(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the mask and the segments that a call by hand does not give."""
+        mask, segments = given.get("mask"), given.get("segments")
+        arrays = [given[name] for name in self.arguments if name in given]
+        if len(arrays) < len(self.arguments):
+            return {}  # Python itself says best what a call lacks
+        if mask is None:
+            mask = all_real(arrays, self.signature.inputs, self.ragged)
+        if self.segments and segments is None:
+            mask, segments = all_of_one_item(self.name, mask, self.segments)
+        elif self.segments and self.takes_mask and self.segments not in mask:
+            raise DataError(
+                f"{self.name}: segments= without mask= leaves open how many {self.segments} a row "
+                f"holds. Pass mask={{..., {self.segments!r}: bool (..., count)}} too."
+            )
+        made = {"mask": mask, "segments": segments}
+        taken = {"mask": self.takes_mask, "segments": self.takes_segments}
+        return {name: value for name, value in made.items() if taken[name]}
 
     def _check(self) -> None:
         where = f"kernel {self.name}"
@@ -159,22 +178,63 @@ class Kernel:
             )
         if "rows" in (*self.signature.dims, *self.signature.new_dims):
             raise SignatureError(f"{where}: slots use the name 'rows' themselves; rename the dim.")
-        _subset(where, "exact", self.exact, self.ragged)
-        _subset(where, "static", self.static, self.shared)
-        _subset(where, "fill", self.fill, self.arguments)
+        refuse_unknown(where, "exact", self.exact, self.ragged)
+        refuse_unknown(where, "static", self.static, self.shared)
+        refuse_unknown(where, "fill", self.fill, self.arguments)
         for name, fill in self.fill.items():
             if not isinstance(fill, Number):
                 raise SignatureError(f"{where}: fill of {name!r} is {fill!r}; give a number.")
-        _subset(where, "out_sizes", self.out_sizes, self.signature.new_dims)
+        refuse_unknown(where, "out_sizes", self.out_sizes, self._new_dims)
         for name, core in zip(self.arguments, inputs, strict=True):
             self._check_leading(f"{where}: argument {name}", core)
         for core in self.signature.outputs:
             self._check_leading(f"{where}: an output", core)
         self._check_new_dims(where)
         self._check_expressions(where)
+        self._check_index(where)
+        self._check_segments(where)
+
+    @property
+    def _new_dims(self) -> tuple[str, ...]:
+        return tuple(dim for dim in self.signature.new_dims if dim != self.segments)
+
+    def _check_index(self, where: str) -> None:
+        refuse_unknown(where, "index", self.index, self.arguments)
+        for name, dim in self.index.items():
+            refuse_unknown(where, f"index {name!r}", (dim,), self.ragged)
+            fill = self.fill.get(name)
+            if not isinstance(fill, int) or fill >= 0:
+                raise SignatureError(
+                    f"{where}: index names {name!r}, whose padding must be told from an index; "
+                    f"declare a negative integer: fill={{{name!r}: -1}}."
+                )
+
+    def _check_segments(self, where: str) -> None:
+        if self.segments is None and not self.takes_segments:
+            return
+        if self.segments is None:
+            raise SignatureError(
+                f"{where}: the parameter segments says which item of a row each entry belongs to; "
+                "declare the dim that counts the items, segments='molecules', or rename it."
+            )
+        if not self.takes_segments:
+            raise SignatureError(
+                f"{where}: segments={self.segments!r} puts several items into a row, so the "
+                f"function must tell them apart: def {self.name}(..., *, segments)."
+            )
+        if len(self.ragged) == 1:
+            raise SignatureError(
+                f"{where}: nothing is ragged beside {self.segments!r}, so there is nothing to join."
+            )
+        for core in (*self.signature.inputs, *self.signature.outputs):
+            if self.segments in core and self.ragged_dims(core) != (self.segments,):
+                raise SignatureError(
+                    f"{where}: the core shape ({', '.join(map(str, core))}) has "
+                    f"{self.segments!r} beside another ragged dim; per-item values have it alone."
+                )
 
     def _check_new_dims(self, where: str) -> None:
-        missing = [dim for dim in self.signature.new_dims if dim not in self.out_sizes]
+        missing = [dim for dim in self._new_dims if dim not in self.out_sizes]
         if missing:
             raise SignatureError(
                 f"{where}: no input has the output dim {missing[0]!r}; "
@@ -185,9 +245,11 @@ class Kernel:
             if isinstance(rule, Expression):
                 ragged = any(name in varying for name in rule.names)
                 allowed = varying if ragged else (*varying, *self.signature.dims)
-                _subset(where, f"out_sizes {dim!r}", rule.names, tuple(dict.fromkeys(allowed)))
+                refuse_unknown(
+                    where, f"out_sizes {dim!r}", rule.names, tuple(dict.fromkeys(allowed))
+                )
             else:
-                _check_takes(f"{where}: out_sizes {dim!r}", rule, self.ragged)
+                takes_dims(f"{where}: out_sizes {dim!r}", rule, self.ragged)
 
     def _check_leading(self, where: str, core: CoreShape) -> None:
         leading = self.ragged_dims(core)
@@ -207,10 +269,10 @@ class Kernel:
                     f"{where}: {name!r} cannot name a derived size; take a word other than rows."
                 )
         for name, expression in self.derived.items():
-            _subset(where, f"derived {name!r}", expression.names, self.ragged)
-        _subset(where, "work", self.work.names, (*self.ragged, *self.derived))
+            refuse_unknown(where, f"derived {name!r}", expression.names, self.ragged)
+        refuse_unknown(where, "work", self.work.names, (*self.ragged, *self.derived))
         if self.memory is not None:
-            _subset(where, "memory", self.memory.names, (*self.ragged, *self.derived))
+            refuse_unknown(where, "memory", self.memory.names, (*self.ragged, *self.derived))
 
     def _parse(self, option: str, text: Any) -> Expression:
         try:
@@ -231,6 +293,8 @@ def kernel(
     fill: Mapping[str, float] | None = None,
     out_sizes: Mapping[str, str | int | Callable[..., int]] | None = None,
     per_item: bool = False,
+    index: Mapping[str, str] | None = None,
+    segments: str | None = None,
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a function of arrays as a kernel that plans can batch.
 
@@ -247,7 +311,8 @@ def kernel(
     exact
         Those of them that share a batch only at equal length (an FFT axis, an eigenproblem).
     work
-        Cost of one item, such as ``"atoms * k"``; the product of the ragged dims by default.
+        Cost of one item, such as ``"atoms * k"``; the product of the ragged dims by default,
+        without the one that counts items.
     memory
         Numbers that one row keeps alive at once (columns, scratch, outputs), an expression like
         ``work``; budgets need it.
@@ -261,6 +326,15 @@ def kernel(
         Length of each output dim that no input has: an expression of dims, or a function of them.
     per_item
         The function does not broadcast over leading dims; it is mapped over items instead.
+    index
+        Arguments whose entries are item-local indices, and the ragged dim that they point along,
+        such as ``{"neighbours": "atoms"}``; "none" is their declared fill, a negative integer.
+    segments
+        The ragged dim that counts the items in a row, for a kernel that keeps them apart: several
+        small items may then share a row. The keyword-only parameter ``segments`` receives, for
+        every other ragged dim, ``{dim: int (..., capacity)}``: which of the row's items an entry
+        belongs to, padding -1. An argument or output of core shape ``(molecules, ...)`` holds one
+        entry per item; which of them are real says ``mask["molecules"]``.
 
     Raises
     ------
@@ -287,65 +361,17 @@ def kernel(
         return Kernel(
             function,
             parse_signature(signature),
-            ragged=_names("ragged", ragged),
-            exact=_names("exact", exact),
+            ragged=names("ragged", ragged),
+            exact=names("exact", exact),
             work=work,
             memory=memory,
-            derived=_table("derived", derived),
-            static=_names("static", static),
-            fill=_table("fill", fill),
-            out_sizes=_table("out_sizes", out_sizes),
+            derived=table("derived", derived),
+            static=names("static", static),
+            fill=table("fill", fill),
+            out_sizes=table("out_sizes", out_sizes),
             per_item=per_item,
+            index=table("index", index),
+            segments=segments,
         )
 
     return declare
-
-
-def _names(option: str, names: Sequence[str] | str) -> tuple[str, ...]:
-    given = (names,) if isinstance(names, str) else tuple(names or ())
-    if len(set(given)) < len(given):
-        raise SignatureError(f"kernel: {option}={names!r} names one thing twice.")
-    return given
-
-
-def _table(option: str, table: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if table is None or isinstance(table, Mapping):
-        return table or {}
-    raise SignatureError(
-        f"kernel: {option}={table!r} is no mapping; write {option}={{'name': ...}}."
-    )
-
-
-def _check_takes(where: str, rule: Callable[..., int], dims: Sequence[str]) -> None:
-    try:
-        inspect.signature(rule).bind(**dict.fromkeys(dims))
-    except TypeError as error:
-        raise SignatureError(
-            f"{where}: the function is called with the ragged dims ({', '.join(dims)}) "
-            f"by name: {error}."
-        ) from None
-
-
-def _parameters(
-    function: Callable[..., Any],
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    positional: list[str] = []
-    keyword_only: list[str] = []
-    defaults: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise SignatureError(
-                f"kernel {function.__name__}: name every parameter instead of {parameter}."
-            )
-        keyword = parameter.kind is parameter.KEYWORD_ONLY
-        (keyword_only if keyword else positional).append(parameter.name)
-        if keyword and parameter.default is not parameter.empty:
-            defaults[parameter.name] = parameter.default
-    return tuple(positional), tuple(keyword_only), defaults
-
-
-def _subset(where: str, option: str, names: Any, allowed: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in allowed]
-    if unknown:
-        known = ", ".join(allowed) or "none"
-        raise SignatureError(f"{where}: {option} names {unknown[0]!r}; it can name: {known}.")

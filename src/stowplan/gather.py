@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 __all__ = ["gather", "input_order", "inside_all", "locate", "select", "valid_places"]
 
 
-def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tuple[Any, ...]]:
+def locate(
+    starts: Any, shapes: Any, capacity: Sequence[int], padding: int = 0
+) -> tuple[Any, tuple[Any, ...]]:
     """Find the flat row of every place of a padded batch.
 
     Parameters
@@ -24,11 +26,13 @@ def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tupl
         Length of each item along d ragged dims.
     capacity
         Padded length of each of the d dims.
+    padding
+        Flat row that places without a real one point to.
 
     Returns
     -------
     index : (rows, *capacity) integers
-        Flat row of each real place, 0 on padding, so that no index is out of range.
+        Flat row of each real place, and ``padding`` elsewhere, so that none is out of range.
     masks : tuple of (rows, capacity[dim]) bool
         Per dim, whether a place is real.
 
@@ -49,7 +53,8 @@ def locate(starts: Any, shapes: Any, capacity: Sequence[int]) -> tuple[Any, tupl
         masks.append(place[None, :] < column[:, None])
         index = index * column[(...,) + (None,) * ndim] + place[along]
     index = index + starts[(...,) + (None,) * ndim]
-    return xp.where(inside_all(masks), index, xp.zeros_like(index)), tuple(masks)
+    elsewhere = xp.full_like(index, padding) if padding else xp.zeros_like(index)
+    return xp.where(inside_all(masks), index, elsewhere), tuple(masks)
 
 
 def inside_all(masks: Sequence[Any]) -> Any:

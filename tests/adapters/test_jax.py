@@ -302,3 +302,34 @@ def test_an_empty_set_with_the_slots_of_another_compiles_nothing():
     found, each = sp.run(energy, empty, sp.plan(energy, empty, slots=plan.slots), scale=1.0)
     assert adapter.traces["energy"] == before
     assert (found.shape, len(each), each.values.shape) == ((0,), 0, (0,))
+
+
+def test_a_smaller_set_with_a_larger_item_compiles_nothing_where_there_is_headroom():
+    kernel = make_kernel()
+    rng = np.random.default_rng(3)
+    first, second = rng.integers(1, 40, 100).tolist(), rng.integers(1, 40, 96).tolist() + [45]
+    data = make_data(first)
+    plan = sp.plan(kernel, data, slots=3, headroom=1.25)
+    assert traced(lambda: sp.run(kernel, data, plan, scale=1.0)) == 4
+    assert traced(lambda: sp.run(kernel, data, plan, scale=1.0)) == 0
+
+    other = make_data(second, seed=1)
+    found = []
+
+    def run_again():
+        again = sp.plan(kernel, other, slots=plan.slots)
+        found.append(sp.run(kernel, other, again, scale=1.0)[0])
+
+    assert traced(run_again) == 0
+    x, charge = (column.map_values(np.asarray) for column in other.values())
+    slow = [(q[:, None] * each**2).sum() for each, q in zip(x, charge, strict=True)]
+    np.testing.assert_allclose(found[0], slow, rtol=1e-12)
+
+
+def test_headroom_under_a_trace_adds_nothing():
+    kernel = make_kernel()
+    data = make_data(SIZES)
+    plan = sp.plan(kernel, data, slots=1, headroom=2)
+    before = adapter.traces.total()
+    jax.jit(lambda data: sp.run(kernel, data, plan, scale=1.0))(data)
+    assert adapter.traces.total() - before == 1

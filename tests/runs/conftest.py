@@ -55,7 +55,12 @@ def phase(angle, *, mask):
     return turned, xp.sum(xp.where(mask["n"], turned, xp.zeros_like(turned)), axis=-1)
 
 
-@sp.kernel("(atoms),(atoms,m)->(atoms)", ragged="atoms", fill={"neighbours": -1})
+@sp.kernel(
+    "(atoms),(atoms,m)->(atoms)",
+    ragged="atoms",
+    fill={"neighbours": -1},
+    index={"neighbours": "atoms"},
+)
 def near(charges, neighbours):
     """Charges of neighbours, by item-local indices; -1 means none."""
     xp = array_namespace(charges, neighbours)

@@ -148,3 +148,47 @@ def test_no_items_are_planned(kernels):
         kernels.pull, kernels.make_atoms([]), slots=[{"atoms": 4, "rows": 2}], budget="1 MiB"
     )
     assert plan.slots == ({"atoms": 4, "rows": 2},)
+
+
+def test_headroom_adds_one_empty_slot_for_larger_items(kernels):
+    data = kernels.make_atoms(SIZES)
+    tight = sp.plan(kernels.pull, data, slots=2)
+    plan = sp.plan(kernels.pull, data, slots=2, headroom=1.3)
+    assert plan.slots == (*tight.slots, {"atoms": 7, "rows": 1})  # 1.3 times 5, rounded up
+    assert plan.occupancy() == tight.occupancy()
+    assert [batch.items.tolist() for batch in plan.batches] == [
+        batch.items.tolist() for batch in tight.batches
+    ]
+    later = sp.plan(kernels.pull, kernels.make_atoms([6, 2, 7]), slots=plan.slots)
+    assert [batch.items.tolist() for batch in later.batches if batch.slot == 2] == [[0], [2]]
+    assert later.slots == plan.slots
+
+
+@pytest.mark.parametrize(
+    ("headroom", "message"),
+    [
+        (0.9, "headroom=0.9; it multiplies the largest sizes: at least 1"),
+        (np.inf, "headroom=inf"),
+        (np.nan, "headroom=nan"),
+        (True, "headroom=True; it is a factor"),
+        ("2", "headroom='2'; it is a factor"),
+    ],
+)
+def test_headroom_is_a_factor_of_at_least_one(kernels, headroom, message):
+    with pytest.raises(sp.PlanError, match=message):
+        sp.plan(kernels.pull, kernels.make_atoms(SIZES), headroom=headroom)
+
+
+def test_headroom_that_nothing_can_use_is_refused(kernels):
+    with pytest.raises(sp.PlanError, match="n must be equal within a slot"):
+        sp.plan(kernels.spectrum, {"x": [[1.0], [2.0, 3.0]]}, headroom=2)
+    with pytest.raises(sp.PlanError, match="no items"):
+        sp.plan(kernels.pull, kernels.make_atoms([]), headroom=2)
+    with pytest.raises(sp.PlanError, match="no ragged dims"):
+        sp.plan(kernels.length, {"vector": np.ones((2, 3)), "factor": np.ones(2)}, headroom=2)
+
+
+def test_headroom_is_saved(kernels, tmp_path):
+    plan = sp.plan(kernels.pull, kernels.make_atoms(SIZES), headroom=2)
+    plan.save(tmp_path / "plan")
+    assert sp.Plan.load(tmp_path / "plan").headroom is True

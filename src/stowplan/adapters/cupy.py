@@ -35,6 +35,9 @@ class CupyAdapter(EagerAdapter):
         host: NDArray[Any] = np.asarray(cp.asnumpy(array))
         return host
 
+    def on_host(self, array: Any) -> bool:
+        return False
+
     def synchronize(self, outputs: Any) -> None:
         for device in self.devices():
             device.synchronize()

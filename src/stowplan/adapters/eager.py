@@ -36,8 +36,14 @@ class EagerAdapter:
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         raise NotImplementedError  # each framework has its own
 
+    def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
+        return [self.asarray(array, device) for array in arrays]
+
     def to_host(self, array: Any) -> NDArray[Any]:
         return np.asarray(array)
+
+    def on_host(self, array: Any) -> bool:
+        return True
 
     def requires_grad(self, array: Any) -> bool:
         return False
@@ -64,9 +70,9 @@ class EagerAdapter:
         call = _one_by_one if kernel.per_item else _batched
 
         def compute(
-            arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+            arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
         ) -> Any:
-            return call(kernel, arguments, masks, {**shared, **statics})
+            return call(kernel, arguments, keywords, {**shared, **statics})
 
         return compute
 
@@ -81,20 +87,28 @@ class EagerAdapter:
 
 
 def _batched(
-    kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]
+    kernel: Kernel,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    shared: Mapping[str, Any],
 ) -> Any:
-    if masks is None:
-        return kernel.function(*arguments, **shared)
-    return kernel.function(*arguments, mask=masks, **shared)
+    return kernel.function(*arguments, **keywords, **shared)
 
 
 def _one_by_one(
-    kernel: Kernel, arguments: Sequence[Any], masks: Any, shared: Mapping[str, Any]
+    kernel: Kernel,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Mapping[str, Any]],
+    shared: Mapping[str, Any],
 ) -> Any:
     rows = []
     for row in range(arguments[0].shape[0]):
-        mask = masks and {dim: values[row, ...] for dim, values in masks.items()}
-        rows.append(_batched(kernel, [column[row, ...] for column in arguments], mask, shared))
+        given = [column[row, ...] for column in arguments]
+        named = {
+            name: {dim: values[row, ...] for dim, values in table.items()}
+            for name, table in keywords.items()
+        }
+        rows.append(_batched(kernel, given, named, shared))
     xp = array_namespace(*arguments)
     stacked = [
         xp.stack([xp.asarray(part) for part in parts])

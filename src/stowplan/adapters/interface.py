@@ -11,8 +11,12 @@ from stowplan.declaration import Kernel
 
 __all__ = ["Adapter", "BatchFunction", "StaticKey", "as_tuple", "static_key"]
 
-BatchFunction = Callable[[Sequence[Any], Mapping[str, Any] | None, Mapping[str, Any]], Any]
-"""``(arguments, masks, shared) -> outputs`` for one padded batch; rows lead everywhere."""
+BatchFunction = Callable[[Sequence[Any], Mapping[str, Any], Mapping[str, Any]], Any]
+"""``(arguments, keywords, shared) -> outputs`` for one padded batch.
+
+Rows lead in the arguments and in the arrays of the keywords, which are those that differ by row:
+``{}``, ``{"mask": {...}}`` or ``{"mask": {...}, "segments": {...}}``.
+"""
 
 
 CPU_BATCH_BYTES = 16 * 2**20
@@ -50,8 +54,14 @@ class Adapter(Protocol):
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         """Move a host array to a device, with its dtype kept or an error."""
 
+    def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
+        """Move several host arrays at once, as ``asarray`` does."""
+
     def to_host(self, array: Any) -> NDArray[Any]:
         """Give the values of an array as NumPy, on request only."""
+
+    def on_host(self, array: Any) -> bool:
+        """Whether `to_host` reads the array where it lies, at no cost."""
 
     def requires_grad(self, array: Any) -> bool:
         """Whether leaving the framework would cut this array off its gradient."""

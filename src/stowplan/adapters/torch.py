@@ -50,9 +50,15 @@ class TorchAdapter:
         with torch.inference_mode(False):  # a cached index must serve autograd later
             return torch.from_numpy(np.asarray(host, order="C")).to(device)
 
+    def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
+        return [self.asarray(array, device) for array in arrays]
+
     def to_host(self, array: Any) -> NDArray[Any]:
         host: NDArray[Any] = array.detach().cpu().numpy()
         return host
+
+    def on_host(self, array: Any) -> bool:
+        return bool(array.device.type == "cpu")
 
     def requires_grad(self, array: Any) -> bool:
         return bool(array.requires_grad)
@@ -110,17 +116,15 @@ def _function(
     fixed = {name: value for name, _, value in statics}
 
     def batched(
-        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
     ) -> Any:
-        if masks is None:
-            return kernel(*arguments, **shared, **fixed)
-        return kernel(*arguments, mask=masks, **shared, **fixed)
+        return kernel(*arguments, **keywords, **shared, **fixed)
 
     def mapped(
-        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
     ) -> Any:
-        return torch.func.vmap(batched, in_dims=(0, None if masks is None else 0, None))(
-            tuple(arguments), masks, shared
+        return torch.func.vmap(batched, in_dims=(0, 0 if keywords else None, None))(
+            tuple(arguments), keywords, shared
         )
 
     function = mapped if per_item else batched
@@ -132,14 +136,15 @@ def _one_graph_per_shape(function: FunctionType) -> BatchFunction:
     graphs: dict[Hashable, BatchFunction] = {}
 
     def call(
-        arguments: Sequence[Any], masks: Mapping[str, Any] | None, shared: Mapping[str, Any]
+        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
     ) -> Any:
-        shapes = tuple(column.shape for column in arguments)
+        by_dim = (array for table in keywords.values() for array in table.values())
+        shapes = tuple(array.shape for array in (*arguments, *by_dim))
         if shapes not in graphs:
             code = function.__code__.replace()
             copy = FunctionType(code, function.__globals__, closure=function.__closure__)
             graphs[shapes] = torch.compile(copy, dynamic=False, fullgraph=True)
-        return graphs[shapes](arguments, masks, shared)
+        return graphs[shapes](arguments, keywords, shared)
 
     return call
 

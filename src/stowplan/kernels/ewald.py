@@ -36,6 +36,7 @@ _REAL = {
     "memory": "20 * atoms * neighbours",
     "static": ("exponent",),
     "fill": {"charges": 0.0, "neighbours": -1},
+    "index": {"neighbours": "atoms"},
 }
 _KSPACE_INPUTS = "(n1),(n2),(n3),(atoms,3),(atoms),(3,3),(),(3)"
 _REAL_INPUTS = "(atoms,neighbours),(atoms,neighbours,3),(atoms,3),(atoms),(3,3),(),(3)"

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.errors import PlanError
 from stowplan.expressions import Expression
 from stowplan.planners.cost import Costs, predict_seconds
 from stowplan.planners.sizes import Measure
 
-__all__ = ["Batch", "Plan", "fill_batches"]
+__all__ = ["Batch", "Packing", "Plan", "empty_batch", "fill_batches"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +43,31 @@ def fill_batches(
         Batch(items[start : start + rows], min(rows, count - start), capacity, slot)
         for start in range(0, count, rows)
     ]
+
+
+def empty_batch(
+    lengths: NDArray[np.int64], capacity: tuple[int, ...], slot: int, rows: int
+) -> Batch:
+    """Give a batch without items: its rows repeat the first item that fits, else item 0.
+
+    >>> empty_batch(np.array([[9], [2]]), (4,), slot=0, rows=2).items.tolist()
+    [1, 1]
+    """
+    fits = (lengths <= np.array(capacity, np.int64)).all(axis=1)
+    item = int(np.argmax(fits)) if len(fits) else 0
+    items = np.full(rows, item, np.intp)
+    items.flags.writeable = False
+    return Batch(items, 0, capacity, slot)
+
+
+class Packing(Protocol):
+    """How the columns of a kernel become the padded batches of a plan, and back."""
+
+    def pack(self, plan: Plan, data: Any, on: str | None, device: Any) -> tuple[Any, ...]:
+        """Give one padded batch for each slot."""
+
+    def unpack(self, plan: Plan, outputs: Any, like: str | None) -> Any:
+        """Give results in input order from those of each slot."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +102,11 @@ class Plan:
         Predicted seconds of other plans for the same items, by name.
     warnings : tuple of str
         What the planners would do otherwise, each with its cure.
+    headroom : bool
+        Whether the last slot is a catch-all for items of later sets, which compiling frameworks
+        compile with the first run.
+    packing : Packing, optional
+        What `pack` and `unpack` do for the kernel that the plan was made for; never saved.
     cache : dict
         Index arrays made by runs; starts empty in every plan and is never saved.
     """
@@ -93,6 +124,8 @@ class Plan:
     item_bytes: str | None = None
     alternatives: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    headroom: bool = False
+    packing: Packing | None = field(default=None, repr=False)
     # Outside __init__, so that dataclasses.replace never shares it between plans.
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -156,6 +189,80 @@ class Plan:
         if work is None:
             return self.measure.cost(lengths)
         return self.measure.evaluate(Expression.parse(work, self.measure.names), lengths)
+
+    def pack(self, data: Any, *, on: str | None = None, device: Any = None) -> tuple[Any, ...]:
+        """Pad the items into one batch of fixed shape for each slot, empty slots included.
+
+        For loops of one's own: a function of these batches is compiled once, whatever the items.
+
+        Parameters
+        ----------
+        data : mapping or sequence
+            One column per positional parameter of the kernel, as for ``sp.run``.
+        on, device
+            Framework and device of the batches; those of the data by default.
+
+        Returns
+        -------
+        tuple of PackedBatch
+            One for each of `slots`, in their order. A row without an item repeats another; in its
+            `mask` and `row_mask` nothing is True.
+
+        Raises
+        ------
+        PlanError
+            For more items in a slot than it has rows, data of other sizes, and a plan that no
+            kernel was given to (made by `assign_slots`, or loaded).
+        DataError
+            For an index column with an entry out of range.
+
+        Examples
+        --------
+        >>> import stowplan as sp
+        >>> @sp.kernel("(points)->()", ragged="points", fill={"x": 0.0})
+        ... def total(x):
+        ...     return x.sum(axis=-1)
+        >>> data = {"x": [[1.0, 2.0], [5.0]]}
+        >>> plan = sp.plan(total, data, slots=[{"points": 3, "rows": 4}])
+        >>> (batch,) = plan.pack(data)
+        >>> batch.arrays[0].shape, batch.mask["points"].shape, batch.row_mask.tolist()
+        ((4, 3), (4, 3), [True, True, False, False])
+        >>> plan.unpack([total(*batch.arrays)]).tolist()
+        [3.0, 5.0]
+        """
+        return self._packing("pack").pack(self, data, on, device)
+
+    def unpack(self, outputs: Any, *, like: str | None = None) -> Any:
+        """Give results in input order from one result per slot: the inverse of `pack`.
+
+        Parameters
+        ----------
+        outputs : sequence
+            For each slot what the kernel returned for its batch, in the order of `slots`; or the
+            packed batches themselves, which gives their columns back, by name.
+        like : str, optional
+            Name of the argument whose shape the arrays have instead, such as a gradient with
+            respect to it.
+
+        Returns
+        -------
+        array, Ragged or tuple of them
+            As from ``sp.run``; padding and rows without an item are left out.
+
+        Raises
+        ------
+        DataError
+            For outputs of another number or shape than the slots have.
+        """
+        return self._packing("unpack").unpack(self, outputs, like)
+
+    def _packing(self, who: str) -> Packing:
+        if self.packing is None:
+            raise PlanError(
+                f"{who}: this plan knows sizes, but no kernel to {who} for. Make it with "
+                "sp.plan(kernel, data, slots=plan.slots)."
+            )
+        return self.packing
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `path`.json and `path`.npz; `load` gives the same plan back."""

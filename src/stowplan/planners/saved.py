@@ -21,7 +21,7 @@ __all__ = ["load_plan", "save_plan"]
 
 FORMAT = "stowplan plan"
 VERSION = 1
-PLAIN = ("dims", "slots", "work", "derived", "mode", "exact", "on", "item_bytes", "alternatives")
+PLAIN = tuple("dims slots work derived mode exact on item_bytes alternatives headroom".split())
 
 
 def _paths(path: str | PathLike[str]) -> tuple[Path, Path]:

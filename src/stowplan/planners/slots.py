@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -22,7 +24,7 @@ from stowplan.planners.sizes import (
     size_table,
 )
 
-__all__ = ["assign_exact", "assign_slots"]
+__all__ = ["add_catch_all", "assign_exact", "assign_slots"]
 
 Slots: TypeAlias = Sequence[Mapping[str, int]]
 
@@ -128,6 +130,37 @@ def assign_exact(
     dims = table.measure.dims
     slots = [dict(zip(dims, row, strict=True)) for row in classes[ranks].tolist()]
     return _build(table, slots, place[inverse], (), "exact")
+
+
+def add_catch_all(plan: Plan, headroom: float) -> Plan:
+    """Add an empty slot with one row, listed last, for larger items of later sets.
+
+    Raises
+    ------
+    PlanError
+        For headroom below 1 or not finite, and where there is no size that it could multiply.
+
+    >>> plan = add_catch_all(assign_slots({"atoms": [2, 3]}, [{"atoms": 4}]), 1.5)
+    >>> plan.slots[-1]
+    {'atoms': 6, 'rows': 1}
+    """
+    if isinstance(headroom, bool) or not isinstance(headroom, int | float | np.number):
+        raise PlanError(f"plan: headroom={headroom!r}; it is a factor on the largest sizes: 1.5")
+    if not 1 <= headroom < np.inf:
+        raise PlanError(f"plan: headroom={headroom}; it multiplies the largest sizes: at least 1")
+    if plan.exact:
+        raise PlanError(
+            f"plan: headroom={headroom}, but {', '.join(plan.exact)} must be equal within a slot, "
+            "so that no slot holds all sizes to come. Leave headroom out; give later sets "
+            'overflow="extend".'
+        )
+    if not plan.slots or not plan.dims:
+        missing = "ragged dims" if plan.slots else "items"
+        raise PlanError(f"plan: headroom={headroom}, but there are no {missing} to give it to.")
+    largest = np.array([[slot[dim] for dim in plan.dims] for slot in plan.slots]).max(axis=0)
+    lengths = [math.ceil(headroom * length) for length in largest.tolist()]
+    slot = dict(zip(plan.dims, lengths, strict=True))
+    return replace(plan, slots=(*plan.slots, {**slot, "rows": 1}), headroom=True)
 
 
 def _read(slot: Mapping[str, int], index: int, measure: Measure) -> Limits:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
 from numpy.typing import NDArray
 
+from stowplan.adapters import framework_of, get_adapter
 from stowplan.arrow import is_arrow, read_values
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError, SignatureError
 from stowplan.ragged import Ragged, common_namespace, refuse_objects
+from stowplan.runs.segments import bind_segments, one_each, refuse_joined
 from stowplan.signature import CoreShape
 
-__all__ = ["Columns", "bind"]
+__all__ = ["Columns", "bind", "check_indices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Columns:
     items: int
     lengths: dict[str, NDArray[np.int64]]  # ragged dim -> (items,)
     fixed: dict[str, int]  # other named dim -> length
+    segments: dict[str, Ragged] = field(default_factory=dict)  # dim -> item within its row
 
     @property
     def arrays(self) -> list[Any]:
@@ -55,7 +58,10 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     count = 0
     for name, core in zip(kernel.arguments, kernel.signature.inputs, strict=True):
         leading = kernel.ragged_dims(core)
-        column = _column(where, name, given[name], core, len(leading))
+        if kernel.segments in leading and not isinstance(given[name], Ragged):
+            column = one_each(_column(where, name, given[name], core[1:], 0))
+        else:
+            column = _column(where, name, given[name], core, len(leading))
         found = len(column) if isinstance(column, Ragged) else column.shape[0]
         if not values:
             count = found
@@ -77,9 +83,60 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
                     f"({','.join(map(str, core))}); the signature wants {dim}."
                 )
         values.append(column)
-    lengths = {dim: known[dim][1] for dim in kernel.ragged}
+    lengths = {dim: known[dim][1] for dim in kernel.ragged if dim in known}
+    segments: dict[str, Ragged] = {}
+    if kernel.segments is None:
+        refuse_joined(where, data)
+    else:
+        lengths[kernel.segments], segments = bind_segments(where, kernel, data, lengths, count)
     values = _adopt_empty([given[name] for name in kernel.arguments], values)
-    return Columns(tuple(values), count, lengths, {dim: fixed[dim][1] for dim in fixed})
+    return Columns(tuple(values), count, lengths, {dim: fixed[dim][1] for dim in fixed}, segments)
+
+
+def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool = True) -> None:
+    """Refuse item-local indices that point outside their item; those of a trace have no values.
+
+    With ``fetch=False`` those that the host would have to fetch from a device are not read.
+
+    Raises
+    ------
+    DataError
+        Naming how many, the first item, its index and what is allowed.
+    """
+    for name, dim in kernel.index.items():
+        column = columns.values[kernel.arguments.index(name)]
+        column = column.compact() if isinstance(column, Ragged) else one_each(column)
+        adapter = get_adapter(framework_of([column.values]) or "numpy")
+        readable = not adapter.is_traced(column.values)
+        if readable and (fetch or adapter.on_host(column.values)):
+            host = column.map_values(adapter.to_host)
+            what = f"{where}: {kernel.name}: column {name!r}"
+            _refuse_outside(what, host, dim, columns.lengths[dim], kernel.fill[name])
+
+
+def _refuse_outside(
+    where: str, column: Ragged, dim: str, sizes: NDArray[np.int64], fill: float
+) -> None:
+    values, counts = column.values, column.layout.counts
+    if values.size == 0:
+        return
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{where} holds indices along {dim!r}, but has dtype {values.dtype}.")
+    table = values.reshape(len(values), -1)
+    held = counts > 0
+    most = np.maximum.reduceat(table.reshape(-1), column.starts[held] * table.shape[1])
+    if fill == -1 and table.min() >= -1 and (most < sizes[held]).all():
+        return
+    limits = np.repeat(sizes, counts)[:, None]
+    outside = (table >= limits) | ((table < 0) & (table != fill))
+    if outside.any():
+        row, entry = (int(place) for place in np.argwhere(outside)[0])
+        item = int(np.searchsorted(np.cumsum(counts), row, side="right"))
+        raise DataError(
+            f"{where}: {int(outside.sum())} indices along {dim!r} point outside their item. Item "
+            f"{item} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed are "
+            f"0 to {sizes[item] - 1} and {fill} for none. Count the {dim} of every item from 0."
+        )
 
 
 def _by_name(where: str, kernel: Kernel, data: Any) -> Mapping[str, Any]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from array_api_compat import is_array_api_obj
 
 from stowplan.adapters import Adapter
+from stowplan.adapters.interface import StaticKey, static_key
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
-from stowplan.planners.batches import Plan
-from stowplan.runs.columns import Columns, bind
+from stowplan.planners.batches import Plan, empty_batch
+from stowplan.runs.columns import bind, check_indices
 from stowplan.runs.jobs import Job
+from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared, leaves
 
-__all__ = ["check_sizes", "run"]
+__all__ = ["run"]
 
 
 def run(
@@ -91,47 +93,29 @@ def run(
             "run: give rows= while planning, sp.plan(..., rows=...), or leave out the plan."
         )
     check_sizes("run", kernel, columns, plan)
+    check_indices("run", kernel, columns, fetch=False)
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
+    if target.adapter.compiles and plan.headroom and not _any_traced(target.adapter, arrays):
+        plan = _with_catch_all(plan, kernel, static_key(statics))
     job = Job("run", kernel, columns, plan, source, target)
     return job.execute(job.computation(statics, traced, compile=compile), progress=progress)
 
 
-def check_sizes(where: str, kernel: Kernel, columns: Columns, plan: Plan) -> None:
-    """Refuse a plan made for other sizes, naming the first item that differs."""
-    if not isinstance(plan, Plan):
-        raise PlanError(
-            f"{where}: plan={plan!r} is no plan. Make one with sp.plan({kernel.name}, data), or "
-            f"leave it out."
-        )
-    if plan.dims != kernel.ragged:
-        raise PlanError(
-            f"{where}: the plan is for dims ({', '.join(plan.dims)}), {kernel.name} has "
-            f"({', '.join(kernel.ragged)}). Make one with sp.plan({kernel.name}, data)."
-        )
-    if len(plan.lengths) != columns.items:
-        raise PlanError(
-            f"{where}: the plan is for {len(plan.lengths)} items, the data have {columns.items}. "
-            f"Keep its slots for other data: sp.plan({kernel.name}, data, slots=plan.slots)."
-        )
-    if not plan.dims or not columns.items:
-        return
-    given = np.stack([columns.lengths[dim] for dim in plan.dims], axis=1)
-    differs = (plan.lengths != given).any(axis=1)
-    if differs.any():
-        item = int(np.argmax(differs))
-        sizes, planned = (
-            ", ".join(f"{dim}={length}" for dim, length in zip(plan.dims, row, strict=True))
-            for row in (given[item].tolist(), plan.lengths[item].tolist())
-        )
-        raise PlanError(
-            f"{where}: the plan is for other sizes: {int(differs.sum())} of {columns.items} items "
-            f"differ. Item {item} has {sizes} in the data and {planned} in the plan. Keep its "
-            f"slots for other data: sp.plan({kernel.name}, data, slots=plan.slots)."
-        )
+def _with_catch_all(plan: Plan, kernel: Kernel, statics: StaticKey) -> Plan:
+    """Add an empty batch of the catch-all slot, once: it is compiled before an item needs it."""
+    last = len(plan.slots) - 1
+    key = ("catch-all", kernel, statics)
+    if key in plan.cache or any(batch.slot == last for batch in plan.batches):
+        return plan
+    plan.cache[key] = True
+    slot = plan.slots[last]
+    capacity = tuple(slot[dim] for dim in plan.dims)
+    empty = empty_batch(plan.lengths, capacity, last, slot["rows"])
+    return replace(plan, batches=(*plan.batches, empty))
 
 
 def _refuse(adapter: Adapter, arrays: Sequence[Any], *, progress: bool, compile: bool) -> None:
-    if progress and any(is_array_api_obj(array) and adapter.is_traced(array) for array in arrays):
+    if progress and _any_traced(adapter, arrays):
         raise FrameworkError(
             "run: progress=True needs values, which a traced function does not have."
         )
@@ -139,3 +123,7 @@ def _refuse(adapter: Adapter, arrays: Sequence[Any], *, progress: bool, compile:
         raise FrameworkError(
             f"run: compile=True needs torch or JAX; {adapter.name} has no compiler."
         )
+
+
+def _any_traced(adapter: Adapter, arrays: Sequence[Any]) -> bool:
+    return any(is_array_api_obj(array) and adapter.is_traced(array) for array in arrays)

@@ -105,6 +105,18 @@ class Indices:
         masks: dict[str, Any] = self._beside(like, ("masks", number), lambda: self._masks(number))
         return masks
 
+    def row_mask(self, number: int, like: Any) -> Any:
+        """Give which rows of a batch hold an item, (rows,)."""
+        batch = self.plan.batches[number]
+        return self._beside(
+            like, ("row_mask", number), lambda: np.arange(len(batch.items)) < batch.count
+        )
+
+    def items(self, number: int, like: Any) -> Any:
+        """Give the item of each row of a batch, (rows,)."""
+        items = self.plan.batches[number].items
+        return self._beside(like, ("items", number), lambda: items.astype(np.int64))
+
     def places(self, number: int, dims: tuple[str, ...], like: Any) -> Any:
         """Give the real places of a padded output of a batch."""
         return self._beside(like, ("places", number, dims), lambda: self._places(number, dims))
@@ -131,7 +143,7 @@ class Indices:
         if not dims:
             return batch.items.astype(np.int64), None
         layout = layout or self.sizes.layout(dims)
-        starts, shapes = _of_items(layout, batch)
+        starts, shapes = self._of_items(layout, batch)
         index, masks = locate(starts, shapes, self.sizes.capacity(batch, dims))
         inside = inside_all(masks)
         return index, None if inside.all() else inside
@@ -140,7 +152,7 @@ class Indices:
         batch = self.plan.batches[number]
         masks = {}
         for dim in self.plan.dims:
-            starts, shapes = _of_items(self.sizes.layout((dim,)), batch)
+            starts, shapes = self._of_items(self.sizes.layout((dim,)), batch)
             _, (masks[dim],) = locate(starts, shapes, self.sizes.capacity(batch, (dim,)))
         return masks
 
@@ -148,7 +160,7 @@ class Indices:
         batch = self.plan.batches[number]
         if not dims:
             return np.arange(batch.count, dtype=np.int64)
-        starts, shapes = _of_items(self.sizes.layout(dims), batch)
+        starts, shapes = self._of_items(self.sizes.layout(dims), batch)
         capacity = self.sizes.capacity(batch, dims)
         beyond = (shapes > capacity).any(axis=1)
         if beyond.any():
@@ -172,13 +184,18 @@ class Indices:
         counts = self.sizes.layout(dims).counts if dims else np.ones(len(items), np.int64)
         return input_order(items, counts)
 
-
-def _of_items(layout: Layout, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and shapes of the rows of a batch; of a plan without items, rows of size 0."""
-    if len(layout.starts) == 0:
+    def _of_items(
+        self, layout: Layout, batch: Batch
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Starts and shapes of the rows of a batch; size 0 where no item can fill them."""
         rows = len(batch.items)
-        return np.zeros(rows, np.int64), np.zeros((rows, layout.shapes.shape[1]), np.int64)
-    return layout.starts[batch.items], layout.shapes[batch.items]
+        if len(layout.starts) == 0:
+            return np.zeros(rows, np.int64), np.zeros((rows, layout.shapes.shape[1]), np.int64)
+        starts, shapes = layout.starts[batch.items], layout.shapes[batch.items]
+        if batch.count == 0:
+            fits = (self.plan.lengths[batch.items] <= batch.capacity).all(axis=1)
+            shapes = np.where(fits[:, None], shapes, 0)
+        return starts, shapes
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

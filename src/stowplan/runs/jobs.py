@@ -70,12 +70,18 @@ class Job:
         first = self.staged[0]
         self.first = first.values if isinstance(first, Ragged) else first
         self.inputs = [
-            self._input(name, column, kernel.ragged_dims(core))
+            self._input(column, kernel.ragged_dims(core), kernel.fill.get(name, 0))
             for name, column, core in zip(
                 kernel.arguments, self.staged, kernel.signature.inputs, strict=True
             )
         ]
-        self.located = self.indices.located([(one.values, one.layout) for one in self.inputs])
+        self.segments = {
+            dim: self._input(ids.distinct().map_values(self._staged), (dim,), -1)
+            for dim, ids in columns.segments.items()
+        }
+        self.located = self.indices.located(
+            [(one.values, one.layout) for one in (*self.inputs, *self.segments.values())]
+        )
         self.outputs = [
             _Output(core, kernel.ragged_dims(core), self.indices.sizes.tail(core))
             for core in kernel.signature.outputs
@@ -93,7 +99,7 @@ class Job:
         if number or isinstance(value, bool | int | float | complex | np.generic):
             return self.number(np.asarray(value))
         if is_array_api_obj(value):
-            array = self.target.adapter.stage(self._moved(value), self.target.device)
+            array = self._staged(self._moved(value))
             return self._scalar(array) if array.ndim == 0 else array
         raise DataError(
             f"{self.where}: {self.kernel.name}: a shared value of type {type(value).__name__} is "
@@ -129,11 +135,11 @@ class Job:
         shared = map_leaves(self.shared, traced)
 
         def compute(number: int) -> Any:
-            arguments, masks = self.gather(number)
+            arguments, keywords = self.gather(number)
             if self.plan.batches[number].count:
-                return function(arguments, masks, shared)
+                return function(arguments, keywords, shared)
             with np.errstate(all="ignore"):  # nothing but padding: whatever comes out is dropped
-                return function(arguments, masks, shared)
+                return function(arguments, keywords, shared)
 
         return compute
 
@@ -154,22 +160,30 @@ class Job:
         ]
         return self.wrapped(results)
 
-    def gather(self, number: int) -> tuple[list[Any], dict[str, Any] | None]:
-        """Give the padded arguments of a batch, and its masks if the kernel takes them."""
+    def gather(self, number: int) -> tuple[list[Any], dict[str, Any]]:
+        """Give the padded arguments of a batch, and its masks and segments if the kernel has any.
+
+        Both are as `BatchFunction` takes them.
+        """
         if number not in self.located:
+            masks = self.indices.masks(number, self.first) if self.kernel.takes_mask else None
             self.located[number] = (
-                [
-                    self.indices.gather(number, one.dims, one.layout, one.values)
-                    for one in self.inputs
-                ],
-                self.indices.masks(number, self.first) if self.kernel.takes_mask else None,
+                [self._places(number, one) for one in self.inputs],
+                {dim: self._places(number, one) for dim, one in self.segments.items()},
+                {} if masks is None else {"mask": masks},
             )
-        indices, masks = self.located[number]
+        places, hidden, keywords = self.located[number]
         arguments = [
             gather(one.values, index, inside, one.fill, one.xp)
-            for one, (index, inside) in zip(self.inputs, indices, strict=True)
+            for one, (index, inside) in zip(self.inputs, places, strict=True)
         ]
-        return arguments, masks
+        if not hidden:
+            return arguments, keywords
+        segments = {}
+        for dim, one in self.segments.items():
+            index, inside = hidden[dim]
+            segments[dim] = gather(one.values, index, inside, one.fill, one.xp)
+        return arguments, {**keywords, "segments": segments}
 
     def scatter(self, number: int, outputs: Any) -> None:
         """Keep the real rows of the outputs of a batch."""
@@ -206,20 +220,26 @@ class Job:
             return flat
         return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))
 
-    def _input(self, name: str, column: Any, dims: tuple[str, ...]) -> _Input:
+    def _places(self, number: int, one: _Input) -> tuple[Any, Any]:
+        return self.indices.gather(number, one.dims, one.layout, one.values)
+
+    def _input(self, column: Any, dims: tuple[str, ...], fill: Any) -> _Input:
         ragged = isinstance(column, Ragged)
         values = column.values if ragged else column
         xp = self.target.adapter.namespace(values)
-        fill = self.kernel.fill.get(name, 0)
         if values.shape[0]:
             fill = xp.asarray(fill, dtype=values.dtype, device=getattr(values, "device", None))
         return _Input(values, column.layout if ragged else None, dims, fill, xp)
 
     def _stage(self, column: Any) -> Any:
         def stage(array: Any) -> Any:
-            return self.target.adapter.stage(self._moved(array), self.target.device)
+            return self._staged(self._moved(array))
 
         return column.distinct().map_values(stage) if isinstance(column, Ragged) else stage(column)
+
+    def _staged(self, array: Any) -> Any:
+        """Put an array of the target, or of the host, where batches are gathered from it."""
+        return self.target.adapter.stage(array, self.target.device)
 
     def _moved(self, array: Any) -> Any:
         """Give an array as the target can stage it: its own, or one on the host."""

@@ -16,9 +16,10 @@ from stowplan.planners.batches import Plan
 from stowplan.planners.choose import choose_slots
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs
-from stowplan.planners.slots import assign_exact, assign_slots
+from stowplan.planners.slots import add_catch_all, assign_exact, assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns, bind
+from stowplan.runs.packing import KernelPacking
 from stowplan.runs.places import Place, find_places
 
 __all__ = ["plan", "plan_columns"]
@@ -39,6 +40,7 @@ def plan(
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
     passes: int = 1,
+    headroom: float | None = None,
 ) -> Plan:
     """Plan which items share a batch, at which capacity, on which framework.
 
@@ -65,6 +67,10 @@ def plan(
     passes
         How often sets like this will run with these slots: each bears that share of the compiles,
         so that more passes choose more slots where a framework compiles.
+    headroom
+        Adds one slot, listed last, whose capacities are this many times the largest sizes: a
+        catch-all with one row for the few larger items of later sets. It costs nothing while it is
+        empty, but for one compile with the first run where the framework compiles.
 
     Raises
     ------
@@ -86,7 +92,7 @@ def plan(
     _, target = find_places("plan", columns.arrays, on, device)
     return plan_columns(
         "plan", kernel, columns, target, slots=slots, rows=rows, budget=budget, order=order,
-        overflow=overflow, costs=costs, passes=passes,
+        overflow=overflow, costs=costs, passes=passes, headroom=headroom,
     )  # fmt: skip
 
 
@@ -103,6 +109,7 @@ def plan_columns(
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
     passes: int = 1,
+    headroom: float | None = None,
 ) -> Plan:
     """Plan columns that are bound already."""
     costs = costs or known_costs(kernel, target)
@@ -127,8 +134,13 @@ def plan_columns(
     else:
         _refuse_no_list(where, slots)
         made = assign_slots(sizes, slots, order=order, overflow=overflow, items=items, **options)
+    if headroom is not None:
+        made = add_catch_all(made, headroom)
     item_bytes, row_values = _footprint(kernel, columns)
-    made = replace(made, on=target.adapter.name, costs=costs, item_bytes=item_bytes)
+    made = replace(
+        made, on=target.adapter.name, costs=costs, item_bytes=item_bytes,
+        packing=KernelPacking(kernel),
+    )  # fmt: skip
     limits = _most_rows(where, kernel, made, target, row_values, budget)
     most = limits if rows is None or budget is not None else None
     return split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=most)

@@ -17,8 +17,10 @@ from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.slots import assign_exact
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import bind
-from stowplan.runs.execution import check_sizes, run
+from stowplan.runs.execution import run
+from stowplan.runs.matching import check_sizes
 from stowplan.runs.planning import plan as make_plan
+from stowplan.runs.segments import JoinedRows
 
 __all__ = ["Verification", "verify"]
 
@@ -121,10 +123,13 @@ def verify(
     plan = plan or make_plan(kernel, data, on=on, device=device)
     check_sizes("verify", kernel, columns, plan)
     chosen = _choose(plan, columns.items, items)
-    some = {
+    some: Mapping[str, Any] = {
         name: value[chosen] if isinstance(value, Ragged) else _rows(value, chosen)
         for name, value in zip(kernel.arguments, columns.values, strict=True)
     }
+    if isinstance(data, JoinedRows):
+        ids = {dim: column[chosen] for dim, column in data.segments.items()}
+        some = JoinedRows(some, data.counts[chosen], ids)
     everything = run(kernel, data, plan, on=on, device=device, **shared)
     expected = [_pick(part, chosen) for part in as_tuple(everything)]
     names = _names(everything)
