@@ -59,9 +59,16 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Learn the charges of ten elements in a training loop of one's own, in JAX and torch."""
+    install(session, "examples", extras="all-cpu")
+    session.run("python", "examples/element_charges.py", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Test all backends that this machine can run, in one environment (the default)."""
-    install(session, "test", "strict", extras="all-cpu")
+    install(session, "test", "strict", "examples", extras="all-cpu")
     if session.posargs:
         pytest(session)
         return

@@ -16,12 +16,17 @@ from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.choose import choose_slots, slot_curve
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs
+from stowplan.planners.minibatches import MinibatchSlots
+from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
+from stowplan.runs.joining import join_rows, split_rows
 from stowplan.runs.measurement import measure_costs
+from stowplan.runs.packer import Packer
 from stowplan.runs.packing import PackedBatch
 from stowplan.runs.planning import plan
+from stowplan.runs.sampling import MinibatchSampler
 from stowplan.runs.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -34,20 +39,27 @@ __all__ = [
     "FrameworkError",
     "Kernel",
     "MissingDependencyError",
+    "MinibatchSampler",
+    "MinibatchSlots",
     "PackedBatch",
+    "Packer",
     "Plan",
     "PlanError",
     "Ragged",
+    "RowPacking",
     "SignatureError",
     "Verification",
     "assign_slots",
     "choose_slots",
     "installed_frameworks",
+    "join_rows",
     "kernel",
     "measure_costs",
+    "pack_rows",
     "plan",
     "run",
     "slot_curve",
     "split_chunks",
+    "split_rows",
     "verify",
 ]

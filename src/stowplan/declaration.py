@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Number
+from numbers import Integral, Number
 from typing import Any
 
 from stowplan.by_hand import all_of_one_item, all_real
@@ -203,7 +203,7 @@ class Kernel:
         for name, dim in self.index.items():
             refuse_unknown(where, f"index {name!r}", (dim,), self.ragged)
             fill = self.fill.get(name)
-            if not isinstance(fill, int) or fill >= 0:
+            if not isinstance(fill, Integral) or fill >= 0:
                 raise SignatureError(
                     f"{where}: index names {name!r}, whose padding must be told from an index; "
                     f"declare a negative integer: fill={{{name!r}: -1}}."

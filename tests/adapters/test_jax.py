@@ -333,3 +333,15 @@ def test_headroom_under_a_trace_adds_nothing():
     before = adapter.traces.total()
     jax.jit(lambda data: sp.run(kernel, data, plan, scale=1.0))(data)
     assert adapter.traces.total() - before == 1
+
+
+def test_headroom_is_computed_once_and_free_from_then_on(capsys):
+    kernel = make_kernel()
+    data = make_data(SIZES)
+    plan = sp.plan(kernel, data, slots=1, headroom=2)
+    shown = []
+    for _ in range(2):
+        sp.run(kernel, data, plan, scale=1.0, progress=True)
+        shown.append(capsys.readouterr().err)
+    assert "2/2" in shown[0]
+    assert "1/1" in shown[1]

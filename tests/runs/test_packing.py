@@ -154,6 +154,16 @@ def test_an_empty_slot_is_a_batch_without_items(
     )
 
 
+def test_rows_of_an_empty_slot_repeat_an_item_that_fits(
+    kernels: SimpleNamespace, put: Put, host: Host
+) -> None:
+    data = put(kernels.make_atoms([7, 2]))
+    plan = sp.plan(kernels.pull, data, slots=[{"atoms": 8, "rows": 2}, {"atoms": 3, "rows": 2}])
+    _, small = plan.pack(data)
+    assert host(small.items).tolist() == [1, 1]
+    assert np.array_equal(host(small.arrays[1])[0, :2], host(data["charges"])[1])
+
+
 def test_an_empty_slot_that_no_item_fits_is_filled(
     kernels: SimpleNamespace, put: Put, host: Host
 ) -> None:
@@ -180,6 +190,14 @@ def test_a_first_plan_packs_with_rows_for_all(kernels: SimpleNamespace, put: Put
     data = put(kernels.make_atoms(SIZES))
     plan = sp.plan(kernels.pull, data, slots=2, rows=len(SIZES))
     assert sum(int(batch.count) for batch in plan.pack(data)) == len(SIZES)
+
+
+def test_rows_for_all_items_but_one_are_too_few(kernels: SimpleNamespace) -> None:
+    data = kernels.make_atoms([3, 2, 1, 3])
+    assert len(sp.plan(kernels.pull, data, slots=SLOTS).pack(data)) == 2
+    more = kernels.make_atoms([3, 2, 1, 3, 3])
+    with pytest.raises(sp.PlanError, match="holds 5 items, but its batch has 4 rows"):
+        sp.plan(kernels.pull, more, slots=SLOTS).pack(more)
 
 
 def test_more_items_than_rows_name_the_slot(kernels: SimpleNamespace) -> None:
@@ -383,3 +401,48 @@ def test_a_step_is_traced_once_for_60_shuffled_minibatches(
         np.testing.assert_allclose(value, slow, rtol=1e-11)
     assert empty == 20
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("on", ["jax", "torch"])
+@pytest.mark.parametrize("part", ["kspace", "real"])
+def test_ewald_gradients_are_finite_in_empty_slots(
+    load_framework: Callable[[str], ModuleType], on: str, part: str
+) -> None:
+    atoms = pytest.importorskip("ase").Atoms
+    pytest.importorskip("vesin")
+    xp = load_framework(on)
+    from stowplan.kernels import ewald as kernels
+    from stowplan.recipes import ewald
+
+    cell = [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    salt = atoms("NaCl", [[0, 0, 0], [1, 0, 0]], cell=cell, pbc=True)
+    dimer = atoms("NaCl", [[0, 0, 0], [0, 0, 2.0]])
+    columns = ewald.columns([salt, dimer], charges={"Na": 1, "Cl": -1})
+    data = dict(zip(("kspace", "real"), columns, strict=True))[part]
+    kernel = getattr(kernels, f"{part}_energy")
+    plan = sp.plan(kernel, data, slots=1, rows=2)
+    (slot,) = plan.slots
+    tiny, large = dict.fromkeys(slot, 1), {dim: 2 * size for dim, size in slot.items()}
+    plan = sp.plan(kernel, data, slots=[{**tiny, "rows": 3}, slot, {**large, "rows": 1}])
+    place = kernel.arguments.index("positions")
+
+    def energies(positions: Any, batch: Any) -> Any:
+        arrays = [*batch.arrays[:place], positions, *batch.arrays[place + 1 :]]
+        mask = {"mask": batch.mask} if kernel.takes_mask else {}
+        each = kernel(*arrays, **mask)
+        return xp.sum(xp.where(batch.row_mask, each, 0.0 * each))
+
+    batches = plan.pack(data, on=on)
+    assert [int(batch.count) for batch in batches] == [0, 2, 0]
+    for batch in batches:
+        positions = batch.arrays[place]
+        if on == "jax":
+            import jax
+
+            slope = np.asarray(jax.jit(jax.grad(energies))(positions, batch))
+        else:
+            positions = positions.detach().requires_grad_()
+            energies(positions, batch).backward()
+            slope = positions.grad.numpy()
+        assert np.isfinite(slope).all()
+        assert not slope[~np.asarray(batch.row_mask)].any()

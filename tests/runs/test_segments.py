@@ -141,8 +141,10 @@ def test_segments_pass_through_a_trace():
         np.testing.assert_allclose(gradient(values, weights), expected, rtol=1e-13)
 
 
-def test_torch_compiles_one_graph_for_each_number_of_items():
+def test_torch_compiles_one_graph_for_each_number_of_items(monkeypatch):
     torch = pytest.importorskip("torch")
+    graphs = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: graphs.append(function) or function)
 
     @sp.kernel("(n)->(items)", ragged=("n", "items"), segments="items")
     def native(x, *, mask, segments):
@@ -155,6 +157,8 @@ def test_torch_compiles_one_graph_for_each_number_of_items():
         plan = sp.plan(native, data, slots=[{"n": 4, "items": items}], rows=4)
         found = sp.run(native, data, plan, compile=True)
         np.testing.assert_allclose(found.values, [x.sum() for x in ITEMS], atol=1e-15)
+        sp.run(native, data, plan, compile=True)
+        assert len(graphs) == items
 
 
 def neighbour_columns(neighbours, sizes):
@@ -218,12 +222,14 @@ def test_any_negative_fill_means_none(put):
     def bond(x, ends):
         return array_namespace(x).sum(x, axis=-1)
 
-    def check(ends):
-        data = put({"x": sp.Ragged(VALUES, SIZES), "ends": np.array(ends)})
+    def check(ends, sizes=SIZES):
+        data = put({"x": sp.Ragged(np.ones(sum(sizes)), sizes), "ends": np.array(ends)})
         check_indices("x", bond, bind("x", bond, data))
 
     check([[0, 2], [-7, -7], [0, -7], [3, 0]])
-    with pytest.raises(sp.DataError, match=r"1 indices .* Item 1 has n=0 and an index -1"):
+    with pytest.raises(sp.DataError, match=r"1 indices .* Item 0 has n=3 and an index -1"):
+        check([[0, -1], [0, 0]], [3, 1])
+    with pytest.raises(sp.DataError, match=r"Item 1 has n=0 and an index -1; allowed is only -7 "):
         check([[0, 2], [-7, -1], [0, -7], [3, 0]])
     with pytest.raises(sp.DataError, match=r"holds indices along 'n', but has dtype float64"):
         check([[0.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
@@ -243,7 +249,13 @@ def test_indices_under_a_trace_are_not_read():
         table = data["neighbours"].map_values(lambda _: values)
         return sp.run(real_energy, {**data, "neighbours": table})
 
+    def check(values):
+        table = data["neighbours"].map_values(lambda _: values)
+        check_indices("x", real_energy, bind("x", real_energy, {**data, "neighbours": table}))
+        return values
+
     wrong = jax.numpy.asarray(data["neighbours"].values).at[0].set(99)
     with pytest.raises(sp.DataError, match="point outside"):
         run(wrong)
     assert jax.jit(run)(wrong).shape == (3,)
+    assert jax.jit(check)(wrong).shape == wrong.shape

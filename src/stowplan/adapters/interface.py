@@ -55,7 +55,7 @@ class Adapter(Protocol):
         """Move a host array to a device, with its dtype kept or an error."""
 
     def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
-        """Move several host arrays at once, as ``asarray`` does."""
+        """Move several host arrays of one's own at once, contiguous ones; else as ``asarray``."""
 
     def to_host(self, array: Any) -> NDArray[Any]:
         """Give the values of an array as NumPy, on request only."""

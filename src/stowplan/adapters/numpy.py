@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ class NumpyAdapter(EagerAdapter):
 
     def stage(self, array: Any, device: Any) -> Any:
         return np.asarray(array, order="C")  # take copies all of any other order, for each batch
+
+    def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
+        return list(arrays)
 
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         return np.asarray(array)

@@ -51,7 +51,8 @@ class TorchAdapter:
             return torch.from_numpy(np.asarray(host, order="C")).to(device)
 
     def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
-        return [self.asarray(array, device) for array in arrays]
+        with torch.inference_mode(False):
+            return [torch.from_numpy(array).to(device) for array in arrays]
 
     def to_host(self, array: Any) -> NDArray[Any]:
         host: NDArray[Any] = array.detach().cpu().numpy()

@@ -5,16 +5,23 @@ from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.choose import SlotChoice, choose_slots, slot_curve
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs, predict_seconds
+from stowplan.planners.minibatches import MinibatchSlots
+from stowplan.planners.row_packing import RowPacking, pack_rows
+from stowplan.planners.seating import Seats
 from stowplan.planners.slots import assign_exact, assign_slots
 
 __all__ = [
     "Batch",
     "Costs",
+    "MinibatchSlots",
     "Plan",
+    "RowPacking",
+    "Seats",
     "SlotChoice",
     "assign_exact",
     "assign_slots",
     "choose_slots",
+    "pack_rows",
     "predict_alternatives",
     "predict_seconds",
     "slot_curve",

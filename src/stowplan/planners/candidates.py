@@ -53,13 +53,23 @@ def cuts_of_dim(classes: Classes, axis: int, most: int) -> list[NDArray[np.int64
 
 
 class Candidates:
-    """Slots for one table of sizes, for any count up to `most` (1000, or what exact dims need)."""
+    """Slots for one table of sizes, for any count up to `most` (1000, or what exact dims need).
 
-    def __init__(self, table: SizeTable, who: str, most: int | None = None) -> None:
+    `counts` says how many items each line of the table stands for, one by default.
+    """
+
+    def __init__(
+        self,
+        table: SizeTable,
+        who: str,
+        most: int | None = None,
+        counts: NDArray[np.int64] | None = None,
+    ) -> None:
         self.measure = table.measure
         self.exact_axes = table.exact_axes
         lengths = table.padded
-        counts = np.ones(len(lengths), np.int64)
+        if counts is None:
+            counts = np.ones(len(lengths), np.int64)
         self.items = self._classes(lengths, counts)
         self.fewest = int(self.items.groups.max()) + 1
         self.most = most = max(CLASSES, self.fewest) if most is None else most
@@ -70,7 +80,8 @@ class Candidates:
                 f"{self.fewest} different sizes. Pass count={self.fewest} or more."
             )
         if lengths.shape[1] == 1:
-            lengths, _, counts = distinct_rows(lengths)
+            lengths, level, _ = distinct_rows(lengths)
+            counts = np.bincount(level, weights=counts).astype(np.int64)
         else:
             lengths, counts = thin(lengths, counts, CLASSES, self.exact_axes)
         self.classes = self._classes(lengths, counts)

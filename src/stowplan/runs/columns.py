@@ -105,11 +105,11 @@ def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool =
     """
     for name, dim in kernel.index.items():
         column = columns.values[kernel.arguments.index(name)]
-        column = column.compact() if isinstance(column, Ragged) else one_each(column)
+        column = column if isinstance(column, Ragged) else one_each(column)
         adapter = get_adapter(framework_of([column.values]) or "numpy")
         readable = not adapter.is_traced(column.values)
         if readable and (fetch or adapter.on_host(column.values)):
-            host = column.map_values(adapter.to_host)
+            host = column.map_values(adapter.to_host).compact()
             what = f"{where}: {kernel.name}: column {name!r}"
             _refuse_outside(what, host, dim, columns.lengths[dim], kernel.fill[name])
 
@@ -132,10 +132,11 @@ def _refuse_outside(
     if outside.any():
         row, entry = (int(place) for place in np.argwhere(outside)[0])
         item = int(np.searchsorted(np.cumsum(counts), row, side="right"))
+        allowed = f"are 0 to {sizes[item] - 1} and" if sizes[item] else "is only"
         raise DataError(
             f"{where}: {int(outside.sum())} indices along {dim!r} point outside their item. Item "
-            f"{item} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed are "
-            f"0 to {sizes[item] - 1} and {fill} for none. Count the {dim} of every item from 0."
+            f"{item} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed {allowed} "
+            f"{fill} for none. Count the {dim} of every item from 0."
         )
 
 
