@@ -66,7 +66,9 @@ def pad_and_stack(
             while rows and len(rows) < limits["rows"]:
                 rows.append(rows[-1])
             if not rows:
-                shape = (lengths[name], *arrays[0].shape[1:]) if name in lengths else arrays[0].shape
+                shape = (
+                    (lengths[name], *arrays[0].shape[1:]) if name in lengths else arrays[0].shape
+                )
                 rows = [np.zeros(shape)] * limits["rows"]
             columns.append(np.stack(rows))
         batches.append(columns)

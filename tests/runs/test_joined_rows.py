@@ -512,6 +512,10 @@ def test_indices_that_the_row_outgrows_are_refused():
     }
     alone = sp.join_rows(echo, data, sp.pack_rows({"n": sizes}, {"n": 128}))
     assert alone["partner"].values.dtype == np.int8
+    last = {**data, "x": sp.Ragged(np.ones((128, 2)), [100, 28])}
+    last["partner"] = sp.Ragged(np.array([*range(100), *range(28)], np.int8), [100, 28])
+    full = sp.join_rows(echo, last, sp.pack_rows({"n": [100, 28]}, {"n": 128}))
+    assert full["partner"].values.tolist() == list(range(128))
     with pytest.raises(sp.DataError, match=r"dtype int8, which counts to 127; .*has 200 n\. Conv"):
         sp.join_rows(echo, data, sp.pack_rows({"n": sizes}, {"n": 200}))
 

@@ -146,9 +146,7 @@ def test_an_empty_slot_is_a_batch_without_items(
         assert not host(batch.row_mask).any()
         assert not host(batch.mask["atoms"]).any()
         assert set(host(batch.items).tolist()) == {0}
-    energies, _ = plan.unpack(
-        [kernels.pull(*batch.arrays, scale=1.0) for batch in plan.pack(data)]
-    )
+    energies, _ = plan.unpack([kernels.pull(*batch.arrays, scale=1.0) for batch in plan.pack(data)])
     np.testing.assert_allclose(
         host(energies), kernels.loop_pull(kernels.make_atoms([2, 3]), 1.0)[0], rtol=1e-12
     )
@@ -378,9 +376,7 @@ def test_a_step_is_traced_once_for_60_shuffled_minibatches(
         traces.append(1)
 
         def loss(scale: Any) -> Any:
-            return sum(
-                misfit(jax.numpy, *kernels.pull(*b.arrays, scale=scale), b) for b in batches
-            )
+            return sum(misfit(jax.numpy, *kernels.pull(*b.arrays, scale=scale), b) for b in batches)
 
         return jax.value_and_grad(loss)(scale)
 

@@ -53,7 +53,7 @@ def empty_batch(
     >>> empty_batch(np.array([[9], [2]]), (4,), slot=0, rows=2).items.tolist()
     [1, 1]
     """
-    fits = (lengths <= np.array(capacity, np.int64)).all(axis=1)
+    fits = np.all(lengths <= np.array(capacity, np.int64), axis=1)
     item = int(np.argmax(fits)) if len(fits) else 0
     items = np.full(rows, item, np.intp)
     items.flags.writeable = False

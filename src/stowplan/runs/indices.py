@@ -193,7 +193,8 @@ class Indices:
             return np.zeros(rows, np.int64), np.zeros((rows, layout.shapes.shape[1]), np.int64)
         starts, shapes = layout.starts[batch.items], layout.shapes[batch.items]
         if batch.count == 0:
-            fits = (self.plan.lengths[batch.items] <= batch.capacity).all(axis=1)
+            capacity = np.array(batch.capacity, np.int64)
+            fits = np.all(self.plan.lengths[batch.items] <= capacity, axis=1)
             shapes = np.where(fits[:, None], shapes, 0)
         return starts, shapes
 

@@ -208,8 +208,8 @@ class Packer:
             sizes = dict(zip(self.kernel.ragged, self.columns.lengths[item].tolist(), strict=True))
             raise PlanError(
                 f"Packer: {ends[0]} of {len(items)} items find no free row. Item {item} has "
-                f"{listed(sizes)}; the slots that hold it are full: "
-                f"{listed({slot: rows['rows'] for slot, rows in enumerate(self.slots)})} rows. "
+                f"{listed(sizes)}; the slots that hold it are full, of rows "
+                f"{', '.join(str(slot['rows']) for slot in self.slots)}. "
                 "Draw minibatches that fit with sp.MinibatchSampler, or give the slots more rows."
             )
         return [order[start:end] for start, end in pairwise(ends)]

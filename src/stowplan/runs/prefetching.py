@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["ahead_of"]
 
@@ -65,8 +65,8 @@ def ahead_of(items: Iterable[T], ahead: int) -> Iterator[Iterator[T]]:
         thread.join()
 
 
-def _taken(waiting: queue.Queue[object]) -> Iterator[T]:
+def _taken(waiting: queue.Queue[Any]) -> Iterator[Any]:
     while (item := waiting.get()) is not _END:
         if isinstance(item, _Failure):
             raise item.error
-        yield item  # type: ignore[misc] - the queue holds items and two kinds of marks
+        yield item
