@@ -55,7 +55,7 @@ MUTANTS = [
     ("runs/host_columns.py", "lengths = real\n", "pass\n"),
     ("runs/host_columns.py", "None if self.layout.contiguous else self.layout", "None"),
     ("runs/packer.py", "sampler.advance()\n", "pass\n"),
-    ("runs/packer.py", "sampler.set_epoch(sampler.epoch + 1)", "pass"),
+    ("runs/packer.py", "moving.set_epoch(moving.epoch + 1)", "pass"),
     ("runs/prefetching.py", "left.set()\n        thread.join()", "pass"),
     ("runs/prefetching.py", "raise item.error", "return"),
     ("planners/batches.py", "int(np.argmax(fits))", "0"),

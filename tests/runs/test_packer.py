@@ -171,6 +171,32 @@ def test_what_was_packed_ahead_does_not_count_as_consumed(kernels: SimpleNamespa
     assert items == list(range(len(SIZES) * 6))
 
 
+def test_any_lists_of_items_are_packed_ahead(kernels: SimpleNamespace) -> None:
+    packer = sp.Packer(kernels.pull, kernels.make_atoms(SIZES), SLOTS)
+    given = [[2, 0], [], [7]]
+    for batches, items in zip(packer.minibatches(given), given, strict=True):
+        found = [int(item) for batch in batches for item in batch.items[batch.row_mask]]
+        assert sorted(found) == sorted(items)
+
+
+def test_nothing_is_packed_less_than_not_ahead(kernels: SimpleNamespace) -> None:
+    packer = sp.Packer(kernels.pull, kernels.make_atoms(SIZES), SLOTS)
+    with pytest.raises(sp.PlanError, match="minibatches: ahead must be at least 0, got -1"):
+        next(packer.minibatches([[1]], ahead=-1))
+
+
+@pytest.mark.parametrize("slots", [None, 3, "one", {"atoms": 8, "rows": 2}])
+def test_what_is_no_list_of_slots_is_refused(kernels: SimpleNamespace, slots: Any) -> None:
+    with pytest.raises(sp.PlanError, match=r"Packer: slots=.*give a list of slots with rows"):
+        sp.Packer(kernels.pull, kernels.make_atoms(SIZES), slots)
+
+
+def test_batches_and_packers_print_their_shapes(kernels: SimpleNamespace) -> None:
+    packer = sp.Packer(kernels.pull, kernels.make_atoms(SIZES), SLOTS)
+    assert repr(packer) == "<Packer of 10 items for pull: atoms=3, rows=3; atoms=8, rows=2>"
+    assert repr(packer([1])[1]) == "<PackedBatch atoms=8, rows=2>"
+
+
 def test_a_loop_that_ends_early_leaves_no_thread(kernels: SimpleNamespace) -> None:
     packer = sp.Packer(kernels.pull, kernels.make_atoms(SIZES * 6), SLOTS)
     sampler = sp.MinibatchSampler(packer.sizes, SLOTS)

@@ -64,6 +64,7 @@ class Seats:
         exact: Sequence[str] = (),
         who: str = "Seats",
     ) -> None:
+        _refuse_types(who, sizes, slots)
         fitter = Fitter(size_table(who, sizes, work, derived, exact, None if sizes else 0))
         measure = fitter.table.measure
         read = [_read(slot, f"{who}: slot {index}", measure) for index, slot in enumerate(slots)]
@@ -229,6 +230,19 @@ def _nested(member: NDArray[np.bool_], native: NDArray[np.intp]) -> bool:
     shared = member.astype(np.int64) @ member.T
     part = (shared == 0) | (shared == member.sum(axis=1)[:, None])
     return bool(part[np.triu_indices(kinds, 1)].all())
+
+
+def _refuse_types(who: str, sizes: object, slots: object) -> None:
+    if not isinstance(sizes, Mapping):
+        raise PlanError(
+            f"{who}: sizes are of type {type(sizes).__name__}; give the lengths of all items by "
+            "dim: {'atoms': [3, 5]}."
+        )
+    if isinstance(slots, str | Mapping) or not isinstance(slots, Sequence):
+        raise PlanError(
+            f"{who}: slots={slots!r}; give a list of slots with rows, such as "
+            "choose_slots(sizes, minibatch=...) gives."
+        )
 
 
 def _read(slot: Mapping[str, int], where: str, measure: Measure) -> Limits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any
 
@@ -115,12 +115,16 @@ class Packer:
         lengths = self.columns.lengths
         return {dim: lengths[:, axis] for axis, dim in enumerate(self.kernel.ragged)}
 
+    def __repr__(self) -> str:
+        slots = "; ".join(map(listed, self.slots))
+        return f"<Packer of {len(self.columns.lengths)} items for {self.kernel.name}: {slots}>"
+
     def __call__(self, items: ArrayLike) -> tuple[PackedBatch, ...]:
         """Pack items into one batch for each slot, empty slots included."""
         return self._delivered(self._padded([self._checked(items)]), 0)
 
     def minibatches(
-        self, sampler: MinibatchSampler, *, ahead: int = 2
+        self, sampler: MinibatchSampler | Iterable[ArrayLike], *, ahead: int = 2
     ) -> Iterator[tuple[PackedBatch, ...]]:
         """Pack what a sampler draws for the rest of its epoch, in a thread of its own.
 
@@ -128,7 +132,8 @@ class Packer:
         ----------
         sampler
             Advances by one step with each minibatch that is taken from here, so that its
-            `state_dict` tells what was consumed, not what was packed ahead.
+            `state_dict` tells what was consumed, not what was packed ahead. Or any iterable of
+            lists of items.
         ahead
             Minibatches that may wait, on the device already; 0 packs without a thread.
 
@@ -137,12 +142,15 @@ class Packer:
         tuple of PackedBatch
             One for each slot.
         """
-        packed = self._all_packed(map(self._checked, sampler.minibatches()))
-        with ahead_of(packed, ahead) as batches:
+        moving = sampler if isinstance(sampler, MinibatchSampler) else None
+        drawn = moving.minibatches() if moving is not None else sampler
+        with ahead_of(self._all_packed(map(self._checked, drawn)), ahead) as batches:
             for batch in batches:
-                sampler.advance()
+                if moving is not None:
+                    moving.advance()
                 yield batch
-        sampler.set_epoch(sampler.epoch + 1)
+        if moving is not None:
+            moving.set_epoch(moving.epoch + 1)
 
     def plan(self, items: ArrayLike) -> Plan:
         """Give the plan of a minibatch: its occupancy, and what its packing does."""

@@ -15,6 +15,7 @@ from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
 from stowplan.gather import select
 from stowplan.planners.batches import Batch, Plan, empty_batch
+from stowplan.planners.sizes import listed
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import bind, check_indices
 from stowplan.runs.indices import Indices
@@ -55,6 +56,9 @@ class PackedBatch(NamedTuple):
         """Capacities and rows, known from shapes alone."""
         capacities = {dim: int(mask.shape[1]) for dim, mask in self.mask.items()}
         return {**capacities, "rows": int(self.row_mask.shape[0])}
+
+    def __repr__(self) -> str:
+        return f"<PackedBatch {listed(self.slot)}>"
 
     def leaves(self) -> list[Any]:
         """Give all arrays, in the order of the fields."""
@@ -219,7 +223,7 @@ def refuse_surplus(plan: Plan) -> None:
 
 
 def _shown(plan: Plan, slot: int) -> str:
-    return ", ".join(f"{dim}={plan.slots[slot][dim]}" for dim in plan.dims)
+    return listed({dim: plan.slots[slot][dim] for dim in plan.dims})
 
 
 def _packed(plan: Plan, fixed: Mapping[str, int] | None) -> tuple[Plan, Mapping[str, int]]:

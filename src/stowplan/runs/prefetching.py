@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from stowplan.planners.sizes import natural
+
 __all__ = ["ahead_of"]
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ def ahead_of(items: Iterable[T], ahead: int) -> Iterator[Iterator[T]]:
     ...     list(squares)
     [0, 1, 4, 9]
     """
-    if ahead == 0:
+    if natural(ahead, "minibatches: ahead", least=0) == 0:
         yield iter(items)
         return
     waiting: queue.Queue[object] = queue.Queue(maxsize=ahead)
