@@ -392,7 +392,11 @@ def test_a_torch_loader_takes_it_as_its_batch_sampler_and_resumes(workers):
 
     def loader(sampler):
         return data.DataLoader(
-            range(40), batch_sampler=sampler, collate_fn=list, num_workers=workers
+            range(40),
+            batch_sampler=sampler,
+            collate_fn=list,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,  # JAX's threads survive no fork
         )
 
     assert len(loader(sampler)) == len(sampler)
