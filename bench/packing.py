@@ -120,9 +120,9 @@ def main() -> None:
     few = drawn[:: max(len(drawn) // 50, 1)]
     for items in few:  # the same arrays first
         for batch, columns in zip(packer(items), pad_and_stack(lists, packer, items), strict=True):
-            if int(batch.count):
-                for ours, theirs in zip(batch.arrays, columns, strict=True):
-                    assert np.array_equal(ours, theirs)
+            real = batch.row_mask  # what else rows repeat is free
+            for ours, theirs in zip(batch.arrays, columns, strict=True):
+                assert np.array_equal(ours[real], theirs[real])
     loops, ones, epochs = [], [], []
     for _ in range(ROUNDS):
         loops.append(seconds(lambda: [pad_and_stack(lists, packer, items) for items in few]))

@@ -25,7 +25,7 @@ from stowplan.runs.sampling import MinibatchSampler
 __all__ = ["Packer"]
 
 AT_ONCE = 64  # minibatches packed in one go: the calls of each array are shared among them
-AT_ONCE_BYTES = 16 * 2**20  # ... but no more than a cache likes
+AT_ONCE_BYTES = 4 * 2**20  # ... but no more than a cache likes
 
 
 class Packer:
