@@ -48,6 +48,9 @@ class EagerAdapter:
     def requires_grad(self, array: Any) -> bool:
         return False
 
+    def records(self, array: Any) -> bool:
+        return False
+
     def is_traced(self, array: Any) -> bool:
         return False
 

@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 
 from stowplan.declaration import Kernel
 
-__all__ = ["Adapter", "BatchFunction", "StaticKey", "as_tuple", "static_key"]
+__all__ = [
+    "Adapter",
+    "Backward",
+    "BatchFunction",
+    "Forward",
+    "GradientAdapter",
+    "Pullback",
+    "StaticKey",
+    "as_tuple",
+    "static_key",
+]
 
 BatchFunction = Callable[[Sequence[Any], Mapping[str, Any], Mapping[str, Any]], Any]
 """``(arguments, keywords, shared) -> outputs`` for one padded batch.
@@ -66,6 +76,9 @@ class Adapter(Protocol):
     def requires_grad(self, array: Any) -> bool:
         """Whether leaving the framework would cut this array off its gradient."""
 
+    def records(self, array: Any) -> bool:
+        """Whether the framework follows what is computed from the array, for a gradient."""
+
     def is_traced(self, array: Any) -> bool:
         """Whether the array is a stand-in without values (under a user's jit, grad or vmap)."""
 
@@ -94,6 +107,46 @@ class Adapter(Protocol):
 
     def synchronize(self, outputs: Any) -> None:
         """Wait until the devices have computed some outputs."""
+
+
+Forward = Callable[[Sequence[Any]], Sequence[Any]]
+"""``parameters -> outputs``, flat arrays."""
+Backward = Callable[[Sequence[Any], Sequence[Any], Sequence[bool]], Sequence[Any]]
+"""``(parameters, cotangents of the outputs, which are wanted) -> gradients``; None for none."""
+Pullback = Callable[
+    [Sequence[Any], Mapping[str, Any], Mapping[str, Any], Sequence[Any]], tuple[Sequence[Any], Any]
+]
+"""``(arguments, keywords, shared, cotangents) -> gradients of arguments and of shared``."""
+
+
+class GradientAdapter(Adapter, Protocol):
+    """A framework with gradients."""
+
+    def differentiable(
+        self, forward: Forward, backward: Backward, parameters: Sequence[Any]
+    ) -> Sequence[Any]:
+        """Call ``forward`` as one operation whose gradient ``backward`` gives."""
+
+    def pullback(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        wanted: tuple[bool, ...],
+        shared_wanted: Mapping[str, Any],
+        *,
+        device: Any,
+        compile: bool,
+    ) -> Pullback:
+        """Make the gradient of a kernel callable on padded batches; cached like ``function``."""
+
+    def zeros(self, shape: Sequence[int], like: Any) -> Any:
+        """Give zeros in the dtype and beside a staged array."""
+
+    def add_rows(self, total: Any, rows: Any, values: Any) -> Any:
+        """Add values (*rows.shape, ...) to rows of a total, in place where that is possible."""
+
+    def cast(self, array: Any, like: Any) -> Any:
+        """Give an array in the dtype of another."""
 
 
 StaticKey = tuple[tuple[str, type, Hashable], ...]

@@ -10,13 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from numpy.typing import NDArray
 
 from stowplan.adapters.interface import (
     CPU_BATCH_BYTES,
     GPU_BATCH_BYTES,
+    Backward,
     BatchFunction,
+    Forward,
+    Pullback,
     StaticKey,
+    as_tuple,
     static_key,
 )
 from stowplan.declaration import Kernel
@@ -79,6 +84,9 @@ class JaxAdapter:
     def requires_grad(self, array: Any) -> bool:
         return self.is_traced(array)
 
+    def records(self, array: Any) -> bool:
+        return self.is_traced(array)
+
     def is_traced(self, array: Any) -> bool:
         return isinstance(array, jax.core.Tracer)
 
@@ -113,6 +121,54 @@ class JaxAdapter:
                 return compiled(*operands)
 
         return call
+
+    def differentiable(
+        self, forward: Forward, backward: Backward, parameters: Sequence[Any]
+    ) -> Sequence[Any]:
+        def first(*primals: Any) -> tuple[Any, Any]:
+            values = [_as_array(primal.value) for primal in primals]
+            # None or (): no leaf, but structure that tells which gradients are wanted
+            wanted = tuple(() if primal.perturbed else None for primal in primals)
+            return tuple(forward(values)), (values, wanted)
+
+        def second(kept: Any, cotangents: Sequence[Any]) -> tuple[Any, ...]:
+            values, flags = kept
+            wanted = [
+                flag is not None and jnp.issubdtype(value.dtype, jnp.inexact)
+                for flag, value in zip(flags, values, strict=True)
+            ]
+            return tuple(backward(values, [_or_none(part) for part in cotangents], wanted))
+
+        call = jax.custom_vjp(lambda *values: tuple(forward(values)))
+        call.defvjp(first, second, symbolic_zeros=True)
+        outputs: Sequence[Any] = call(*parameters)
+        return outputs
+
+    def pullback(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        wanted: tuple[bool, ...],
+        shared_wanted: Mapping[str, Any],
+        *,
+        device: Any,
+        compile: bool,
+    ) -> Pullback:
+        flags = tuple(jax.tree.leaves(shared_wanted))
+        return _pullback(kernel.function, kernel.name, static_key(statics), wanted, flags)
+
+    def zeros(self, shape: Sequence[int], like: Any) -> Any:
+        xp = np if isinstance(like, np.ndarray) else jnp
+        return xp.zeros(tuple(shape), dtype=like.dtype)
+
+    def add_rows(self, total: Any, rows: Any, values: Any) -> Any:
+        if not isinstance(total, np.ndarray):
+            return total.at[rows].add(values)
+        np.add.at(total, rows, values)
+        return total
+
+    def cast(self, array: Any, like: Any) -> Any:
+        return array.astype(like.dtype)
 
     def collect(self, output: Any, like: Any) -> Any:
         if isinstance(like, np.ndarray) and not self.is_traced(output):
@@ -154,8 +210,7 @@ def _narrow(index: NDArray[Any]) -> NDArray[Any]:
     return index.astype(np.int32)
 
 
-@functools.lru_cache(maxsize=256)
-def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+def _batched(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
     fixed = {name: value for name, _, value in statics}
 
     def batched(
@@ -170,7 +225,12 @@ def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batc
             return jax.vmap(one)(tuple(arguments), keywords)
 
     batched.__name__ = name  # what compile logs and profiles show
-    compiled = jax.jit(batched)
+    return batched
+
+
+@functools.lru_cache(maxsize=256)
+def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+    compiled = jax.jit(_batched(kernel, name, statics))
 
     def call(
         arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
@@ -178,6 +238,61 @@ def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batc
         return compiled(tuple(arguments), keywords, dict(shared))
 
     return call
+
+
+@functools.lru_cache(maxsize=256)
+def _pullback(
+    kernel: Callable[..., Any],
+    name: str,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+) -> Pullback:
+    batched = _batched(kernel, name, statics)
+    flags = (*wanted, *shared_wanted)
+
+    def gradient(
+        arguments: Sequence[Any], keywords: Any, shared: Any, cotangents: Sequence[Any]
+    ) -> Any:
+        leaves, nest = jax.tree.flatten(shared)
+        inputs = [*arguments, *leaves]
+
+        def outputs(*free: Any) -> list[Any]:
+            found = iter(free)
+            merged = [next(found) if want else x for x, want in zip(inputs, flags, strict=True)]
+            others = jax.tree.unflatten(nest, merged[len(arguments) :])
+            results = as_tuple(batched(merged[: len(arguments)], keywords, others))
+            return [
+                part for part, slope in zip(results, cotangents, strict=True) if slope is not None
+            ]
+
+        _, pull = jax.vjp(outputs, *(x for x, want in zip(inputs, flags, strict=True) if want))
+        slopes = iter(pull([slope for slope in cotangents if slope is not None]))
+        every = [next(slopes) if want else None for want in flags]
+        return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
+
+    gradient.__name__ = f"gradient of {name}"
+    compiled = jax.jit(gradient)
+
+    def call(
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        cotangents: Sequence[Any],
+    ) -> Any:
+        return compiled(tuple(arguments), keywords, dict(shared), list(cotangents))
+
+    return call
+
+
+def _as_array(value: Any) -> Any:
+    return value if hasattr(value, "ndim") else jnp.asarray(value)  # a number, outside of jit
+
+
+def _or_none(cotangent: Any) -> Any:
+    """Give None where a cotangent is known to be zero."""
+    zero = isinstance(cotangent, SymbolicZero)
+    return None if zero or cotangent.dtype == jax.dtypes.float0 else cotangent
 
 
 jax.tree_util.register_pytree_node(

@@ -10,15 +10,21 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from stowplan.adapters.interface import (
     CPU_BATCH_BYTES,
     GPU_BATCH_BYTES,
+    Backward,
     BatchFunction,
+    Forward,
+    Pullback,
     StaticKey,
+    as_tuple,
     static_key,
 )
 from stowplan.declaration import Kernel
+from stowplan.errors import FrameworkError
 
 __all__ = ["adapter"]
 
@@ -64,6 +70,9 @@ class TorchAdapter:
     def requires_grad(self, array: Any) -> bool:
         return bool(array.requires_grad)
 
+    def records(self, array: Any) -> bool:
+        return torch.is_grad_enabled() and bool(array.requires_grad) and not self.is_traced(array)
+
     def is_traced(self, array: Any) -> bool:
         return bool(torch._C._functorch.is_functorch_wrapped_tensor(array))
 
@@ -85,6 +94,51 @@ class TorchAdapter:
     ) -> BatchFunction:
         return _function(kernel.function, kernel.per_item, static_key(statics), compile)
 
+    def differentiable(
+        self, forward: Forward, backward: Backward, parameters: Sequence[Any]
+    ) -> Sequence[Any]:
+        outputs: Sequence[Any] = _Operation.apply(forward, backward, *parameters)
+        return outputs
+
+    def pullback(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        wanted: tuple[bool, ...],
+        shared_wanted: Mapping[str, Any],
+        *,
+        device: Any,
+        compile: bool,
+    ) -> Pullback:
+        function = self.function(kernel, statics, device=device, compile=compile)
+        flags = tree_leaves(shared_wanted)
+
+        def pull(
+            arguments: Sequence[Any],
+            keywords: Mapping[str, Any],
+            shared: Mapping[str, Any],
+            cotangents: Sequence[Any],
+        ) -> tuple[Sequence[Any], Any]:
+            leaves, nest = tree_flatten(shared)
+            with torch.enable_grad():
+                items = [_free(array, want) for array, want in zip(arguments, wanted, strict=True)]
+                others = [_free(leaf, want) for leaf, want in zip(leaves, flags, strict=True)]
+                outputs = as_tuple(function(items, keywords, tree_unflatten(others, nest)))
+            slopes = _slopes(outputs, cotangents, [*items, *others], [*wanted, *flags])
+            return slopes[: len(items)], tree_unflatten(slopes[len(items) :], nest)
+
+        return pull
+
+    def zeros(self, shape: Sequence[int], like: Any) -> Any:
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    def add_rows(self, total: Any, rows: Any, values: Any) -> Any:
+        flat = values.reshape(rows.numel(), *total.shape[1:])
+        return total.index_add_(0, rows.reshape(-1), flat)
+
+    def cast(self, array: Any, like: Any) -> Any:
+        return array.to(like.dtype)
+
     def collect(self, output: Any, like: Any) -> Any:
         return output
 
@@ -94,6 +148,55 @@ class TorchAdapter:
     def synchronize(self, outputs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+
+
+class _Operation(torch.autograd.Function):
+    """A forward pass that keeps its inputs alone, and a backward pass that recomputes."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Forward, backward: Backward, *parameters: Any) -> Any:
+        ctx.save_for_backward(*parameters)
+        ctx.gradients = backward
+        ctx.set_materialize_grads(False)
+        outputs = tuple(forward(parameters))
+        flat = [part for part in outputs if not (part.is_floating_point() or part.is_complex())]
+        ctx.mark_non_differentiable(*flat)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise FrameworkError(
+                "run: second derivatives (create_graph=True) are not available through a run of "
+                "several batches, whose gradient is recomputed batch by batch. Run one batch, "
+                "rows=len(data), or take first derivatives in the kernel."
+            )
+        found = ctx.gradients(ctx.saved_tensors, cotangents, ctx.needs_input_grad[2:])
+        return (None, None, *found)
+
+
+def _free(array: Any, wanted: bool) -> Any:
+    return array.detach().requires_grad_() if wanted else array
+
+
+def _slopes(
+    outputs: Sequence[Any], cotangents: Sequence[Any], inputs: Sequence[Any], wanted: Sequence[bool]
+) -> list[Any]:
+    """Gradients of the inputs that are wanted, None for the others and where none depends."""
+    pairs = [
+        (output, slope)
+        for output, slope in zip(outputs, cotangents, strict=True)
+        if slope is not None and output.requires_grad
+    ]
+    free = [array for array, want in zip(inputs, wanted, strict=True) if want]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in pairs], free, [slope for _, slope in pairs], allow_unused=True
+        )
+        if pairs
+        else [None] * len(free)
+    )
+    return [next(found) if want else None for want in wanted]
 
 
 class _Direct:

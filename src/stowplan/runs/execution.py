@@ -14,6 +14,7 @@ from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
 from stowplan.planners.batches import Plan, empty_batch
 from stowplan.runs.columns import bind, check_indices
+from stowplan.runs.gradients import RecomputedRun
 from stowplan.runs.jobs import Job
 from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
@@ -97,6 +98,13 @@ def run(
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
     if target.adapter.compiles and plan.headroom and not _any_traced(target.adapter, arrays):
         plan = _with_catch_all(plan, kernel, static_key(statics))
+    followed = source.same_as(target) and any(
+        source.adapter.records(array) for array in arrays if is_array_api_obj(array)
+    )
+    if followed and len(plan.batches) > 1:
+        return RecomputedRun(
+            kernel, columns, plan, source, statics, traced, compile=compile, progress=progress
+        ).run()
     job = Job("run", kernel, columns, plan, source, target)
     return job.execute(job.computation(statics, traced, compile=compile), progress=progress)
 

@@ -105,6 +105,17 @@ class Indices:
         masks: dict[str, Any] = self._beside(like, ("masks", number), lambda: self._masks(number))
         return masks
 
+    def rows_or_waste(
+        self, number: int, dims: tuple[str, ...], layout: Layout | None, *, waste: int, like: Any
+    ) -> Any:
+        """Give the flat row of each place of a batch, ``waste`` where it holds nothing of an item.
+
+        A row without an item holds nothing.
+        """
+        packed = layout is None or layout.contiguous
+        key = ("rows", number, dims, None if packed else layout, waste)
+        return self._beside(like, key, lambda: self._rows_or_waste(number, dims, layout, waste))
+
     def row_mask(self, number: int, like: Any) -> Any:
         """Give which rows of a batch hold an item, (rows,)."""
         batch = self.plan.batches[number]
@@ -147,6 +158,20 @@ class Indices:
         index, masks = locate(starts, shapes, self.sizes.capacity(batch, dims))
         inside = inside_all(masks)
         return index, None if inside.all() else inside
+
+    def _rows_or_waste(
+        self, number: int, dims: tuple[str, ...], layout: Layout | None, waste: int
+    ) -> NDArray[np.int64]:
+        batch = self.plan.batches[number]
+        held = np.arange(len(batch.items)) < batch.count
+        if not dims:
+            return np.where(held, batch.items, waste).astype(np.int64)
+        starts, shapes = self._of_items(layout or self.sizes.layout(dims), batch)
+        shapes = np.where(held[:, None], shapes, 0)
+        rows: NDArray[np.int64] = locate(
+            starts, shapes, self.sizes.capacity(batch, dims), padding=waste
+        )[0]
+        return rows
 
     def _masks(self, number: int) -> dict[str, NDArray[np.bool_]]:
         batch = self.plan.batches[number]

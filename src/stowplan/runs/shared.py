@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 
-__all__ = ["check_shared", "leaves", "map_leaves"]
+__all__ = ["check_shared", "leaves", "map_leaves", "paired_leaves"]
 
 
 def check_shared(
@@ -59,3 +59,15 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         parts = [map_leaves(function, part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return function(value)
+
+
+def paired_leaves(structure: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Give every part of nested shared parameters with its counterpart in another such nest."""
+    if isinstance(structure, Mapping):
+        for name, part in structure.items():
+            yield from paired_leaves(part, value[name])
+    elif isinstance(structure, list | tuple):
+        for part, other in zip(structure, value, strict=True):
+            yield from paired_leaves(part, other)
+    else:
+        yield structure, value

@@ -1,0 +1,179 @@
+"""Gradients with the memory of one batch: the backward pass recomputes batches one by one.
+
+To the framework a run is one operation. It keeps its inputs and nothing of the batches; each is
+gathered again, pulled back, and added in place to one gradient per input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from stowplan.adapters import framework_of
+from stowplan.adapters.interface import GradientAdapter, as_tuple
+from stowplan.declaration import Kernel
+from stowplan.planners.batches import Plan
+from stowplan.ragged import Ragged
+from stowplan.runs.columns import Columns
+from stowplan.runs.jobs import Job
+from stowplan.runs.places import Place, find_places
+from stowplan.runs.shared import map_leaves, paired_leaves
+
+__all__ = ["RecomputedRun"]
+
+
+class RecomputedRun:
+    """One run, with a gradient with respect to its columns and shared arrays: its parameters."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        columns: Columns,
+        plan: Plan,
+        place: Place,
+        statics: Mapping[str, Any],
+        traced: Mapping[str, Any],
+        *,
+        compile: bool,
+        progress: bool,
+    ) -> None:
+        self.kernel = kernel
+        self.columns = columns
+        self.plan = plan
+        self.adapter = cast("GradientAdapter", place.adapter)
+        self.statics = statics
+        self.traced = traced
+        self.compile = compile
+        self.progress = progress
+        self.job: Job | None = None  # of the forward pass
+
+    def run(self) -> Any:
+        """Compute the results; their gradients are recomputed when asked for."""
+        shared = [leaf for leaf, _ in paired_leaves(self.traced, self.traced)]
+        parameters = [*self.columns.arrays, *filter(self._is_parameter, shared)]
+        flat = self.adapter.differentiable(self.forward, self.backward, parameters)
+        job = self.job
+        assert job is not None
+        layout = job.indices.sizes.layout
+        results = [
+            Ragged.from_layout(values, layout(output.dims)) if output.dims else values
+            for output, values in zip(job.outputs, flat, strict=True)
+        ]
+        return job.wrapped(results)
+
+    def forward(self, parameters: Sequence[Any]) -> list[Any]:
+        """Give the flat values of all outputs."""
+        job, traced = self._job(parameters)
+        compute = job.computation(self.statics, traced, compile=self.compile)
+        results = as_tuple(job.execute(compute, progress=self.progress))
+        self.job = job
+        return [part.values if isinstance(part, Ragged) else part for part in results]
+
+    def backward(
+        self, parameters: Sequence[Any], cotangents: Sequence[Any], wanted: Sequence[bool]
+    ) -> list[Any]:
+        """Give the gradient of each parameter, None where it is not wanted.
+
+        ``cotangents`` are those of the flat outputs, None where nothing depends on one.
+        """
+        job, traced = self._job(parameters)
+        columns = len(job.inputs)
+        flags = iter(wanted[columns:])
+        of_shared = map_leaves(lambda leaf: self._is_parameter(leaf) and next(flags), self.traced)
+        pull = self.adapter.pullback(
+            self.kernel,
+            self.statics,
+            tuple(wanted[:columns]),
+            of_shared,
+            device=job.target.device,
+            compile=self.compile,
+        )
+        shared = map_leaves(job.shared, traced)
+        slopes = [self._with_waste(job, part) for part in cotangents]
+        sums = [
+            self.adapter.zeros((given.shape[0] + 1, *given.shape[1:]), one.values) if want else None
+            for given, one, want in zip(parameters, job.inputs, wanted, strict=False)
+        ]
+        totals: list[Any] = [None] * (len(parameters) - columns)
+        for number in range(len(job.plan.batches)):
+            arguments, keywords = job.gather(number)
+            padded = self._padded(job, number, slopes)
+            by_column, by_shared = pull(arguments, keywords, shared, padded)
+            self._add(job, number, sums, by_column)
+            totals = self._added(job, totals, by_shared)
+        found = [None if part is None else part[:-1, ...] for part in sums]
+        return [
+            None if part is None else self._delivered(job, part, like)
+            for part, like in zip([*found, *totals], parameters, strict=True)
+        ]
+
+    def _is_parameter(self, leaf: Any) -> bool:
+        return framework_of([leaf]) == self.adapter.name
+
+    def _job(self, parameters: Sequence[Any]) -> tuple[Job, Any]:
+        """Set up a run of other parameters, and the shared ones among them."""
+        count = len(self.columns.values)
+        values = tuple(
+            Ragged.from_layout(flat, column.layout) if isinstance(column, Ragged) else flat
+            for column, flat in zip(self.columns.values, parameters, strict=False)
+        )
+        rest = iter(parameters[count:])
+        traced = map_leaves(
+            lambda leaf: next(rest) if self._is_parameter(leaf) else leaf, self.traced
+        )
+        _, place = find_places("run", parameters, None, None)
+        columns = replace(self.columns, values=values)
+        return Job("run", self.kernel, columns, self.plan, place, place), traced
+
+    def _with_waste(self, job: Job, cotangent: Any) -> Any:
+        """Stage a cotangent, with one row of zeros for the places that hold nothing."""
+        if cotangent is None:
+            return None
+        staged = self.adapter.stage(cotangent, job.target.device)
+        xp = self.adapter.namespace(staged)
+        return xp.concat([staged, self.adapter.zeros((1, *staged.shape[1:]), staged)], axis=0)
+
+    def _padded(self, job: Job, number: int, slopes: Sequence[Any]) -> list[Any]:
+        """Give the cotangents of the padded outputs of a batch."""
+        padded: list[Any] = []
+        for slope, output in zip(slopes, job.outputs, strict=True):
+            if slope is None:
+                padded.append(None)
+                continue
+            xp = self.adapter.namespace(slope)
+            rows = job.indices.rows_or_waste(
+                number, output.dims, None, waste=slope.shape[0] - 1, like=slope
+            )
+            flat = xp.take(slope, xp.reshape(rows, (-1,)), axis=0)
+            padded.append(xp.reshape(flat, (*rows.shape, *slope.shape[1:])))
+        return padded
+
+    def _add(self, job: Job, number: int, sums: list[Any], slopes: Sequence[Any]) -> None:
+        """Add the gradients of padded arguments to those of the columns, in place."""
+        for place, (total, slope) in enumerate(zip(sums, slopes, strict=True)):
+            if slope is None:
+                continue
+            column = self.columns.values[place]
+            layout = column.layout if isinstance(column, Ragged) else None
+            slope = self.adapter.collect(slope, total)
+            rows = job.indices.rows_or_waste(
+                number, job.inputs[place].dims, layout, waste=total.shape[0] - 1, like=total
+            )
+            sums[place] = self.adapter.add_rows(total, rows, slope)
+
+    def _added(self, job: Job, totals: Sequence[Any], slopes: Any) -> list[Any]:
+        """Add the gradients of shared parameters to those of earlier batches."""
+        new = [
+            None if slope is None else self.adapter.collect(slope, job.first)
+            for leaf, slope in paired_leaves(self.traced, slopes)
+            if self._is_parameter(leaf)
+        ]
+        return [
+            old if part is None else part if old is None else old + part
+            for old, part in zip(totals, new, strict=True)
+        ]
+
+    def _delivered(self, job: Job, gradient: Any, like: Any) -> Any:
+        gradient = self.adapter.deliver(gradient, job.target.device)
+        return self.adapter.cast(gradient, like)
