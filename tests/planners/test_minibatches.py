@@ -2,7 +2,7 @@ import copy
 import json
 import pickle
 import time
-from itertools import chain
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 import stowplan as sp
 from stowplan.errors import PlanError
 from stowplan.planners import Costs, MinibatchSlots, Seats, choose_slots
-from stowplan.planners.needs import Need
+from stowplan.planners.improve import Classes
+from stowplan.planners.needs import Need, fill_rows
 from stowplan.planners.seating import draw_minibatches
+from stowplan.planners.sizes import size_table
 
 HAND = [{"atoms": 64, "k": 4096}, {"atoms": 192, "k": 32768}]
 
@@ -46,6 +48,13 @@ def most_seated(sizes, items, slots, exact=()):
         return False
 
     return sum(place(number, set()) for number in range(len(items)))
+
+
+def tight(slot, sizes, exact=()):
+    """Whether an item that the slot holds is as long as it in each dim."""
+    items = range(len(next(iter(sizes.values()))))
+    held = [i for i in items if holds(slot, {d: v[i] for d, v in sizes.items()}, exact)]
+    return all(slot[d] == max(1, *(int(v[i]) for i in held)) for d, v in sizes.items())
 
 
 def columns(sizes):
@@ -253,6 +262,8 @@ def test_slots_for_minibatches_hold_every_item_and_have_rows_enough(
     for item in range(items):
         size = {d: v[item] for d, v in sizes.items()}
         assert any(holds(slot, size) for slot in slots)
+    for slot in slots:
+        assert tight(slot, sizes)
     work = [np.prod([slot[d] for d in sizes]) for slot in slots]
     assert work == sorted(work)
     assert slots.steps >= items / slots.minibatch - 1e-9
@@ -282,6 +293,8 @@ def test_exact_dims_get_slots_of_their_own_that_never_overflow_with_error(
     sizes, minibatch, overflow, data
 ):
     slots = choose_slots(sizes, minibatch=minibatch, overflow=overflow, exact=["a"])
+    for slot in slots:
+        assert tight(slot, sizes, ["a"])
     assert {slot["a"] for slot in slots} == set(np.maximum(sizes["a"], 1).tolist())
     order = data.draw(st.permutations(range(len(sizes["a"]))))
     by_size = sorted(order, key=lambda i: sizes["a"][i])  # many of one size
@@ -339,10 +352,18 @@ def test_occupancy_and_steps_are_those_of_a_plain_loop_over_the_sampler(dims):
     assert slots.steps == pytest.approx(steps / 20, rel=0.02)
 
 
-def test_occupancy_and_steps_of_many_items_are_told_from_some():
+def test_occupancy_and_steps_count_minibatches_that_are_not_full():
+    slots = choose_slots({"a": [1, 2, 3, 4, 5]}, 1, minibatch=4)
+    assert slots == [{"a": 5, "rows": 4}]
+    assert slots.steps == 2
+    assert slots.occupancy == pytest.approx(15 / (2 * 4 * 5))
+
+
+@pytest.mark.parametrize("minibatch", [16, 1000])
+def test_occupancy_and_steps_of_many_items_are_told_from_some(minibatch):
     rng = np.random.default_rng(0)
     sizes = {"a": rng.integers(1, 100, 200_000), "b": rng.integers(1, 10, 200_000)}
-    slots = choose_slots(sizes, 3, minibatch=16)
+    slots = choose_slots(sizes, 3, minibatch=minibatch)
     sampler = sp.MinibatchSampler(sizes, slots)
     assert slots.steps == pytest.approx(len(sampler), rel=0.01)
     padded = len(sampler) * sum(slot["a"] * slot["b"] * slot["rows"] for slot in slots)
@@ -362,6 +383,51 @@ def test_carried_minibatches_reach_twice_the_occupancy_of_slots_set_by_hand(stru
     for count in (2, 4, 8):
         assert choose_slots(structures, count, minibatch=32).occupancy >= 1.5 * by_hand
     assert choose_slots(structures, 4, minibatch=32).occupancy >= 1.9 * by_hand
+
+
+@settings(max_examples=150)
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=14), st.integers(1, 9), st.integers(1, 5))
+def test_one_dim_with_overflow_error_is_the_optimum_for_the_largest_items(sizes, minibatch, count):
+    slots = choose_slots({"a": sizes}, count, minibatch=minibatch, overflow="error")
+    largest = sorted(sizes)[-minibatch:]
+    values = sorted(set(largest))
+    best = min(
+        sum(min(cap for cap in caps if cap >= size) for size in largest)
+        for caps in combinations(values, min(count, len(values)))
+        if caps[-1] == values[-1]
+    )
+    assert sum(slot["rows"] * slot["a"] for slot in slots) == best
+
+
+def test_one_dim_weighs_the_rows_of_each_size():
+    sizes = {"a": [4] * 80 + [6] * 10 + [9] * 10}
+    slots = choose_slots(sizes, 2, minibatch=10, costs=Costs(1.0, 0.0))
+    assert slots == [{"a": 4, "rows": 8}, {"a": 9, "rows": 2}]
+
+
+def test_branches_below_one_slot_have_a_row_for_every_item_of_a_minibatch():
+    lengths = np.array([[1, 9], [4, 4], [9, 1], [9, 9]])
+    counts = np.array([29, 39, 31, 1])
+    measure = size_table("t", {"a": [1], "b": [1]}).measure
+    classes = Classes(lengths, counts, np.zeros(4, np.intp), [], measure)
+    slots, rows = fill_rows(classes, lengths, Need(100, 10, 0.0))
+    assert slots.tolist() == [[1, 9], [9, 1], [4, 4], [9, 9]]
+    assert rows.sum() == 10
+    assert (rows[:3] >= [2, 3, 3]).all()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_no_worse_than_slots_for_items_with_rows_for_the_mean_of_each(dims):
+    rng = np.random.default_rng(dims)
+    sizes = {d: rng.integers(1, 200, 2000) for d in "abc"[:dims]}
+    plain = choose_slots(sizes, 6)
+    for index, items in enumerate(sp.assign_slots(sizes, plain).batches):
+        plain[index]["rows"] = -(-32 * items.count // 2000)
+    plain = MinibatchSlots(plain, 32, 0.0, 0.0, 0.0)
+    steps = np.mean([len(sp.MinibatchSampler(sizes, plain, epoch=e)) for e in range(10)])
+    padded = steps * sum(np.prod(list(slot.values())) for slot in plain)
+    useful = np.prod(list(sizes.values()), axis=0).sum()
+    assert choose_slots(sizes, 6, minibatch=32).occupancy >= 0.99 * useful / padded
 
 
 def test_more_slots_pad_less_of_the_slot_example(structures):

@@ -306,6 +306,13 @@ def other(**how):
         (other(shuffle=False), ["shuffle=True, here False", "Pass shuffle=True"]),
         (other(sizes={"a": SIZES["a"][::-1], "b": SIZES["b"]}), ["sizes=", "same items"]),
         (other(sizes={"b": SIZES["b"], "a": SIZES["a"]}), ["sizes=", "same items"]),
+        (
+            other(
+                sizes={"a": SIZES["a"], "c": SIZES["b"]},
+                slots=[{"a": 6, "c": 2, "rows": 5}],
+            ),
+            ["sizes=", "slots="],
+        ),
         (other(slots=[SLOTS[0], SLOTS[1] | {"rows": 3}]), ["slots=", "same slots|Give the slots"]),
         (other(seed=1, world=1), ["seed=3, here 1", "world=2, here 1"]),
     ],

@@ -101,7 +101,7 @@ def choose_slots(
     count : int, optional
         Most slots. By default the number with the fewest seconds by `costs`:
         padded work x work_seconds + slots x (launch_seconds + compile_seconds). For minibatches
-        these are the seconds of an epoch, with a launch of each slot in every step.
+        these are the seconds of an epoch, where every step launches each slot.
     minibatch : int, optional
         Items of a minibatch; cut to the number of items.
     overflow : {"carry", "error"}

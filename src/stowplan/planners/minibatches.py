@@ -134,14 +134,15 @@ class Search:
         lengths, counts = thin(lengths, counts, CLASSES, table.exact_axes)
         groups = distinct_rows(lengths[:, table.exact_axes])[1]
         self.classes = Classes(lengths, counts, groups, table.exact_axes, table.measure)
-        self.table, self.trials, self.costs = table, trials, costs
+        self.table, self.trials = table, trials
+        self.costs = costs if count is None else Costs(1.0, 0.0, 0.0)  # the least padded work
         self.count, self.most = count, most
         self.best: tuple[Lengths, Counts] | None = None
         self.seconds = np.inf  # of an epoch
         self._by_items: Candidates | None = None
 
     def run(self, need: Need) -> None:
-        """Try slots for rows that grow so with the number of items, few slots first."""
+        """Try slots for rows that grow so with the number of items."""
         lengths, rows, ordered = virtual_rows(self.classes, need)
         searches = [self._candidates(lengths, rows)]
         if not ordered:  # rows along one order are longer than they need be
@@ -169,11 +170,10 @@ class Search:
         return Candidates(table, "choose_slots", self.count or self.most, counts)
 
     def _numbers(self, candidates: Candidates) -> list[int]:
-        if self.count is not None:
-            return [self.count]
         fewest = candidates.fewest
         limit = min(candidates.most, len(self.classes.lengths))
-        return [fewest, *(n for n in row_ladder(limit) if fewest < n <= limit)]
+        numbers = [fewest, *(n for n in row_ladder(limit) if fewest < n <= limit)]
+        return numbers if self.count is None else [limit, *reversed(numbers)]
 
     def _epoch(self, work: float, slots: int, steps: float) -> float:
         return self.costs.seconds(work * steps, slots * steps, slots)

@@ -91,7 +91,6 @@ def fill_rows(classes: Classes, slots: Lengths, need: Need) -> tuple[Lengths, Co
                 path[index] += path[holder]
                 rows[index] = need(path[index]) - need(path[holder])
         if need.margin is not None:
-            rows = np.maximum(rows, 1)
             mean = items * (need.minibatch / need.items)
             for _ in range(need.minibatch - int(rows.sum())):
                 rows[(mean - rows).argmax()] += 1
