@@ -1,12 +1,31 @@
-"""Budgets in bytes."""
+"""Budgets in bytes, what is free on the host, and the peak of a batch as a line in its rows."""
 
 from __future__ import annotations
 
+import math
+import numbers
+import os
 import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
 
 from stowplan.errors import BudgetError
 
-__all__ = ["parse_bytes", "show_bytes"]
+__all__ = [
+    "Budget",
+    "PeakModel",
+    "free_host_bytes",
+    "parse_bytes",
+    "resolve_budget",
+    "show_bytes",
+]
+
+SHARE = 0.8
+"""Share of the free memory that is the budget where none is given."""
+VARIABLE = "STOWPLAN_BUDGET"
+"""Environment variable that gives a budget where none is passed."""
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -14,7 +33,7 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[f"{_letter}IB"] = 1024**_power
 
 
-def parse_bytes(budget: int | str) -> int:
+def parse_bytes(budget: float | str) -> int:
     """Give a budget as a number of bytes.
 
     Raises
@@ -52,3 +71,200 @@ def show_bytes(size: float) -> str:
             return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} TiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes that a batch may take, and who said so."""
+
+    bytes: int
+    source: str  # 'budget="4 GiB"', 'STOWPLAN_BUDGET=4GiB', '0.8 of 23.1 GiB free on cpu'
+
+    def __str__(self) -> str:
+        return f"{show_bytes(self.bytes)} ({self.source})"
+
+
+def resolve_budget(
+    budget: float | str | None,
+    free_bytes: Callable[[], int],
+    where: str,
+    *,
+    device: str = "cpu",
+    environment: Mapping[str, str] = os.environ,
+) -> Budget:
+    """Give the budget of a batch: as passed, else ``STOWPLAN_BUDGET``, else 0.8 of what is free.
+
+    Parameters
+    ----------
+    budget
+        Bytes (an integer, or text such as ``"4 GiB"``); or a share of the free memory, a float
+        above 0 and up to 1. Text such as ``"0.5"``, a decimal without a unit, is a share too.
+    free_bytes
+        Says how much is free; called for shares only.
+    where, device
+        The caller and the device, for messages.
+    environment
+        Where the variable is looked up.
+
+    Raises
+    ------
+    BudgetError
+        For what is neither bytes nor a share, less than one byte, or a share of nothing.
+
+    Examples
+    --------
+    >>> str(resolve_budget("4 GiB", lambda: 0, "plan"))
+    '4 GiB (budget="4 GiB")'
+    >>> str(resolve_budget(0.5, lambda: 3 * 2**30, "plan"))
+    '1.5 GiB (0.5 of 3 GiB free on cpu)'
+    """
+    if budget is not None:
+        name = f'budget="{budget}"' if isinstance(budget, str) else f"budget={budget!r}"
+        return _resolved(budget, name, free_bytes, where, device)
+    text = environment.get(VARIABLE, "").strip()
+    if text:
+        return _resolved(text, f"{VARIABLE}={text}", free_bytes, where, device)
+    return _share(SHARE, None, free_bytes, where, device)
+
+
+def _resolved(
+    budget: float | str, name: str, free_bytes: Callable[[], int], where: str, device: str
+) -> Budget:
+    share = _as_share(budget)
+    if share is not None:
+        return _share(share, name, free_bytes, where, device)
+    try:
+        return Budget(parse_bytes(budget), name)
+    except BudgetError:
+        raise BudgetError(
+            f"{where}: {name} is no budget. Give bytes from 1 (4096, '300 MB', '4 GiB'), or a "
+            "share of the free memory above 0 and up to 1 (0.8)."
+        ) from None
+
+
+def _as_share(budget: object) -> float | None:
+    """Give a share of the free memory, None for what is none; 1 is a byte, 1.0 all memory."""
+    if isinstance(budget, str) and re.fullmatch(r"\s*[01]?\.\d+\s*", budget):
+        budget = float(budget)
+    real = isinstance(budget, numbers.Real) and not isinstance(budget, numbers.Integral)
+    share = float(budget) if real else 0.0  # type: ignore[arg-type]  # a Real is a number
+    return share if 0 < share <= 1 else None
+
+
+def _share(
+    share: float, name: str | None, free_bytes: Callable[[], int], where: str, device: str
+) -> Budget:
+    free = free_bytes()
+    given = "" if name is None or name.startswith("budget=") else f"{name}: "
+    source = f"{given}{share:g} of {show_bytes(free)} free on {device}"
+    size = int(share * free)
+    if size < 1:
+        raise BudgetError(
+            f"{where}: a budget of {source} is less than one byte. Free some memory, or give "
+            "bytes: budget='300 MB'."
+        )
+    return Budget(size, source)
+
+
+@dataclass(frozen=True, slots=True)
+class PeakModel:
+    """Peak bytes of one batch at one capacity, a line in its rows.
+
+    Examples
+    --------
+    >>> model = PeakModel(1000, 24, "by hand")
+    >>> model.peak(10), model.rows(1240), model.rows(1000)
+    (1240, 10, 0)
+    """
+
+    fixed_bytes: int
+    bytes_per_row: float
+    source: str
+    measured_rows: int | None = None
+    """Rows whose shape was compiled: the peak of any others is a guess in proportion."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.fixed_bytes < math.inf and 0 < self.bytes_per_row < math.inf):
+            raise BudgetError(
+                f"a peak of {self.fixed_bytes} bytes and {self.bytes_per_row} for each row "
+                f"({self.source}) is none; write peak=(fixed_bytes, bytes_per_row), such as "
+                "(0, 4096)."
+            )
+
+    def peak(self, rows: int) -> int:
+        """Bytes that a batch of so many rows takes at its peak, rounded up."""
+        return self.fixed_bytes + math.ceil(rows * Fraction(self.bytes_per_row))
+
+    def rows(self, budget: int) -> int:
+        """Give the most rows of a batch within so many bytes; 0 where not even one fits."""
+        return max(math.floor((budget - self.fixed_bytes) / Fraction(self.bytes_per_row)), 0)
+
+
+def free_host_bytes(root: str | Path = "/") -> int:
+    """Bytes that this process can still take on the host.
+
+    The least of what the kernel calls available (``MemAvailable`` of ``/proc/meminfo``, else
+    ``os.sysconf``) and what every control group of the process has left: its limit less its usage,
+    of which file pages not used lately do not count, since they are given back on demand. Control
+    groups of both versions are read, ancestors included.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and ``sys`` are looked for.
+    """
+    root = Path(root)
+    available = _available_bytes(root)
+    found = [*_group_bytes(root), *([] if available is None else [available])]
+    return max(min(found), 0) if found else max(_sysconf_bytes(), 0)
+
+
+def _available_bytes(root: Path) -> int | None:
+    match = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None
+
+
+def _sysconf_bytes() -> int:
+    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS knows the second alone
+        try:
+            return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            continue
+    raise BudgetError(
+        f"free memory is unknown on this system. Give bytes: budget='4 GiB', or {VARIABLE}=4GiB."
+    )
+
+
+def _group_bytes(root: Path) -> Iterator[int]:
+    """Give what each control group with a limit has left."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mounts, files = ("", "unified"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mounts = (controllers, "memory")
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for mount in dict.fromkeys(mounts):
+            for group in (inner, *inner.parents):  # a container may see its own group as the root
+                left = _left(root / "sys/fs/cgroup" / mount / group, *files)
+                if left is not None:
+                    yield left
+
+
+def _left(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    most, used = _read(group / limit).strip(), _read(group / usage).strip()
+    if not (most.isdigit() and used.isdigit()):  # "max", or no such file
+        return None
+    match = re.search(rf"^{reclaimable} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+    return int(most) - int(used) + (int(match.group(1)) if match else 0)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
