@@ -17,6 +17,7 @@ __all__ = [
     "GradientAdapter",
     "Pullback",
     "StaticKey",
+    "TracingAdapter",
     "as_tuple",
     "static_key",
 ]
@@ -147,6 +148,22 @@ class GradientAdapter(Adapter, Protocol):
 
     def cast(self, array: Any, like: Any) -> Any:
         """Give an array in the dtype of another."""
+
+
+class TracingAdapter(GradientAdapter, Protocol):
+    """A framework that traces a user's function into one program."""
+
+    def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
+        """Carry something through a step for each of the batches, arrays with one more axis."""
+
+    def constant(self, array: NDArray[Any]) -> Any:
+        """Give a host array as a constant of the program that is traced."""
+
+    def set_rows(self, total: Any, rows: Any, values: Any) -> Any:
+        """Put values (*rows.shape, ...) into rows of a total."""
+
+    def abstract(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """Give shapes and dtypes of what a function returns, without computing it."""
 
 
 StaticKey = tuple[tuple[str, type, Hashable], ...]

@@ -170,6 +170,19 @@ class JaxAdapter:
     def cast(self, array: Any, like: Any) -> Any:
         return array.astype(like.dtype)
 
+    def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
+        return jax.lax.scan(lambda carry, batch: (step(carry, batch), None), carry, batches)[0]
+
+    def constant(self, array: NDArray[Any]) -> Any:
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(self._checked(array))
+
+    def set_rows(self, total: Any, rows: Any, values: Any) -> Any:
+        return total.at[rows].set(values)
+
+    def abstract(self, function: Callable[..., Any], *operands: Any) -> Any:
+        return jax.eval_shape(function, *operands)
+
     def collect(self, output: Any, like: Any) -> Any:
         if isinstance(like, np.ndarray) and not self.is_traced(output):
             return np.asarray(output)

@@ -1,7 +1,8 @@
 """Gradients with the memory of one batch: the backward pass recomputes batches one by one.
 
 To the framework a run is one operation. It keeps its inputs and nothing of the batches; each is
-gathered again, pulled back, and added in place to one gradient per input.
+gathered again, pulled back, and added in place to one gradient per input. In a traced program both
+passes are loops.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from dataclasses import replace
 from typing import Any, cast
 
 from stowplan.adapters import framework_of
-from stowplan.adapters.interface import GradientAdapter, as_tuple
+from stowplan.adapters.interface import GradientAdapter, TracingAdapter, as_tuple
 from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.jobs import Job
 from stowplan.runs.places import Place, find_places
+from stowplan.runs.scanning import scan_batches
 from stowplan.runs.shared import map_leaves, paired_leaves
 
 __all__ = ["RecomputedRun"]
@@ -50,8 +52,7 @@ class RecomputedRun:
 
     def run(self) -> Any:
         """Compute the results; their gradients are recomputed when asked for."""
-        shared = [leaf for leaf, _ in paired_leaves(self.traced, self.traced)]
-        parameters = [*self.columns.arrays, *filter(self._is_parameter, shared)]
+        parameters = [*self.columns.arrays, *self._parameters_in(self.traced)]
         flat = self.adapter.differentiable(self.forward, self.backward, parameters)
         job = self.job
         assert job is not None
@@ -65,9 +66,11 @@ class RecomputedRun:
     def forward(self, parameters: Sequence[Any]) -> list[Any]:
         """Give the flat values of all outputs."""
         job, traced = self._job(parameters)
+        self.job = job
+        if self._is_traced(parameters):
+            return self._scanned(job, traced)
         compute = job.computation(self.statics, traced, compile=self.compile)
         results = as_tuple(job.execute(compute, progress=self.progress))
-        self.job = job
         return [part.values if isinstance(part, Ragged) else part for part in results]
 
     def backward(
@@ -95,21 +98,78 @@ class RecomputedRun:
             self.adapter.zeros((given.shape[0] + 1, *given.shape[1:]), one.values) if want else None
             for given, one, want in zip(parameters, job.inputs, wanted, strict=False)
         ]
-        totals: list[Any] = [None] * (len(parameters) - columns)
-        for number in range(len(job.plan.batches)):
+        totals = [
+            self.adapter.zeros(leaf.shape, leaf) if want else None
+            for leaf, want in zip(self._parameters_in(shared), wanted[columns:], strict=True)
+        ]
+
+        def step(job: Job, number: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             arguments, keywords = job.gather(number)
             padded = self._padded(job, number, slopes)
             by_column, by_shared = pull(arguments, keywords, shared, padded)
-            self._add(job, number, sums, by_column)
-            totals = self._added(job, totals, by_shared)
+            sums, totals = carry
+            return self._add(job, number, sums, by_column), self._added(job, totals, by_shared)
+
+        carry = (sums, totals)
+        if self._is_traced(parameters):
+            sums, totals = scan_batches(job, step, carry)
+        else:
+            for number in range(len(job.plan.batches)):
+                sums, totals = carry = step(job, number, carry)
         found = [None if part is None else part[:-1, ...] for part in sums]
         return [
             None if part is None else self._delivered(job, part, like)
             for part, like in zip([*found, *totals], parameters, strict=True)
         ]
 
+    def _scanned(self, job: Job, traced: Mapping[str, Any]) -> list[Any]:
+        """Compute the outputs of a traced run, one loop per shape."""
+        adapter = cast("TracingAdapter", self.adapter)
+        function = adapter.function(
+            self.kernel, self.statics, device=job.target.device, compile=self.compile
+        )
+        shared = map_leaves(job.shared, traced)
+
+        def compute(job: Job, number: int) -> Any:
+            arguments, keywords = job.gather(number)
+            return function(arguments, keywords, shared)
+
+        kinds = job.checked(0, adapter.abstract(lambda: compute(job, 0)))
+        layout = job.indices.sizes.layout
+        counts = [
+            int(layout(output.dims).counts.sum()) if output.dims else len(job.plan.lengths)
+            for output in job.outputs
+        ]
+
+        def step(job: Job, number: int, totals: list[Any]) -> list[Any]:
+            parts = job.checked(number, compute(job, number))
+            return [
+                adapter.set_rows(
+                    total,
+                    job.indices.rows_or_waste(number, output.dims, None, waste=count, like=total),
+                    part,
+                )
+                for total, part, output, count in zip(
+                    totals, parts, job.outputs, counts, strict=True
+                )
+            ]
+
+        empty = [
+            adapter.zeros((count + 1, *kind.shape[1 + len(output.dims) :]), kind)
+            for count, kind, output in zip(counts, kinds, job.outputs, strict=True)
+        ]
+        return [total[:-1, ...] for total in scan_batches(job, step, empty)]
+
+    def _is_traced(self, parameters: Sequence[Any]) -> bool:
+        return any(map(self.adapter.is_traced, parameters))
+
     def _is_parameter(self, leaf: Any) -> bool:
         return framework_of([leaf]) == self.adapter.name
+
+    def _parameters_in(self, shared: Any) -> list[Any]:
+        """Give what stands in place of the shared parameters, in their order."""
+        pairs = paired_leaves(self.traced, shared)
+        return [part for leaf, part in pairs if self._is_parameter(leaf)]
 
     def _job(self, parameters: Sequence[Any]) -> tuple[Job, Any]:
         """Set up a run of other parameters, and the shared ones among them."""
@@ -149,8 +209,9 @@ class RecomputedRun:
             padded.append(xp.reshape(flat, (*rows.shape, *slope.shape[1:])))
         return padded
 
-    def _add(self, job: Job, number: int, sums: list[Any], slopes: Sequence[Any]) -> None:
+    def _add(self, job: Job, number: int, sums: Sequence[Any], slopes: Sequence[Any]) -> list[Any]:
         """Add the gradients of padded arguments to those of the columns, in place."""
+        added = list(sums)
         for place, (total, slope) in enumerate(zip(sums, slopes, strict=True)):
             if slope is None:
                 continue
@@ -160,18 +221,14 @@ class RecomputedRun:
             rows = job.indices.rows_or_waste(
                 number, job.inputs[place].dims, layout, waste=total.shape[0] - 1, like=total
             )
-            sums[place] = self.adapter.add_rows(total, rows, slope)
+            added[place] = self.adapter.add_rows(total, rows, slope)
+        return added
 
     def _added(self, job: Job, totals: Sequence[Any], slopes: Any) -> list[Any]:
         """Add the gradients of shared parameters to those of earlier batches."""
-        new = [
-            None if slope is None else self.adapter.collect(slope, job.first)
-            for leaf, slope in paired_leaves(self.traced, slopes)
-            if self._is_parameter(leaf)
-        ]
         return [
-            old if part is None else part if old is None else old + part
-            for old, part in zip(totals, new, strict=True)
+            total if slope is None else total + self.adapter.collect(slope, job.first)
+            for total, slope in zip(totals, self._parameters_in(slopes), strict=True)
         ]
 
     def _delivered(self, job: Job, gradient: Any, like: Any) -> Any:

@@ -185,9 +185,8 @@ class Job:
             segments[dim] = gather(one.values, index, inside, one.fill, one.xp)
         return arguments, {**keywords, "segments": segments}
 
-    def scatter(self, number: int, outputs: Any) -> None:
-        """Keep the real rows of the outputs of a batch."""
-        batch = self.plan.batches[number]
+    def checked(self, number: int, outputs: Any) -> tuple[Any, ...]:
+        """Give the outputs of a batch as a tuple, and note how the kernel wraps them."""
         parts = as_tuple(outputs)
         if len(parts) != len(self.outputs):
             raise DataError(
@@ -198,8 +197,14 @@ class Job:
             self.wrapped = lambda results: results[0]
         elif hasattr(outputs, "_fields"):
             self.wrapped = lambda results: type(outputs)(*results)
+        for output, part in zip(self.outputs, parts, strict=True):
+            self._check_shape(output, part, self.plan.batches[number])
+        return parts
+
+    def scatter(self, number: int, outputs: Any) -> None:
+        """Keep the real rows of the outputs of a batch."""
+        parts = self.checked(number, outputs)
         for output, part, kept in zip(self.outputs, parts, self.parts, strict=True):
-            self._check_shape(output, part, batch)
             part = self.target.adapter.collect(part, self.first)
             key = (number, output.dims, type(part))
             if key not in self.located:
