@@ -22,6 +22,7 @@ from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
 from stowplan.runs.joining import join_rows, split_rows
+from stowplan.runs.losses import value_and_grad
 from stowplan.runs.measurement import measure_costs
 from stowplan.runs.packer import Packer
 from stowplan.runs.packing import PackedBatch
@@ -61,5 +62,6 @@ __all__ = [
     "slot_curve",
     "split_chunks",
     "split_rows",
+    "value_and_grad",
     "verify",
 ]

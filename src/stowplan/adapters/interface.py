@@ -140,6 +140,11 @@ class GradientAdapter(Adapter, Protocol):
     ) -> Pullback:
         """Make the gradient of a kernel callable on padded batches; cached like ``function``."""
 
+    def value_and_grad(
+        self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        """Give a scalar function of parameters, and its gradient with respect to each."""
+
     def zeros(self, shape: Sequence[int], like: Any) -> Any:
         """Give zeros in the dtype and beside a staged array."""
 

@@ -157,6 +157,12 @@ class JaxAdapter:
         flags = tuple(jax.tree.leaves(shared_wanted))
         return _pullback(kernel.function, kernel.name, static_key(statics), wanted, flags)
 
+    def value_and_grad(
+        self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        value, slopes = jax.value_and_grad(function)(list(parameters))
+        return value, slopes
+
     def zeros(self, shape: Sequence[int], like: Any) -> Any:
         xp = np if isinstance(like, np.ndarray) else jnp
         return xp.zeros(tuple(shape), dtype=like.dtype)

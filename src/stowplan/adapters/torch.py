@@ -129,6 +129,17 @@ class TorchAdapter:
 
         return pull
 
+    def value_and_grad(
+        self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
+    ) -> tuple[Any, Sequence[Any]]:
+        with torch.enable_grad():
+            free = [_free(array, True) for array in parameters]
+            value = function(free)
+        if not value.requires_grad:
+            return value, [torch.zeros_like(array) for array in parameters]
+        slopes = torch.autograd.grad(value, free, allow_unused=True, materialize_grads=True)
+        return value.detach(), slopes
+
     def zeros(self, shape: Sequence[int], like: Any) -> Any:
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
