@@ -20,6 +20,7 @@ from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
+from stowplan.runs.calibration import calibrate
 from stowplan.runs.execution import run
 from stowplan.runs.joining import join_rows, split_rows
 from stowplan.runs.losses import value_and_grad
@@ -51,6 +52,7 @@ __all__ = [
     "SignatureError",
     "Verification",
     "assign_slots",
+    "calibrate",
     "choose_slots",
     "installed_frameworks",
     "join_rows",

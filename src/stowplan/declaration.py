@@ -17,7 +17,7 @@ __all__ = ["RESERVED", "Kernel", "kernel"]
 
 RESERVED = frozenset(
     "kernel data plan on device devices rows slots budget headroom order overflow costs progress "
-    "compile passes executor resume out loss wrt items tolerance repeats".split()
+    "compile passes executor resume out loss wrt peak gradient items tolerance repeats".split()
 )
 
 

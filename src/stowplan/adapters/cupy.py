@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import cupy as cp
@@ -41,6 +43,51 @@ class CupyAdapter(EagerAdapter):
     def synchronize(self, outputs: Any) -> None:
         for device in self.devices():
             device.synchronize()
+
+    def free_bytes(self, device: Any) -> int:
+        with cp.cuda.Device(device):
+            free, _ = cp.cuda.runtime.memGetInfo()
+            return int(free + cp.get_default_memory_pool().free_bytes())
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        kinds = (MemoryError, cp.cuda.memory.OutOfMemoryError)
+        return isinstance(error, kinds) or "cudaErrorMemoryAllocation" in str(error)
+
+    def release(self) -> None:
+        gc.collect()
+        for device in self.devices():
+            with device:
+                cp.get_default_memory_pool().free_all_blocks()
+        cp.get_default_pinned_memory_pool().free_all_blocks()
+
+    def allocated_peak(self, call: Callable[[], Any], device: Any) -> int:
+        with cp.cuda.Device(device), LivePool() as pool:
+            call()
+        return int(pool.peak_bytes)
+
+
+class LivePool(cp.cuda.MemoryHook):
+    """Counts the bytes that are taken from CuPy's pool and not given back, rounded as it does.
+
+    Counted is the calling thread; memory that was taken before is not.
+    """
+
+    name = "stowplan.LivePool"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def malloc_postprocess(self, **event: Any) -> None:
+        if event["mem_ptr"]:  # 0 where the allocation failed
+            self._sizes[event["pmem_id"]] = event["mem_size"]
+            self.live_bytes += event["mem_size"]
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def free_postprocess(self, **event: Any) -> None:
+        self.live_bytes -= self._sizes.pop(event["pmem_id"], 0)
 
 
 adapter = CupyAdapter()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from stowplan.adapters.eager_memory import traced_peak
 from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, as_tuple
 from stowplan.declaration import Kernel
+from stowplan.errors import FrameworkError
+from stowplan.memory import free_host_bytes
 
 __all__ = ["EagerAdapter"]
 
@@ -20,6 +24,7 @@ class EagerAdapter:
 
     name: str
     compiles = False
+    peak_probe = "real"
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.0
@@ -87,6 +92,65 @@ class EagerAdapter:
 
     def synchronize(self, outputs: Any) -> None:
         return None
+
+    def find_device(self, device: Any) -> Any:
+        return None
+
+    def free_bytes(self, device: Any) -> int:
+        return free_host_bytes()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def release(self) -> None:
+        gc.collect()
+
+    def allocated_peak(self, call: Callable[[], Any], device: Any) -> int:
+        """Bytes that a call allocates at its peak, its result included."""
+        return traced_peak(call)
+
+    def peak_bytes(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        rows: int,
+        device: Any,
+        gradient: bool,
+    ) -> int:
+        if gradient:
+            raise FrameworkError(f"{self.name} has no gradients, whose memory could be counted.")
+        function = self.function(kernel, statics, device=device, compile=False)
+        function(arguments, keywords, shared)  # imports and caches are no part of a batch
+        repeated = _mapped(lambda x: array_namespace(x).repeat(x, rows, axis=0), arguments)
+        masks = _mapped(lambda x: array_namespace(x).repeat(x, rows, axis=0), keywords)
+        held = sum(map(self._bytes, _arrays([repeated, masks, shared])))
+        return held + self.allocated_peak(lambda: function(repeated, masks, shared), device)
+
+    def _bytes(self, array: Any) -> int:
+        found = getattr(array, "nbytes", None)
+        return int(self.to_host(array).nbytes if found is None else found)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _mapped(change, part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(change, part) for part in value]
+    return change(value)
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _arrays(part)
+    elif hasattr(value, "ndim"):
+        yield value
 
 
 def _batched(

@@ -43,12 +43,16 @@ class Adapter(Protocol):
         Name of the framework, as ``on=`` takes it.
     compiles
         Whether each new padded shape costs a compile, so that few shapes and padded rows pay.
+    peak_probe
+        What `peak_bytes` looks at: "fake" tensors of the shapes alone, a "real" call, or the
+        "compiled" shape itself.
     work_seconds, launch_seconds, compile_seconds
         Shipped constants of the cost objective: a unit of work, a kernel call, a new shape.
     """
 
     name: str
     compiles: bool
+    peak_probe: str
     work_seconds: float
     launch_seconds: float
     compile_seconds: float
@@ -108,6 +112,39 @@ class Adapter(Protocol):
 
     def synchronize(self, outputs: Any) -> None:
         """Wait until the devices have computed some outputs."""
+
+    def find_device(self, device: Any) -> Any:
+        """Give a device to count the memory of; None where it must be one of `devices`."""
+
+    def free_bytes(self, device: Any) -> int:
+        """Bytes that new arrays on a device can take."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether an error says that memory ran out, on the device or on the host."""
+
+    def release(self) -> None:
+        """Give back what is allocated and in use by no array."""
+
+    def peak_bytes(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        rows: int,
+        device: Any,
+        gradient: bool,
+    ) -> int:
+        """Bytes of one call of `function`, or of `pullback`, at its peak.
+
+        Counted are the padded arguments, masks and segments of ``rows`` rows, shared parameters,
+        temporaries and outputs; with ``gradient`` also the cotangents of the outputs and the
+        gradients of all floating arguments and shared parameters. Not counted are columns and index
+        arrays, the copies that gathering and putting away make, and workspaces of libraries.
+        ``arguments`` and ``keywords`` are those of one row.
+        """
 
 
 Forward = Callable[[Sequence[Any]], Sequence[Any]]

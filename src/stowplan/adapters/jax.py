@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -25,8 +27,9 @@ from stowplan.adapters.interface import (
     static_key,
 )
 from stowplan.declaration import Kernel
-from stowplan.errors import FrameworkError
+from stowplan.errors import FrameworkError, PlanError
 from stowplan.layout import Layout
+from stowplan.memory import free_host_bytes
 from stowplan.ragged import Ragged
 
 __all__ = ["adapter"]
@@ -45,6 +48,7 @@ class JaxAdapter:
 
     name = "jax"
     compiles = True
+    peak_probe = "compiled"
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.6
@@ -200,6 +204,66 @@ class JaxAdapter:
     def synchronize(self, outputs: Any) -> None:
         jax.block_until_ready(outputs)
 
+    def find_device(self, device: Any) -> Any:
+        return None
+
+    def free_bytes(self, device: Any) -> int:
+        of_device = getattr(device, "memory_stats", None)
+        stats = of_device() if of_device else None
+        if not stats or "bytes_limit" not in stats:
+            return free_host_bytes()
+        return int(stats["bytes_limit"] - stats["bytes_in_use"])
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return "RESOURCE_EXHAUSTED" in str(error)
+        return isinstance(error, MemoryError)
+
+    def release(self) -> None:
+        gc.collect()
+
+    def peak_bytes(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        rows: int,
+        device: Any,
+        gradient: bool,
+    ) -> int:
+        """Compile this shape and read its analysis; a later run of it compiles nothing."""
+        there = None if device is None or device == _default_device() else device
+        with nullcontext() if there is None else jax.default_device(there):
+            inputs = (
+                *_of_rows((tuple(arguments), dict(keywords)), rows),
+                jax.tree.map(lambda x: _shape(x, x.shape), dict(shared)),
+            )
+            jitted = _jitted(kernel.function, kernel.name, static_key(statics))
+            if gradient:
+                flags = jax.tree.map(_is_floating, inputs)
+                slopes = [
+                    part if _is_floating(part) else None
+                    for part in as_tuple(jax.eval_shape(jitted, *inputs))
+                ]
+                inputs = (*inputs, slopes)
+                jitted = _jitted_gradient(
+                    kernel.function, kernel.name, static_key(statics), flags[0],
+                    tuple(jax.tree.leaves(flags[2])),
+                )  # fmt: skip
+            found = jitted.lower(*inputs).compile().memory_analysis()
+        if found is None:
+            raise PlanError(
+                f"JAX does not say how much memory a compiled shape takes on {device}. Give the "
+                "bytes by hand: peak=(fixed_bytes, bytes_per_row)."
+            )
+        return int(
+            found.temp_size_in_bytes + found.output_size_in_bytes + found.argument_size_in_bytes
+            - found.alias_size_in_bytes
+        )  # fmt: skip
+
     def _checked(self, array: NDArray[Any]) -> NDArray[Any]:
         if jax.config.jax_enable_x64:
             return array
@@ -247,9 +311,26 @@ def _batched(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batch
     return batched
 
 
+def _of_rows(value: Any, rows: int) -> Any:
+    return jax.tree.map(lambda x: _shape(x, (rows, *x.shape[1:])), value)
+
+
+def _shape(array: Any, shape: tuple[int, ...]) -> Any:
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
+def _is_floating(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.inexact))
+
+
+@functools.lru_cache(maxsize=256)
+def _jitted(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Any:
+    return jax.jit(_batched(kernel, name, statics))
+
+
 @functools.lru_cache(maxsize=256)
 def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
-    compiled = jax.jit(_batched(kernel, name, statics))
+    compiled = _jitted(kernel, name, statics)
 
     def call(
         arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
@@ -260,13 +341,13 @@ def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batc
 
 
 @functools.lru_cache(maxsize=256)
-def _pullback(
+def _jitted_gradient(
     kernel: Callable[..., Any],
     name: str,
     statics: StaticKey,
     wanted: tuple[bool, ...],
     shared_wanted: tuple[bool, ...],
-) -> Pullback:
+) -> Any:
     batched = _batched(kernel, name, statics)
     flags = (*wanted, *shared_wanted)
 
@@ -291,7 +372,18 @@ def _pullback(
         return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
 
     gradient.__name__ = f"gradient of {name}"
-    compiled = jax.jit(gradient)
+    return jax.jit(gradient)
+
+
+@functools.lru_cache(maxsize=256)
+def _pullback(
+    kernel: Callable[..., Any],
+    name: str,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+) -> Pullback:
+    compiled = _jitted_gradient(kernel, name, statics, wanted, shared_wanted)
 
     def call(
         arguments: Sequence[Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, cast
@@ -23,10 +24,19 @@ from stowplan.adapters.interface import (
     as_tuple,
     static_key,
 )
+from stowplan.adapters.torch_memory import batch_peak
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
+from stowplan.memory import free_host_bytes
 
 __all__ = ["adapter"]
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # the allocator of the host, and that of Windows
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class TorchAdapter:
@@ -34,6 +44,7 @@ class TorchAdapter:
 
     name = "torch"
     compiles = False
+    peak_probe = "fake"
     work_seconds = 1e-9
     launch_seconds = 8e-4
     compile_seconds = 0.0
@@ -159,6 +170,46 @@ class TorchAdapter:
     def synchronize(self, outputs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+
+    def find_device(self, device: Any) -> Any:
+        try:
+            return torch.device(device)  # peaks are counted for one that is not here, too
+        except (RuntimeError, TypeError):
+            return None
+
+    def free_bytes(self, device: Any) -> int:
+        if device is None or torch.device(device).type != "cuda":
+            return free_host_bytes()
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+    def release(self) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def peak_bytes(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        rows: int,
+        device: Any,
+        gradient: bool,
+    ) -> int:
+        inputs = (arguments, keywords, shared)
+        return batch_peak(
+            self, kernel, statics, inputs, rows=rows, device=device, gradient=gradient
+        )
 
 
 class _Operation(torch.autograd.Function):

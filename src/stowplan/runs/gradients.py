@@ -71,6 +71,7 @@ class RecomputedRun:
             return self._scanned(job, traced)
         compute = job.computation(self.statics, traced, compile=self.compile)
         results = as_tuple(job.execute(compute, progress=self.progress))
+        self.plan = job.plan  # memory may have asked for smaller batches
         return [part.values if isinstance(part, Ragged) else part for part in results]
 
     def backward(

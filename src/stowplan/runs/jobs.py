@@ -21,6 +21,7 @@ from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Indices
 from stowplan.runs.places import Place
+from stowplan.runs.recovery import halve_batches
 from stowplan.runs.shared import map_leaves
 from stowplan.signature import CoreShape
 
@@ -64,8 +65,6 @@ class Job:
         self.columns = columns
         self.source = source
         self.target = target
-        self.plan = plan if plan.batches else _one_empty_batch(plan, target.adapter.compiles)
-        self.indices = Indices(self.plan, kernel, target.adapter, columns.fixed)
         self.staged = [self._stage(column) for column in columns.values]
         first = self.staged[0]
         self.first = first.values if isinstance(first, Ragged) else first
@@ -79,9 +78,7 @@ class Job:
             dim: self._input(ids.distinct().map_values(self._staged), (dim,), -1)
             for dim, ids in columns.segments.items()
         }
-        self.located = self.indices.located(
-            [(one.values, one.layout) for one in (*self.inputs, *self.segments.values())]
-        )
+        self._use(plan if plan.batches else _one_empty_batch(plan, target.adapter.compiles))
         self.outputs = [
             _Output(core, kernel.ragged_dims(core), self.indices.sizes.tail(core))
             for core in kernel.signature.outputs
@@ -144,21 +141,55 @@ class Job:
         return compute
 
     def execute(self, compute: Callable[[int], Any], *, progress: bool) -> Any:
-        """Compute every batch; if compiled, one is in flight while the last one's rows are kept."""
-        in_flight = 1 if self.target.adapter.compiles else 0
-        waiting: deque[tuple[int, Any]] = deque()
-        numbers = range(len(self.plan.batches))
-        for number in _with_bar(numbers) if progress else numbers:
-            waiting.append((number, compute(number)))
-            if len(waiting) > in_flight:
-                self.scatter(*waiting.popleft())
-        while waiting:
-            self.scatter(*waiting.popleft())
+        """Compute every batch; where memory runs out, what is left goes on in smaller ones."""
+        error = self._advance(compute, progress)
+        while error is not None:  # outside of the except block, whose traceback keeps arrays
+            self.target.adapter.release()
+            done = len(self.parts[0])
+            self._use(halve_batches(self.where, self.kernel, self.plan, done, error))
+            error = self._advance(compute, progress)
         results = [
             self.result(output, parts)
             for output, parts in zip(self.outputs, self.parts, strict=True)
         ]
         return self.wrapped(results)
+
+    def _advance(self, compute: Callable[[int], Any], progress: bool) -> str | None:
+        """Compute the batches not kept yet; give the error of one that found no memory.
+
+        If compiled, one is in flight while the last one's rows are kept.
+        """
+        in_flight = 1 if self.target.adapter.compiles else 0
+        waiting: deque[tuple[int, Any]] = deque()
+        numbers = range(len(self.parts[0]), len(self.plan.batches))
+        failed = None
+        try:
+            for number in _with_bar(numbers) if progress else numbers:
+                waiting.append((number, compute(number)))
+                if len(waiting) > in_flight:
+                    self.scatter(*waiting.popleft())
+        except Exception as error:  # noqa: BLE001 - others than out of memory are raised again
+            failed = self._out_of_memory(error)
+        try:
+            while waiting:  # computed before the one that failed, if any did
+                self.scatter(*waiting.popleft())
+        except Exception as error:  # noqa: BLE001 - likewise
+            found = self._out_of_memory(error)
+            failed = failed or found
+        return failed
+
+    def _out_of_memory(self, error: Exception) -> str:
+        if not self.target.adapter.is_out_of_memory(error):
+            raise error
+        return f"{type(error).__name__}: {error}"
+
+    def _use(self, plan: Plan) -> None:
+        """Go on with a plan whose first batches are those that are kept."""
+        self.plan = plan
+        self.indices = Indices(plan, self.kernel, self.target.adapter, self.columns.fixed)
+        self.located = self.indices.located(
+            [(one.values, one.layout) for one in (*self.inputs, *self.segments.values())]
+        )
 
     def gather(self, number: int) -> tuple[list[Any], dict[str, Any]]:
         """Give the padded arguments of a batch, and its masks and segments if the kernel has any.
@@ -204,14 +235,17 @@ class Job:
     def scatter(self, number: int, outputs: Any) -> None:
         """Keep the real rows of the outputs of a batch."""
         parts = self.checked(number, outputs)
-        for output, part, kept in zip(self.outputs, parts, self.parts, strict=True):
+        selected = []
+        for output, part in zip(self.outputs, parts, strict=True):
             part = self.target.adapter.collect(part, self.first)
             key = (number, output.dims, type(part))
             if key not in self.located:
                 self.located[key] = self.indices.places(number, output.dims, part)
             if type(part) is not self._type:
                 self._type, self._xp = type(part), self.target.adapter.namespace(part)
-            kept.append(select(part, self.located[key], len(output.dims), self._xp))
+            selected.append(select(part, self.located[key], len(output.dims), self._xp))
+        for kept, rows in zip(self.parts, selected, strict=True):  # of all outputs, or of none
+            kept.append(rows)
 
     def result(self, output: _Output, parts: Sequence[Any]) -> Any:
         """Put the rows of one output into input order, in the user's framework."""
