@@ -54,7 +54,7 @@ MUTANTS = [
     ("runs/host_columns.py", "place >= lengths", "place > lengths"),
     ("runs/host_columns.py", "lengths = real\n", "pass\n"),
     ("runs/host_columns.py", "None if self.layout.contiguous else self.layout", "None"),
-    ("runs/packer.py", "sampler.advance()\n", "pass\n"),
+    ("runs/packer.py", "moving.advance()\n", "pass\n"),
     ("runs/packer.py", "moving.set_epoch(moving.epoch + 1)", "pass"),
     ("runs/prefetching.py", "left.set()\n        thread.join()", "pass"),
     ("runs/prefetching.py", "raise item.error", "return"),
