@@ -12,7 +12,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-FILES = "structures,arrow"  # readers, which bring no framework
+FILES = "structures,arrow,reflections"  # readers, which bring no framework
 BACKENDS = {  # extras and dependency groups that bring one framework each
     "array-api-strict": ([], ["strict"]),
     "numpy": ([], []),
@@ -83,7 +83,7 @@ for name in BACKENDS:
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Plant faults in a copy of the source, one by one: the tests must catch every one."""
-    install(session, "test", "strict", extras="structures,arrow")
+    install(session, "test", "strict", extras=FILES)
     session.run("python", "tests/mutants.py", *session.posargs, env=ONE_THREAD)
 
 
