@@ -33,7 +33,7 @@ class StructureFactors(NamedTuple):
 def read(
     path: str | os.PathLike[str], *, default: float | None = None, column: str | None = None
 ) -> StructureFactors:
-    """Read a table of structure factors.
+    r"""Read a table of structure factors.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def read(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "data.hkl")
-    ...     _ = path.write_text("0 0 1 10.5  # strong\\n0 0 2 3.0\\n")
+    ...     _ = path.write_text("0 0 1 10.5  # strong\n0 0 2 3.0\n")
     ...     table = read(path)
     >>> table.values.shape, table.minima
     ((1, 1, 2), (0, 0, 1))
