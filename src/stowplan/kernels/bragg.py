@@ -140,8 +140,10 @@ def intensity(
     del rays
     hkl = [_dot(_columns(lattices[:, axis, :], slow.ndim + 2), q) for axis in range(3)]
     amplitude = _structure_factor(xp, hkl, table, minima, default_factor, interpolation)
-    amplitude = amplitude * _lattice_factor(xp, hkl, cells, shape, fudge)
-    # a select comes last, so that XLA fuses all before it into one array of terms
+    over, under = _lattice_factor(xp, hkl, cells, shape, fudge)
+    # XLA keeps what it divides, or else each of the 64 gradients of a table begins from q again;
+    # it fuses all before a select, or else it keeps several arrays of terms for the sum
+    amplitude = amplitude * over / under
     inside = _dot(q, q) * dmin**2 <= 1
     amplitude = xp.where(inside, amplitude, xp.zeros_like(amplitude))
     total = xp.sum(amplitude * amplitude, axis=0)  # (sources, sub-pixels, ...)
@@ -204,41 +206,42 @@ class _Rays:
 
 
 def _lattice_factor(xp, hkl, cells, shape, fudge):
-    """Sum of the phases of all unit cells."""
+    """Sum of the phases of all unit cells, as a numerator and a denominator."""
     deltas = [h - xp.round(h) for h in hkl]
     counts = [cells[axis] for axis in range(3)]
     if shape == "round":
         square = _dot(*([n * delta for n, delta in zip(counts, deltas, strict=True)],) * 2)
-        height = _ROUND * counts[0] * counts[1] * counts[2]
-        return height * _sinc3(xp, (math.pi**2 * fudge) * square)
+        over, under = _sinc3(xp, (math.pi**2 * fudge) * square)
+        return (_ROUND * counts[0] * counts[1] * counts[2]) * over, under
     if shape != "square":
         raise ValueError(f"intensity: shape={shape!r}; it must be 'square' or 'round'.")
-    factor = _sincg(xp, math.pi * deltas[0], counts[0])
-    for delta, n in zip(deltas[1:], counts[1:], strict=True):
-        factor = factor * _sincg(xp, math.pi * delta, n)
-    return factor
+    over = under = 1.0
+    for delta, n in zip(deltas, counts, strict=True):
+        wave, base = _sincg(xp, math.pi * delta, n)
+        over, under = over * wave, under * base
+    return over, under
 
 
 def _sincg(xp, u, n):
-    """sin(n u) / sin(u), n at u = 0; its slope is exact there too."""
+    """Parts of sin(n u) / sin(u): a series over 1 near u = 0, where slopes lose their digits."""
     y = u * u
     m = n * n
     near = m * y < _NEAR_PEAK
     series = n * (1 + (m - 1) / 6 * y * ((3 * m - 7) / 60 * y - 1))
-    u = xp.where(near, xp.ones_like(u), u)
-    return xp.where(near, series, xp.sin(n * u) / xp.sin(u))
+    return xp.where(near, series, xp.sin(n * u)), xp.where(near, xp.ones_like(u), xp.sin(u))
 
 
 def _sinc3(xp, y):
-    """3 (sin x / x - cos x) / x^2 at y = x^2, 1 at 0."""
+    """Parts of 3 (sin x / x - cos x) / x^2 at y = x^2: a series over 1 near 0, where it cancels."""
     near = y < _NEAR_CENTRE
+    one = xp.ones_like(y)
     low = xp.where(near, y, xp.zeros_like(y))
     series = xp.zeros_like(y)
     for coefficient in reversed(_SINC3):
         series = coefficient + low * series
-    y = xp.where(near, xp.ones_like(y), y)
+    y = xp.where(near, one, y)
     x = xp.sqrt(y)
-    return xp.where(near, series, 3 * (xp.sin(x) / x - xp.cos(x)) / y)
+    return xp.where(near, series, 3 * (xp.sin(x) / x - xp.cos(x))), y
 
 
 def _structure_factor(xp, hkl, table, minima, default_factor, interpolation):

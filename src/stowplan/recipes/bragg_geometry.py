@@ -17,12 +17,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError, FrameworkError
-from stowplan.recipes.bragg_experiment import (
-    Beam,
-    Crystal,
-    Detector,
-    Sources,
-)
+from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector, Sources
 from stowplan.recipes.known import is_count, known_values, refuse_numbers
 
 __all__ = ["auto_oversample", "kernel_arguments", "mosaic_rotations", "pixel_columns", "terms"]
@@ -211,6 +206,10 @@ def terms(shared: Mapping[str, Any]) -> int:
     """Give the terms of one pixel: sub-pixels x sources x phi steps x mosaic domains.
 
     Takes what `kernel_arguments` gives.
+
+    >>> crystal = Crystal((100, 100, 100, 90, 90, 90), mosaic=mosaic_rotations(0.5, 7))
+    >>> terms(kernel_arguments(Detector((64, 64), oversample=3), Beam(6.2), crystal))
+    63
     """
     return int(
         shared["oversample"] ** 2 * shared["wavelengths"].shape[0] * shared["lattices"].shape[0]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
@@ -19,13 +20,13 @@ def known_values(value: Any) -> NDArray[np.float64] | None:
     >>> known_values((1, 2.5))
     array([1. , 2.5])
     """
-    try:
-        if isinstance(value, list | tuple):
-            parts = [known_values(part) for part in value]
-            return None if any(part is None for part in parts) else np.asarray(parts, np.float64)
-        if hasattr(value, "detach"):
-            value = value.detach().cpu()
+    if isinstance(value, list | tuple):
+        parts = [known_values(part) for part in value]
+        return None if any(part is None for part in parts) else np.asarray(parts, np.float64)
+    if not is_array_api_obj(value):
         return np.asarray(value, np.float64)
+    try:
+        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
     except Exception:  # noqa: BLE001 - each framework has its own for a value that is not there yet
         return None
 
@@ -72,7 +73,12 @@ def refuse_numbers(
     Traceback (most recent call last):
     stowplan.errors.DataError: Beam: wavelength=-1.0; it must be finite and above 0. Give Å: 1.0.
     """
-    known = known_values(value)
+    try:
+        known = known_values(value)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{where}: {name}={value!r} is no number or array of them. {cure}"
+        ) from None
     if known is None:
         return
     if known.shape != shape:
