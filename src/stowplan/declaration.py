@@ -114,6 +114,12 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<kernel {self.name} {self.signature.text}>"
 
+    @property
+    def pricing(self) -> dict[str, Any]:
+        """Work, derived sizes and exact dims, as the planners take them."""
+        derived = {name: rule.text for name, rule in self.derived.items()}
+        return {"work": self.work.text, "derived": derived, "exact": self.exact}
+
     def refilled(self, argument: str, fill: float) -> Kernel:
         """Give the same kernel with another padding value of one argument."""
         other = object.__new__(Kernel)  # copy.copy would follow __reduce__ and give this one

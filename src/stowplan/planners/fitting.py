@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.errors import PlanError
 from stowplan.planners.classes import distinct_rows
-from stowplan.planners.sizes import SizeTable, listed
+from stowplan.planners.sizes import Measure, SizeTable, listed, natural
 
-__all__ = ["Fitter", "Limits", "overflow_message", "slot_code"]
+__all__ = ["Fitter", "Limits", "overflow_message", "read_limits", "slot_code"]
 
 Limits = dict[str, int]
 
@@ -126,10 +127,33 @@ class Fitter:
         return choice[self._inverse]
 
 
+def read_limits(slot: Mapping[str, int], where: str, measure: Measure) -> Limits:
+    """The limits of a slot, rows included, checked; errors begin with `where`."""
+    if not isinstance(slot, Mapping):
+        raise PlanError(f"{where} must map dims to limits, got {slot!r}")
+    for name in slot:
+        if name not in (*measure.names, "rows"):
+            derived = f"; derived: {', '.join(measure.derived)}" if measure.derived else ""
+            raise PlanError(
+                f"{where} limits {name!r}, which is no dim of the kernel. "
+                f"Dims: {', '.join(measure.dims)}{derived}."
+            )
+    return {name: natural(value, f"{where}: {name}") for name, value in slot.items()}
+
+
 def overflow_message(
-    table: SizeTable, items: NDArray[np.intp], limits: Sequence[Limits], costs: Sequence[float]
+    who: str,
+    table: SizeTable,
+    items: NDArray[np.intp],
+    limits: Sequence[Limits],
+    costs: Sequence[float],
+    *,
+    with_rows: bool = False,
 ) -> str:
-    """The error for items that fit no slot: which, how large, and the slot that holds them."""
+    """The error for items that fit no slot: which, how large, and the slot that holds them.
+
+    `with_rows` says that slots carry rows and that none can be added on the way.
+    """
     item = table.item(int(items[0]))
     columns = table.measure.columns(table.padded[items])
     shown = dict(item)
@@ -137,7 +161,7 @@ def overflow_message(
         if any(name in limit for limit in limits):
             shown[name] = columns[name][0].astype(int).item()
     head = (
-        f"assign_slots: {len(items)} of {len(table.lengths)} items fit no slot. "
+        f"{who}: {len(items)} of {len(table.lengths)} items fit no slot. "
         f"Item {items[0]} has {listed(shown)}; "
     )
     if not limits:
@@ -155,6 +179,8 @@ def overflow_message(
     if several:
         what = "Add a slot for each exact size, such as"
     dots = "..., " if limits else ""
+    if with_rows:
+        return f"{head}{what}: slots=[{dots}{slot_code(needed | {'rows': 1})}]."
     return f'{head}{what}: slots=[{dots}{slot_code(needed)}], or pass overflow="extend".'
 
 

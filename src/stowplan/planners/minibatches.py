@@ -14,6 +14,7 @@ from stowplan.planners.improve import Classes, settle
 from stowplan.planners.needs import Need, fill_rows, nest, virtual_rows
 from stowplan.planners.seating import Seats, draw_minibatches
 from stowplan.planners.sizes import Lengths, SizeTable
+from stowplan.planners.tables import aligned
 
 __all__ = ["MinibatchSlots", "choose_minibatch_slots", "shuffled"]
 
@@ -79,8 +80,7 @@ class MinibatchSlots(list[dict[str, int]]):
         names = list(self[0])
         rows = [["slot", *names]]
         rows += [[str(i), *(str(slot[n]) for n in names)] for i, slot in enumerate(self)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+        lines = aligned(rows)
         slots = f"{len(self)} slot{'s' * (len(self) > 1)} for minibatches of {self.minibatch}"
         lines.append(f"{slots}: {100 * self.occupancy:.1f} % of work.")
         share = f"{100 * self.overflow:.1f} % of shuffled minibatches overflow"

@@ -15,6 +15,7 @@ from stowplan.planners.fitting import slot_code
 from stowplan.planners.row_bounds import least_rows
 from stowplan.planners.row_search import fewest_rows
 from stowplan.planners.sizes import Sizes, listed, natural, size_table
+from stowplan.planners.tables import aligned
 
 __all__ = ["RowPacking", "pack_rows"]
 
@@ -87,12 +88,7 @@ class RowPacking:
         for dim, share in self.fill.items():
             cells = (f"{self.limits[dim]}", f"{self.bounds[dim]}", f"{100 * share:.1f} %")
             table.append((dim, *cells))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in table
-        ]
-        return "\n".join([head, *lines])
+        return "\n".join([head, *aligned(table)])
 
     def __repr__(self) -> str:
         return f"<RowPacking: {len(self.row)} items in {len(self)} rows>"

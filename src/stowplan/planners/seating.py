@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import PlanError
 from stowplan.planners.classes import distinct_rows
-from stowplan.planners.fitting import Fitter, Limits, bare, slot_code
-from stowplan.planners.sizes import Measure, Sizes, listed, natural, refuse_overflow, size_table
+from stowplan.planners.fitting import (
+    Fitter,
+    Limits,
+    overflow_message,
+    read_limits,
+    slot_code,
+)
+from stowplan.planners.sizes import Measure, Sizes, listed, refuse_overflow, size_table
 
 __all__ = ["Seats", "draw_minibatches"]
 
@@ -73,7 +78,10 @@ class Seats:
         holds = holds.reshape(len(limits), len(fitter.sizes)).T  # (distinct sizes, slots)
         homeless = fitter.counts_of(np.asarray(~holds.any(axis=1)))
         if len(homeless):
-            raise PlanError(_overflow(who, fitter, homeless, limits))
+            costs = [fitter.row_work(limit) for limit in limits]
+            raise PlanError(
+                overflow_message(who, fitter.table, homeless, limits, costs, with_rows=True)
+            )
         none = np.zeros(len(fitter.sizes), bool)
         self.slots = tuple(fitter.resolve(limit, none) for limit in limits)
         self.rows = tuple(slot["rows"] for slot in self.slots)
@@ -246,39 +254,11 @@ def _refuse_types(who: str, sizes: object, slots: object) -> None:
 
 
 def _read(slot: Mapping[str, int], where: str, measure: Measure) -> Limits:
-    if not isinstance(slot, Mapping):
-        raise PlanError(f"{where} must map dims to limits, got {slot!r}")
-    for name in slot:
-        if name not in (*measure.names, "rows"):
-            raise PlanError(
-                f"{where} limits {name!r}, which is no dim. Dims: {', '.join(measure.dims)}"
-                + (f"; derived: {', '.join(measure.derived)}." if measure.derived else ".")
-            )
-    if "rows" not in slot:
+    limits = read_limits(slot, where, measure)
+    if "rows" not in limits:
         raise PlanError(
             f"{where} ({listed(slot)}) carries no rows. Say how many items of a minibatch "
             f"it takes: {slot_code({**slot, 'rows': 8})}, or take the slots of "
             "choose_slots(sizes, minibatch=...)."
         )
-    return {name: natural(value, f"{where}: {name}") for name, value in slot.items()}
-
-
-def _overflow(who: str, fitter: Fitter, items: NDArray[np.intp], limits: Sequence[Limits]) -> str:
-    """The error for items that fit no slot: which, how large, and the slot that holds them."""
-    table = fitter.table
-    first = int(items[0])
-    item: dict[str, Any] = table.item(first)
-    largest = max(limits, key=fitter.row_work, default=None)
-    columns = table.measure.columns(table.padded[items])
-    names = list(bare(largest)) if largest else list(table.measure.dims)
-    needed = {name: int(np.ceil(columns[name].max())) for name in names}
-    for name in names:
-        item.setdefault(name, int(np.ceil(columns[name][0])))
-    needed |= {name: max(item[name], 1) for name in table.exact}
-    have = f"the largest slot holds {listed(bare(largest))}" if largest else "there are no slots"
-    return (
-        f"{who}: {len(items)} of {len(table.lengths)} items fit no slot. "
-        f"Item {first} has {listed(item)}; {have}.\n"
-        f"Add a slot that holds {'it' if len(items) == 1 else 'them'}: "
-        f"slots=[{'..., ' if limits else ''}{slot_code(needed | {'rows': 1})}]."
-    )
+    return limits

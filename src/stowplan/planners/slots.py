@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from stowplan.errors import PlanError
 from stowplan.planners.batches import Batch, Plan, fill_batches
 from stowplan.planners.classes import distinct_rows
-from stowplan.planners.fitting import Fitter, Limits, overflow_message, slot_code
+from stowplan.planners.fitting import Fitter, overflow_message, read_limits, slot_code
 from stowplan.planners.sizes import (
-    Measure,
     Sizes,
     SizeTable,
-    natural,
     refuse_overflow,
     size_table,
 )
@@ -82,7 +80,10 @@ def assign_slots(
     if overflow not in ("error", "extend"):
         raise PlanError(f'assign_slots: overflow={overflow!r}; allowed are "error" and "extend"')
     table = size_table("assign_slots", sizes, work, derived, exact, items)
-    limits = [_read(slot, index, table.measure) for index, slot in enumerate(slots)]
+    limits = [
+        read_limits(slot, f"assign_slots: slot {index}", table.measure)
+        for index, slot in enumerate(slots)
+    ]
     fitter = Fitter(table)
     limits = [part for limit in limits for part in fitter.split_exact(limit)]
     costs = [fitter.row_work(limit) for limit in limits]
@@ -96,7 +97,9 @@ def assign_slots(
     left = choice == len(limits)
     if left.any():
         if overflow == "error":
-            raise PlanError(overflow_message(table, fitter.counts_of(left), limits, costs))
+            raise PlanError(
+                overflow_message("assign_slots", table, fitter.counts_of(left), limits, costs)
+            )
         added = fitter.tight(left)
         choice[left] = fitter.first_fit(added, left) + len(limits)
         warnings.append(
@@ -161,19 +164,6 @@ def add_catch_all(plan: Plan, headroom: float) -> Plan:
     lengths = [math.ceil(headroom * length) for length in largest.tolist()]
     slot = dict(zip(plan.dims, lengths, strict=True))
     return replace(plan, slots=(*plan.slots, {**slot, "rows": 1}), headroom=True)
-
-
-def _read(slot: Mapping[str, int], index: int, measure: Measure) -> Limits:
-    if not isinstance(slot, Mapping):
-        raise PlanError(f"assign_slots: slot {index} must map dims to limits, got {slot!r}")
-    for name in slot:
-        if name not in (*measure.names, "rows"):
-            derived = f"; derived: {', '.join(measure.derived)}" if measure.derived else ""
-            raise PlanError(
-                f"assign_slots: slot {index} limits {name!r}, which is no dim of the kernel. "
-                f"Dims: {', '.join(measure.dims)}{derived}."
-            )
-    return {n: natural(v, f"assign_slots: slot {index}: {n}") for n, v in slot.items()}
 
 
 def _build(

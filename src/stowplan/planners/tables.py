@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from stowplan.planners.batches import Plan
 
-__all__ = ["format_seconds", "summarise", "table"]
+__all__ = ["aligned", "format_seconds", "summarise", "table"]
 
 SHOWN_SLOTS = 16
 
@@ -24,6 +25,16 @@ def format_seconds(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / (60.0 if unit == 'min' else size):.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, each column as wide as its widest.
+
+    >>> aligned([["slot", "k"], ["0", "4096"]])
+    ['slot     k', '   0  4096']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
 
 
 def _percent(share: float) -> str:
@@ -97,8 +108,7 @@ def _slot_lines(slots: list[dict[str, Any]], dims: tuple[str, ...]) -> list[str]
     hidden = len(slots) - SHOWN_SLOTS
     if hidden > 0:
         rows = rows[: 1 + SHOWN_SLOTS // 2] + rows[-SHOWN_SLOTS // 2 :]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    lines = aligned(rows)
     if hidden > 0:
         lines.insert(1 + SHOWN_SLOTS // 2, f"... {hidden} more slots")
     return lines

@@ -93,9 +93,7 @@ class Packer:
         self.seats = Seats(
             columns.lengths,
             slots,
-            work=kernel.work.text,
-            derived={name: rule.text for name, rule in kernel.derived.items()},
-            exact=kernel.exact,
+            **kernel.pricing,
             who="Packer",
         )
         self._capacities = [{dim: slot[dim] for dim in kernel.ragged} for slot in self.slots]
@@ -166,9 +164,7 @@ class Packer:
             lengths=self.columns.lengths[chosen],
             slots=self.slots,
             batches=tuple(batches),
-            work=self.kernel.work.text,
-            derived={name: rule.text for name, rule in self.kernel.derived.items()},
-            exact=self.kernel.exact,
+            **self.kernel.pricing,
             packing=KernelPacking(self.kernel),
         )
 

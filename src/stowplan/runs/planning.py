@@ -117,11 +117,7 @@ def plan_columns(
         raise PlanError(f"{where}: passes={passes!r}; it is a number from 1: a plan runs once.")
     costs = replace(costs, compile_seconds=costs.compile_seconds / passes)
     sizes = columns.lengths
-    options: dict[str, Any] = {
-        "work": kernel.work.text,
-        "derived": {name: expression.text for name, expression in kernel.derived.items()},
-        "exact": kernel.exact,
-    }
+    options = kernel.pricing
     items = None if sizes else columns.items
     if isinstance(slots, str):
         if slots != "exact":
