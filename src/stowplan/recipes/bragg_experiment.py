@@ -178,11 +178,11 @@ class Beam:
 
     def _refuse_spectrum(self) -> None:
         width = known_values(self.dispersion)
-        spread = width is not None and bool(width != 0)
-        if spread and (self.dispersion_steps == 1 or self.sources is not None):
+        unspread = self.dispersion_steps == 1 or self.sources is not None
+        if width is not None and width != 0 and unspread:
             have = "sources= have" if self.sources is not None else "dispersion_steps=1 has"
             raise DataError(
-                f"Beam: dispersion={float(width):g} percent, but {have} no steps to spread it "  # type: ignore[arg-type]
+                f"Beam: dispersion={float(width):g} percent, but {have} no steps to spread it "
                 "over. Take dispersion_steps=3 or more and one wavelength, or leave it out."
             )
         if width is not None and not 0 <= width < 200:
@@ -192,7 +192,8 @@ class Beam:
             )
 
     def _refuse_sources(self, cure: str) -> None:
-        directions, wavelengths, weights = Sources(*self.sources)  # type: ignore[misc]
+        assert self.sources is not None
+        directions, wavelengths, weights = Sources(*self.sources)
         count = _length(wavelengths)
         refuse_numbers("Beam", "sources.wavelengths", wavelengths, (count,), low=0, cure=cure)
         refuse_numbers(

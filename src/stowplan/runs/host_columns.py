@@ -42,10 +42,12 @@ class _Flat:
     ) -> NDArray[np.int64]:
         """Row of the values at each place of padded items, (rows, *capacity)."""
         starts, padding = self.layout.starts[items], len(self.values) - 1
+        index: NDArray[np.int64]
         if len(capacity) > 1:
-            return locate(starts, lengths, capacity, padding)[0]  # type: ignore[no-any-return]
+            index, _ = locate(starts, lengths, capacity, padding)
+            return index
         place = np.arange(capacity[0])  # half the time of what serves every framework
-        index: NDArray[np.int64] = starts[:, None] + place
+        index = starts[:, None] + place
         np.copyto(index, padding, where=place >= lengths)
         return index
 
