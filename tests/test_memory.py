@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stowplan.errors import BudgetError
+from stowplan.host_memory import free_host_bytes
 from stowplan.memory import (
     PeakModel,
     fit_peak,
-    free_host_bytes,
     parse_bytes,
     resolve_budget,
     show_bytes,

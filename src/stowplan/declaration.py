@@ -47,6 +47,8 @@ class Kernel:
         Arguments whose entries are item-local indices, and the dim that they point along.
     segments : str or None
         The ragged dim that counts the items lying in one row.
+    terms : callable or None
+        Terms that each item sums, from the shared parameters.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Kernel:
         per_item: bool,
         index: Mapping[str, str],
         segments: str | None,
+        terms: Callable[[Mapping[str, Any]], int] | None,
     ) -> None:
         if not hasattr(function, "__name__"):
             raise SignatureError(f"kernel: {function!r} has no name; declare a def instead.")
@@ -83,6 +86,7 @@ class Kernel:
         self.fill = dict(fill)
         self.index = dict(index)
         self.segments = segments
+        self.terms = terms
         where = f"kernel {self.name}"
         if not isinstance(segments, str | None):
             raise SignatureError(f"{where}: segments={segments!r}; give the name of one dim.")
@@ -114,11 +118,22 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<kernel {self.name} {self.signature.text}>"
 
-    @property
-    def pricing(self) -> dict[str, Any]:
-        """Work, derived sizes and exact dims, as the planners take them."""
+    def pricing(self, terms: int = 1) -> dict[str, Any]:
+        """Work of so many terms, derived sizes and exact dims, as the planners take them."""
         derived = {name: rule.text for name, rule in self.derived.items()}
-        return {"work": self.work.text, "derived": derived, "exact": self.exact}
+        work = self.work.text if terms == 1 else f"{terms} * ({self.work.text})"
+        return {"work": work, "derived": derived, "exact": self.exact}
+
+    def count_terms(self, shared: Mapping[str, Any]) -> int:
+        """Give the terms of an item; 1 where a shared parameter is missing."""
+        if self.terms is None or any(name not in shared for name in self.shared):
+            return 1
+        count = self.terms(shared)
+        if not isinstance(count, Integral) or count < 1:
+            raise SignatureError(
+                f"kernel {self.name}: terms gave {count!r}; it gives a whole number from 1."
+            )
+        return int(count)
 
     def refilled(self, argument: str, fill: float) -> Kernel:
         """Give the same kernel with another padding value of one argument."""
@@ -301,6 +316,7 @@ def kernel(
     per_item: bool = False,
     index: Mapping[str, str] | None = None,
     segments: str | None = None,
+    terms: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a function of arrays as a kernel that plans can batch.
 
@@ -321,7 +337,7 @@ def kernel(
         without the one that counts items.
     memory
         Numbers that one row keeps alive at once (columns, scratch, outputs), an expression like
-        ``work``; budgets need it.
+        ``work``: how large a batch stays in a cache, and the budget where nothing can be probed.
     derived
         Named expressions of ragged dims, usable in ``work`` and as slot limits.
     static
@@ -341,6 +357,9 @@ def kernel(
         every other ragged dim, ``{dim: int (..., capacity)}``: which of the row's items an entry
         belongs to, padding -1. An argument or output of core shape ``(molecules, ...)`` holds one
         entry per item; which of them are real says ``mask["molecules"]``.
+    terms
+        A function from all shared parameters, by name, to how many terms each item sums: it
+        multiplies ``work`` and ``memory``, which are then those of one term.
 
     Raises
     ------
@@ -378,6 +397,7 @@ def kernel(
             per_item=per_item,
             index=table("index", index),
             segments=segments,
+            terms=terms,
         )
 
     return declare

@@ -10,7 +10,15 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-__all__ = ["gather", "input_order", "inside_all", "locate", "select", "valid_places"]
+__all__ = [
+    "gather",
+    "input_order",
+    "inside_all",
+    "locate",
+    "real_places",
+    "select",
+    "valid_places",
+]
 
 
 def locate(
@@ -44,17 +52,29 @@ def locate(
     """
     xp = array_namespace(starts, shapes)
     ndim = len(capacity)
-    masks = []
+    masks = real_places(shapes, capacity)
     index = xp.zeros_like(starts)[(...,) + (None,) * ndim]
     for dim, length in enumerate(capacity):
         place = xp.arange(length, dtype=starts.dtype, device=_device(starts))
         along = (None,) * (dim + 1) + (slice(None),) + (None,) * (ndim - dim - 1)
-        column = shapes[:, dim]
-        masks.append(place[None, :] < column[:, None])
-        index = index * column[(...,) + (None,) * ndim] + place[along]
+        index = index * shapes[:, dim][(...,) + (None,) * ndim] + place[along]
     index = index + starts[(...,) + (None,) * ndim]
-    elsewhere = xp.full_like(index, padding) if padding else xp.zeros_like(index)
-    return xp.where(inside_all(masks), index, elsewhere), tuple(masks)
+    elsewhere = xp.full_like(starts[:1], padding)
+    return xp.where(inside_all(masks), index, elsewhere), masks
+
+
+def real_places(shapes: Any, capacity: Sequence[int]) -> tuple[Any, ...]:
+    """Say per dim which places of a padded batch are real: bool (rows, capacity[dim]).
+
+    >>> real_places(np.array([[2], [1]]), (3,))[0].tolist()
+    [[True, True, False], [True, False, False]]
+    """
+    xp = array_namespace(shapes)
+    return tuple(
+        xp.arange(length, dtype=shapes.dtype, device=_device(shapes))[None, :]
+        < shapes[:, dim][:, None]
+        for dim, length in enumerate(capacity)
+    )
 
 
 def inside_all(masks: Sequence[Any]) -> Any:
@@ -95,10 +115,14 @@ def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.i
 
 
 def select(output: Any, places: Any, core_dims: int, xp: Any = None) -> Any:
-    """Keep the real rows of a padded output; the leading ``1 + core_dims`` axes become one."""
-    xp = xp or array_namespace(output, places)
+    """Keep the real rows of a padded output; the leading ``1 + core_dims`` axes become one.
+
+    ``places`` is None where all rows are real.
+    """
+    xp = xp or array_namespace(output)
     rows = math.prod(output.shape[: 1 + core_dims])
-    return xp.take(xp.reshape(output, (rows, *output.shape[1 + core_dims :])), places, axis=0)
+    flat = xp.reshape(output, (rows, *output.shape[1 + core_dims :]))
+    return flat if places is None else xp.take(flat, places, axis=0)
 
 
 def input_order(items: NDArray[np.intp], counts: NDArray[np.int64]) -> NDArray[np.int64] | None:

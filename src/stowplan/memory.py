@@ -1,4 +1,4 @@
-"""Budgets in bytes, what is free on the host, and the peak of a batch as a line in its rows."""
+"""Budgets in bytes, the peak of a batch as a line in its rows, and what a plan expects of both."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
 from types import MappingProxyType
+from typing import Any
 
 from stowplan.errors import BudgetError
 
 __all__ = [
     "Budget",
+    "Forecast",
     "PeakModel",
     "fit_peak",
-    "free_host_bytes",
     "parse_bytes",
+    "peak_models_by_hand",
     "resolve_budget",
     "show_bytes",
 ]
@@ -234,71 +235,79 @@ def fit_peak(
     return PeakModel(fixed, slope, source + note)
 
 
-def free_host_bytes(root: str | Path = "/") -> int:
-    """Bytes that this process can still take on the host.
+def peak_models_by_hand(peak: Any, slots: int, where: str) -> tuple[PeakModel, ...]:
+    """Read ``peak=``: one pair or model for all slots, or a sequence of one for each.
 
-    The least of what the kernel calls available (``MemAvailable`` of ``/proc/meminfo``, else
-    ``os.sysconf``) and what every control group of the process has left: its limit less its usage,
-    of which file pages not used lately do not count, since they are given back on demand. Control
-    groups of both versions are read, ancestors included.
-
-    Parameters
-    ----------
-    root
-        Where ``proc`` and ``sys`` are looked for.
+    >>> peak_models_by_hand((1000, 24), 2, "plan")[1].peak(10)
+    1240
     """
-    root = Path(root)
-    available = _available_bytes(root)
-    found = [*_group_bytes(root), *([] if available is None else [available])]
-    return max(min(found), 0) if found else max(_sysconf_bytes(), 0)
+    models = list(peak) if _are_models(peak) else [peak] * slots
+    if len(models) != slots:
+        raise BudgetError(
+            f"{where}: peak= has {len(models)} entries for {slots} slots; give one for all, "
+            "peak=(fixed_bytes, bytes_per_row), or one for each."
+        )
+    return tuple(_model_by_hand(model, where) for model in models)
 
 
-def _available_bytes(root: Path) -> int | None:
-    match = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else None
-
-
-def _sysconf_bytes() -> int:
-    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS knows the second alone
-        try:
-            return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            continue
-    raise BudgetError(
-        f"free memory is unknown on this system. Give bytes: budget='4 GiB', or {VARIABLE}=4GiB."
+def _are_models(peak: Any) -> bool:
+    return isinstance(peak, Sequence) and any(
+        isinstance(part, PeakModel | Sequence) and not isinstance(part, str) for part in peak
     )
 
 
-def _group_bytes(root: Path) -> Iterator[int]:
-    """Give what each control group with a limit has left."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            mounts, files = ("", "unified"), ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            mounts = (controllers, "memory")
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        inner = PurePosixPath(path.lstrip("/"))
-        for mount in dict.fromkeys(mounts):
-            for group in (inner, *inner.parents):  # a container may see its own group as the root
-                left = _left(root / "sys/fs/cgroup" / mount / group, *files)
-                if left is not None:
-                    yield left
+def _model_by_hand(peak: Any, where: str) -> PeakModel:
+    if isinstance(peak, PeakModel):
+        return peak
+    numbers_given = isinstance(peak, Sequence) and len(peak) == 2
+    if not numbers_given or not all(
+        isinstance(part, numbers.Real) and not isinstance(part, bool) for part in peak
+    ):
+        raise BudgetError(
+            f"{where}: peak={peak!r}; give two numbers, (fixed_bytes, bytes_per_row), such as "
+            "(0, 4096), or what sp.calibrate returns."
+        )
+    return PeakModel(math.ceil(peak[0]), peak[1], "peak= by hand")
 
 
-def _left(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    most, used = _read(group / limit).strip(), _read(group / usage).strip()
-    if not (most.isdigit() and used.isdigit()):  # "max", or no such file
-        return None
-    match = re.search(rf"^{reclaimable} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
-    return int(most) - int(used) + (int(match.group(1)) if match else 0)
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run of a plan takes at its peak beside its inputs, and what it may take.
 
+    Attributes
+    ----------
+    budget : Budget
+        Most bytes of a run, and who said so.
+    held_bytes : int
+        Index arrays, results and gradients, alive beside the last batch.
+    batch_bytes : tuple of int
+        Peak of a batch in each slot, 0 where a slot is empty; empty where nothing was probed.
+    sources : tuple of str
+        Where those come from; why there are none.
+    idle_bytes : int
+        Index arrays and results while there is no batch: before the first and after the last.
+    """
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    budget: Budget
+    held_bytes: int
+    batch_bytes: tuple[int, ...]
+    sources: tuple[str, ...]
+    idle_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak of the whole run; None where no batch was probed."""
+        if not self.batch_bytes:
+            return None
+        return max(self.held_bytes + max(self.batch_bytes), self.idle_bytes)
+
+    def lines(self) -> list[str]:
+        """What the table of a plan says of memory."""
+        reasons = "; ".join(self.sources)
+        if self.peak_bytes is None:
+            return [f"memory     {self.budget}; {reasons}"]
+        largest = f"{show_bytes(max(self.batch_bytes))} a batch"
+        return [
+            f"memory     {show_bytes(self.peak_bytes)} at its peak ({largest}; {reasons})",
+            f"budget     {self.budget}",
+        ]

@@ -17,6 +17,9 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402  # after the skip
 
 from stowplan.adapters.jax import adapter  # noqa: E402  # after the skip
+from stowplan.adapters.jax_programs import compiler_options  # noqa: E402  # after the skip
+
+compiler_options()  # compiles once per process
 
 SIZES = [3, 0, 5, 1, 4]
 X64_OFF = jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64()
@@ -186,8 +189,8 @@ def test_progress_under_a_trace_is_refused():
     plan = sp.plan(kernel, data)
     with pytest.raises(sp.FrameworkError, match="progress"):
         jax.jit(lambda columns: sp.run(kernel, columns, plan, progress=True, scale=1.0))(data)
-    with pytest.raises(sp.FrameworkError, match="progress"):
-        jax.grad(lambda s: sp.run(kernel, data, plan, progress=True, scale=s)[0].sum())(1.0)
+    slope = jax.grad(lambda s: sp.run(kernel, data, plan, progress=True, scale=s)[0].sum())(1.0)
+    assert float(slope) != 0  # a gradient alone leaves the values there
 
 
 def test_traced_data_cannot_leave_jax():

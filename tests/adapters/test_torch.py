@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -127,12 +128,36 @@ def test_compiling_makes_one_graph_per_shape_however_many(per_item):
     assert not counters["graph_break"]
 
 
-def test_more_shapes_than_torch_keeps_of_one_function(monkeypatch):
+@pytest.fixture
+def graphs(monkeypatch):
+    """Calls of each graph that torch was asked to compile: what it returned, by weak reference.
+
+    They run as they are.
+    """
     from torch._dynamo.utils import counters
 
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *a, **k: compiled(*a, **{**k, "backend": "eager"}))
+    seen = []
 
+    def backend(graph, _):
+        seen.append([])
+
+        def call(*inputs, calls=seen[-1]):
+            outputs = graph.forward(*inputs)
+            calls.append([(tuple(part.shape), weakref.ref(part)) for part in outputs])
+            assert not any(part() is not None for other in calls[:-1] for _, part in other)
+            return outputs
+
+        return call
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: compiled(*a, **{**k, "backend": backend}))
+    torch._dynamo.reset()
+    counters.clear()
+    yield seen
+    assert not counters["graph_break"]
+
+
+def test_more_shapes_than_torch_keeps_of_one_function(graphs):
     @sp.kernel("(n)->()", ragged="n")
     def total(x, *, scale):
         return scale * (x**2).sum(dim=-1)
@@ -140,12 +165,108 @@ def test_more_shapes_than_torch_keeps_of_one_function(monkeypatch):
     sizes = list(range(1, 13))
     data = {"x": sp.Ragged(torch.arange(float(sum(sizes)), dtype=torch.float64), sizes)}
     plan = sp.plan(total, data, slots="exact")
-    torch._dynamo.reset()
-    counters.clear()
     found = sp.run(total, data, plan, compile=True, scale=2.0)
     np.testing.assert_allclose(found, sp.run(total, data, plan, scale=2.0), rtol=1e-13)
     sp.run(total, data, plan, compile=True, scale=3.0)
-    assert counters["stats"]["unique_graphs"] == len(sizes)
+    assert len(graphs) == len(sizes)
+    tables = [torch.ones(count, dtype=torch.float64) for count in range(2, 14)]
+    for table in tables:  # of one shape of batch
+        plan = sp.plan(total, data, slots=1)
+        assert sp.run(total, data, plan, compile=True, scale=table[-1:]).shape == (12,)
+    assert len(graphs) == len(sizes) + 1
+
+
+WAVES = [1, 2, 3, 4] * 8
+
+
+def declare_waves(per_item):
+    """A kernel with a mask, nested shared parameters and an output of whole numbers."""
+
+    @sp.kernel("(n),(n,2),()->(),(n),()", ragged="n", per_item=per_item)
+    def waves(x, y, weight, *, scale, options, mask):
+        each = torch.sin(x * scale) * y.sum(dim=-1) * options["shifts"][0]
+        each = torch.where(mask["n"], each, 0.0)
+        return each.sum(dim=-1) * weight, each, (each > 0).sum(dim=-1)
+
+    return waves
+
+
+def run_waves(kernel, plan, seed, *, compile, free=("x", "weight", "scale", "shift")):
+    """Outputs of `waves`, and gradients of what is free."""
+    rng = np.random.default_rng(seed)
+    count = sum(WAVES)
+    flat = {
+        "x": rng.normal(size=count), "y": rng.normal(size=(count, 2)),
+        "weight": rng.normal(size=len(WAVES)), "scale": rng.uniform(1, 2), "shift": rng.normal(),
+    }  # fmt: skip
+    flat = {
+        name: torch.tensor(value, dtype=torch.float64, requires_grad=name in free)
+        for name, value in flat.items()
+    }
+    data = {"x": sp.Ragged(flat["x"], WAVES), "y": sp.Ragged(flat["y"], WAVES)}
+    outputs = sp.run(
+        kernel, {**data, "weight": flat["weight"]}, plan, compile=compile,
+        scale=flat["scale"], options={"shifts": (flat["shift"],)},
+    )  # fmt: skip
+    loss = (torch.arange(32.0) * outputs[0]).sum() + (outputs[1].values ** 2).sum()
+    if loss.requires_grad:
+        loss.backward()
+    values = [outputs[0].detach(), outputs[1].values.detach(), outputs[2]]
+    return values, {name: flat[name].grad for name in free}
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+def test_compiled_gradients_take_two_graphs_per_shape_and_later_runs_none(graphs, per_item):
+    kernel = declare_waves(per_item)
+    columns = {"x": [[0.0] * size for size in WAVES], "y": [[[0.0, 0.0]] * size for size in WAVES]}
+    plan = sp.plan(kernel, {**columns, "weight": np.zeros(32)}, slots=2, rows=4)
+    assert (len(plan.batches), len(plan.shapes)) == (8, 2)
+    for seed in (0, 1, 2):  # other data, and other values of what is shared
+        values, slopes = run_waves(kernel, plan, seed, compile=True)
+        assert len(graphs) == 4
+        expected, expected_slopes = run_waves(kernel, plan, seed, compile=False)
+        for found, right in zip(values, expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-13)
+        for name, right in expected_slopes.items():
+            np.testing.assert_allclose(slopes[name], right, rtol=1e-12, atol=1e-12, err_msg=name)
+    with torch.no_grad():
+        run_waves(kernel, plan, 3, compile=True)
+    assert len(graphs) == 4
+
+
+def test_a_compiled_gradient_of_fewer_parameters_is_a_graph_of_its_own(graphs):
+    kernel = declare_waves(per_item=False)
+    columns = {"x": [[0.0] * size for size in WAVES], "y": [[[0.0, 0.0]] * size for size in WAVES]}
+    plan = sp.plan(kernel, {**columns, "weight": np.zeros(32)}, slots=1, rows=4)
+    everything = ("x", "y", "weight", "scale", "shift")
+    counts = []
+    for free in (everything, everything[:1], everything[3:], ("shift",), everything):
+        _, slopes = run_waves(kernel, plan, 0, compile=True, free=free)
+        _, expected = run_waves(kernel, plan, 0, compile=False, free=free)
+        for name, right in expected.items():
+            np.testing.assert_allclose(slopes[name], right, rtol=1e-12, atol=1e-12, err_msg=name)
+        counts.append(len(graphs))
+    assert counts == [2, 3, 4, 5, 5]  # the forward pass is the same
+
+
+def test_a_compiled_run_keeps_its_inputs_and_one_batch_at_a_time(graphs):
+    @sp.kernel("(n)->(),(n)", ragged="n")
+    def folded(x):
+        for _ in range(3):
+            x = torch.sin(x)
+        return x.sum(dim=-1), x
+
+    flat = torch.ones(640, dtype=torch.float64, requires_grad=True)
+    data = {"x": sp.Ragged(flat, [10] * 64)}
+    plan = sp.plan(folded, data, slots=1, rows=2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        total, each = sp.run(folded, data, plan, compile=True)
+    (total.sum() + each.values.sum()).backward()
+    forward, backward = graphs
+    assert [[shape for shape, _ in call] for call in forward] == [[(2,), (2, 10)]] * 32
+    assert [[shape for shape, _ in call] for call in backward] == [[(2, 10)]] * 32
+    assert [tuple(part.shape) for part in kept] == [(640,)]
 
 
 def test_gradients_through_compiled_batches():
@@ -158,9 +279,76 @@ def test_gradients_through_compiled_batches():
     def plain(x, charge, *, scale):
         return scale * (charge * (x**2).sum(dim=-1)).sum(dim=-1)
 
-    plan = sp.plan(plain, data, slots=1)
-    sp.run(plain, data, plan, compile=True, scale=1.5).sum().backward()
-    np.testing.assert_allclose(data["x"].values.grad, gradients(data, 1.5, weights)[0], rtol=1e-12)
+    plan = sp.plan(plain, data, slots=1, rows=2)
+    assert len(plan.batches) > 1
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    sp.run(plain, data, plan, compile=True, scale=scale).sum().backward()
+    by_x, by_scale = gradients(data, 1.5, weights)
+    np.testing.assert_allclose(data["x"].values.grad, by_x, rtol=1e-12)
+    np.testing.assert_allclose(scale.grad, by_scale, rtol=1e-12)
+
+
+def test_batches_are_recomputed_in_the_precision_they_were_computed_in():
+    seen = []
+
+    @sp.kernel("(n,3)->()", ragged="n")
+    def product(x, *, matrix):
+        turned = torch.matmul(x, matrix)
+        seen.append(turned.dtype)
+        return turned.sum(dim=(-1, -2))
+
+    data = {"x": sp.Ragged(torch.ones(13, 3, requires_grad=True), SIZES)}
+    plan = sp.plan(product, data, slots=1, rows=2)
+    for forward, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            found = sp.run(product, data, plan, matrix=torch.ones(3, 3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=not forward):
+            found.float().sum().backward()
+        assert (set(seen), len(seen)) == ({dtype}, 2 * len(plan.batches))
+
+
+def test_a_jacobian_of_many_rows_at_once_is_right():
+    data = make_data(grad=True)
+    plan = sp.plan(energy, data, slots=1, rows=2)
+    total, _ = sp.run(energy, data, plan, scale=1.5)
+    one = torch.eye(5, dtype=torch.float64)
+    (rows,) = torch.autograd.grad(total, data["x"].values, one, is_grads_batched=True)
+    for row, weights in zip(rows, one.numpy(), strict=True):
+        np.testing.assert_allclose(row, gradients(data, 1.5, weights)[0], rtol=1e-12)
+
+
+def test_transforms_of_a_run_whose_other_parameters_are_followed():
+    data = make_data()
+    plan = sp.plan(energy, data, slots=1, rows=2)
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def total(flat):
+        return sp.run(energy, {**data, "x": sp.Ragged(flat, SIZES)}, plan, scale=scale)[0].sum()
+
+    by_x = torch.func.grad(total)(data["x"].values)
+    np.testing.assert_allclose(by_x.detach(), gradients(data, 1.5, np.ones(5))[0], rtol=1e-12)
+    by_x.sum().backward()
+    np.testing.assert_allclose(scale.grad, by_x.detach().sum() / 1.5, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_what_no_output_depends_on_has_no_gradient(rows):
+    @sp.kernel("(n),()->()", ragged="n")
+    def total(x, unused, *, scale, options):
+        return scale * x.sum(dim=-1)
+
+    def leaf(*shape):
+        return torch.ones(shape, dtype=torch.float64, requires_grad=True)
+
+    flat, column, scale, shift = leaf(13), leaf(5), leaf(), leaf()
+    data = {"x": sp.Ragged(flat, SIZES), "unused": column}
+    plan = sp.plan(total, data, slots=1, rows=rows)
+    sp.run(total, data, plan, scale=scale, options=[shift, None]).sum().backward()
+    assert column.grad is None
+    assert shift.grad is None
+    assert (flat.grad == 1).all()
+    assert scale.grad == 13
 
 
 def test_read_only_and_reversed_host_arrays_may_go_to_torch():

@@ -465,6 +465,24 @@ def test_chunks_of_any_size_give_the_same_image(xp, name, rows):
     np.testing.assert_allclose(chunks, whole, rtol=0, atol=4 * np.spacing(whole.max()))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_table_of_millions_of_reflections_is_read_as_its_middle_is(xp, framework, dtype):
+    shape = (129, 128, 130)
+    assert math.prod(shape) > kernels._EXACT
+    middle = cosine_table(12)
+    values = np.zeros(shape)
+    corner = (104, 2, 105)  # far behind in flat order
+    values[tuple(slice(n, n + 25) for n in corner)] = middle.values
+    minima = tuple(-12 - n for n in corner)
+    case = SLOW["all at once"]
+    small, large = (
+        image(xp, framework, (*case[:2], replace(case[2], table=table), 0.9), dtype)
+        for table in (middle, StructureFactors(values, minima))
+    )
+    close = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(large, small, rtol=0, atol=close * small.max())
+
+
 def test_pixels_may_be_integers(xp):
     (slow, fast), shared = batches(xp, SLOW["no table, no polarisation"], (4,))
     whole = intensity(*(xp.astype(index, xp.int32) for index in (slow, fast)), **shared)

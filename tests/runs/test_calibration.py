@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 
 import stowplan as sp
 from stowplan.adapters import get_adapter
-from stowplan.runs import calibration
+from stowplan.runs import probes
 from stowplan.runs.calibration import calibrate
 from stowplan.runs.columns import bind
 from stowplan.runs.jobs import Job
@@ -75,7 +75,7 @@ def case(request):
 
 @pytest.fixture(autouse=True)
 def forget():
-    calibration._known.clear()
+    probes._known.clear()
 
 
 def template(kernel, shared, framework):
@@ -95,7 +95,9 @@ def template(kernel, shared, framework):
         return adapter.asarray(np.asarray(value), device)
 
     given = {name: job.shared(value) for name, value in traced.items()}
-    return adapter, statics, ([put(x) for x in arguments], put(keywords), put(given)), device
+    inputs = [put(x) for x in arguments], put(keywords), put(given)
+    wanted = (tuple(True for _ in arguments), dict.fromkeys(given, True))
+    return adapter, statics, inputs, device, wanted
 
 
 def test_numpy_a_batch_50_times_as_large_takes_what_was_predicted(case):
@@ -170,10 +172,11 @@ def test_torch_counts_the_same_without_values_as_with(case, gradient, rows, load
     from stowplan.adapters.torch_memory import batch_peak
 
     kernel, shared = case
-    adapter, statics, inputs, device = template(kernel, shared, "torch")
+    adapter, statics, inputs, device, wanted = template(kernel, shared, "torch")
+    wanted = wanted if gradient else None
     found = [
         batch_peak(
-            adapter, kernel, statics, inputs, rows=rows, device=device, gradient=gradient, fake=fake
+            adapter, kernel, statics, inputs, rows=rows, device=device, wanted=wanted, fake=fake
         )
         for fake in (True, False)
     ]
@@ -185,11 +188,10 @@ def test_torch_predicts_any_number_of_rows_exactly(case, gradient, load_framewor
     load_framework("torch")
     kernel, shared = case
     (model,) = calibrate(kernel, make(kernel, 4), on="torch", gradient=gradient, **shared)
-    adapter, statics, inputs, device = template(kernel, shared, "torch")
+    adapter, statics, inputs, device, wanted = template(kernel, shared, "torch")
+    wanted = wanted if gradient else None
     rows = 12_345
-    exact = adapter.peak_bytes(
-        kernel, statics, *inputs, rows=rows, device=device, gradient=gradient
-    )
+    exact = adapter.peak_bytes(kernel, statics, *inputs, rows=rows, device=device, wanted=wanted)
     assert model.peak(rows) == exact
 
 
@@ -237,7 +239,8 @@ def test_jax_says_what_the_compiler_says(case, gradient, load_framework):
             return pull(cotangents)
 
         given = (*given, cotangents)
-    stats = jax.jit(function).lower(*given).compile().memory_analysis()
+    options = importlib.import_module("stowplan.adapters.jax_programs").compiler_options()
+    stats = jax.jit(function, compiler_options=options).lower(*given).compile().memory_analysis()
     by_hand = stats.temp_size_in_bytes + stats.output_size_in_bytes + stats.argument_size_in_bytes
     gathered = rows * ATOMS * 8 * {"line": 2, "gram": 6, "spread": 6}[kernel.name]
     assert model.peak(rows) == max(by_hand, gathered)
@@ -343,7 +346,7 @@ def test_static_parameters_capacities_and_gradients_have_peaks_of_their_own(load
 @pytest.mark.parametrize("tracing", [False, True])
 def test_a_probe_leaves_the_tracing_of_others_as_it_was(tracing):
     (before,) = calibrate(gram, make(gram, 4), smearing=0.1)
-    calibration._known.clear()
+    probes._known.clear()
     if tracing:
         tracemalloc.start()
     held = np.ones(10**6)
@@ -475,7 +478,7 @@ def cupy_adapter(monkeypatch):
     stub.get_default_memory_pool = lambda: pool
     stub.get_default_pinned_memory_pool = lambda: pool
     monkeypatch.setitem(sys.modules, "cupy", stub)
-    path = Path(calibration.__file__).parents[1] / "adapters" / "cupy.py"
+    path = Path(probes.__file__).parents[1] / "adapters" / "cupy.py"
     spec = importlib.util.spec_from_file_location("stand_in_for_cupy_adapter", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -245,6 +246,28 @@ def test_torch_keeps_its_inputs_and_nothing_of_the_batches(
     np.testing.assert_allclose(flat.grad, 2 * np.arange(1.0, 401.0), rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["spread", "moments"])
+def test_nothing_of_the_batches_is_alive_after_a_torch_run(
+    kernels: SimpleNamespace, load_framework: Callable[[str], ModuleType], name: str
+) -> None:
+    load_framework("torch")
+    import torch
+
+    from stowplan.adapters.torch_memory import LiveStorages
+
+    flat = torch.ones(4000, dtype=torch.float64, requires_grad=True)
+    column = {"x": sp.Ragged(flat, [40] * 100)}
+    kernel = getattr(kernels, name)
+    plan = sp.plan(kernel, column, slots=1, rows=50)
+    with LiveStorages() as storages:
+        sp.run(kernel, column, plan)  # index arrays are made, and kept with the plan
+        before = storages.live_bytes
+        found = sp.run(kernel, column, plan)
+        gc.collect()
+    parts = [part.values if isinstance(part, sp.Ragged) else part for part in found]
+    assert storages.live_bytes - before <= sum(part.nbytes for part in parts)
+
+
 def test_second_derivatives_raise_or_are_right(
     kernels: SimpleNamespace, load_framework: Callable[[str], ModuleType]
 ) -> None:
@@ -282,6 +305,55 @@ def test_second_derivatives_in_jax(
 
     second = jax.grad(lambda flat: jax.grad(loss)(flat).sum())(jnp.asarray(values))
     np.testing.assert_allclose(second, 6 * values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_jax_maps_over_gradients_and_over_cotangents(
+    kernels: SimpleNamespace, load_framework: Callable[[str], ModuleType], compiled: bool
+) -> None:
+    jnp = load_framework("jax")
+    import jax
+
+    values, sizes = np.arange(1.0, 9.0), [3, 1, 2, 2]
+    plan = sp.plan(kernels.total, {"x": sp.Ragged(values, sizes)}, slots=1, rows=2)
+    wrap = jax.jit if compiled else lambda function: function
+
+    def sums(flat: Any, scale: Any) -> Any:
+        return sp.run(kernels.total, {"x": sp.Ragged(flat, sizes)}, plan, scale=scale, power=2)
+
+    whose = np.repeat(np.arange(4), sizes) == np.arange(4)[:, None]  # (items, values)
+    by_flat, by_scale = wrap(jax.jacrev(sums, argnums=(0, 1)))(jnp.asarray(values), 1.5)
+    np.testing.assert_allclose(by_flat, 3 * values * whose, rtol=1e-13)
+    np.testing.assert_allclose(by_scale, (values**2 * whose).sum(1), rtol=1e-13)
+    gradient = jax.grad(lambda flat, scale: sums(flat, scale).sum())
+    scales = jnp.asarray([1.0, 2.0, 5.0])
+    found = wrap(jax.vmap(gradient, in_axes=(None, 0)))(jnp.asarray(values), scales)
+    np.testing.assert_allclose(found, 2 * np.outer(scales, values), rtol=1e-13)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_jax_gradients_beside_a_shared_parameter_that_is_none(
+    load_framework: Callable[[str], ModuleType], compiled: bool
+) -> None:
+    jnp = load_framework("jax")
+    import jax
+
+    @sp.kernel("(n)->()", ragged="n")
+    def total(x, *, options, spare=None):
+        assert options["none"] is None
+        return options["scale"] * x.sum(axis=-1)
+
+    values = jnp.arange(1.0, 9.0)
+    plan = sp.plan(total, {"x": sp.Ragged(values, [2] * 4)}, slots=1, rows=2)
+
+    def loss(flat: Any, scale: Any) -> Any:
+        options = {"scale": scale, "none": None}
+        return sp.run(total, {"x": sp.Ragged(flat, [2] * 4)}, plan, options=options).sum()
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    by_flat, by_scale = (jax.jit(gradient) if compiled else gradient)(values, 1.5)
+    np.testing.assert_allclose(by_flat, np.full(8, 1.5))
+    np.testing.assert_allclose(by_scale, 36.0)
 
 
 def test_gradcheck_passes(load_framework: Callable[[str], ModuleType]) -> None:

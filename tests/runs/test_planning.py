@@ -38,46 +38,6 @@ def test_slots_of_a_plan_keep_capacities_and_rows(kernels):
     assert set(other.shapes) <= set(plan.shapes)
 
 
-def test_a_budget_limits_the_bytes_of_a_batch(kernels):
-    data = kernels.make_atoms([4] * 100)
-    row = 8 * (20 * 4 + 20)
-    for budget in (row, 3 * row + 1, f"{row * 10} B", "1 MiB"):
-        plan = sp.plan(kernels.pull, data, budget=budget)
-        limit = (
-            int(budget) if isinstance(budget, int) else row * 10 if "MiB" not in budget else 2**20
-        )
-        assert all(len(batch.items) * row <= limit for batch in plan.batches)
-        assert rows_of(plan) == list(range(100))
-    narrow = sp.plan(kernels.pull, kernels.make_atoms([4] * 100, "float32"), budget=10 * row)
-    assert max(len(batch.items) for batch in narrow.batches) == 20
-
-
-def test_a_budget_below_one_row_gives_the_bytes_needed(kernels):
-    data = kernels.make_atoms([4, 9])
-    needed = 8 * (20 * 9 + 20)
-    with pytest.raises(sp.BudgetError, match=rf"atoms=9 needs .*{needed} bytes.*budget={needed}"):
-        sp.plan(kernels.pull, data, slots=1, budget=needed - 1)
-    assert sp.plan(kernels.pull, data, slots=1, budget=needed).rows
-
-
-def test_a_budget_needs_a_memory_expression(kernels):
-    with pytest.raises(sp.PlanError, match=r"memory='"):
-        sp.plan(kernels.total, {"x": [[1.0]]}, budget="1 GiB")
-
-
-def test_rows_by_hand_may_not_exceed_a_budget(kernels):
-    data = kernels.make_atoms([4] * 10)
-    row = 8 * (20 * 4 + 20)
-    with pytest.raises(sp.PlanError, match="rows=5"):
-        sp.plan(kernels.pull, data, rows=5, budget=3 * row)
-
-
-@pytest.mark.parametrize("budget", [0, -5, "many", "3 parsecs", ""])
-def test_a_budget_that_is_no_number_of_bytes(kernels, budget):
-    with pytest.raises(sp.BudgetError, match="budget="):
-        sp.plan(kernels.pull, kernels.make_atoms([4]), budget=budget)
-
-
 @pytest.mark.parametrize("capacity", [0, -3, 2.5, True, None, "4"])
 def test_capacities_are_positive_integers(kernels, capacity):
     with pytest.raises(sp.PlanError, match="slot 0: atoms"):

@@ -24,6 +24,9 @@ class StrictAdapter(EagerAdapter):
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         return xp.asarray(np.asarray(array), device=device)
 
+    def room(self, count: int, like: Any) -> Any:
+        return None  # the standard has no assignment to indices
+
     def to_host(self, array: Any) -> NDArray[Any]:
         return np.asarray(array.to_device(xp.Device("CPU_DEVICE")))
 

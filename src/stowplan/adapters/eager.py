@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from stowplan.adapters.eager_memory import traced_peak
-from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, as_tuple
+from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, Wanted, as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
-from stowplan.memory import free_host_bytes
+from stowplan.host_memory import free_host_bytes
 
 __all__ = ["EagerAdapter"]
 
@@ -25,6 +26,7 @@ class EagerAdapter:
     name: str
     compiles = False
     peak_probe = "real"
+    peak_margin = 0.02
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.0
@@ -59,6 +61,9 @@ class EagerAdapter:
     def is_traced(self, array: Any) -> bool:
         return False
 
+    def has_values(self, array: Any) -> bool:
+        return True
+
     def namespace(self, array: Any) -> Any:
         return array_namespace(array)
 
@@ -67,6 +72,8 @@ class EagerAdapter:
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         xp, device = array_namespace(like), getattr(like, "device", None)
+        if dtype is None:  # its own
+            dtype = xp.asarray(value).dtype
         return xp.asarray(value.item(), dtype=dtype, device=device)
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
@@ -86,6 +93,14 @@ class EagerAdapter:
 
     def collect(self, output: Any, like: Any) -> Any:
         return output
+
+    def room(self, count: int, like: Any) -> Any:
+        xp = array_namespace(like)
+        shape = (count, *like.shape[1:])
+        return xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
+
+    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
+        total[rows] = values
 
     def deliver(self, array: Any, device: Any) -> Any:
         return array
@@ -119,9 +134,9 @@ class EagerAdapter:
         *,
         rows: int,
         device: Any,
-        gradient: bool,
+        wanted: Wanted | None,
     ) -> int:
-        if gradient:
+        if wanted is not None:
             raise FrameworkError(f"{self.name} has no gradients, whose memory could be counted.")
         function = self.function(kernel, statics, device=device, compile=False)
         function(arguments, keywords, shared)  # imports and caches are no part of a batch
@@ -129,6 +144,20 @@ class EagerAdapter:
         masks = _mapped(lambda x: array_namespace(x).repeat(x, rows, axis=0), keywords)
         held = sum(map(self._bytes, _arrays([repeated, masks, shared])))
         return held + self.allocated_peak(lambda: function(repeated, masks, shared), device)
+
+    def output_widths(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        device: Any,
+    ) -> tuple[int, ...]:
+        function = self.function(kernel, statics, device=device, compile=False)
+        outputs = as_tuple(function(arguments, keywords, shared))
+        return tuple(self._bytes(part) // max(math.prod(part.shape), 1) for part in outputs)
 
     def _bytes(self, array: Any) -> int:
         found = getattr(array, "nbytes", None)

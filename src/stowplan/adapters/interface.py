@@ -18,6 +18,7 @@ __all__ = [
     "Pullback",
     "StaticKey",
     "TracingAdapter",
+    "Wanted",
     "as_tuple",
     "static_key",
 ]
@@ -29,6 +30,8 @@ Rows lead in the arguments and in the arrays of the keywords, which are those th
 ``{}``, ``{"mask": {...}}`` or ``{"mask": {...}, "segments": {...}}``.
 """
 
+Wanted = tuple[tuple[bool, ...], Mapping[str, Any]]
+"""Which arguments, and which parts of the shared parameters, get a gradient."""
 
 CPU_BATCH_BYTES = 16 * 2**20
 GPU_BATCH_BYTES = 2**30
@@ -46,6 +49,8 @@ class Adapter(Protocol):
     peak_probe
         What `peak_bytes` looks at: "fake" tensors of the shapes alone, a "real" call, or the
         "compiled" shape itself.
+    peak_margin
+        Share that a batch was measured to take beyond `peak_bytes`, at most.
     work_seconds, launch_seconds, compile_seconds
         Shipped constants of the cost objective: a unit of work, a kernel call, a new shape.
     """
@@ -53,6 +58,7 @@ class Adapter(Protocol):
     name: str
     compiles: bool
     peak_probe: str
+    peak_margin: float
     work_seconds: float
     launch_seconds: float
     compile_seconds: float
@@ -85,7 +91,10 @@ class Adapter(Protocol):
         """Whether the framework follows what is computed from the array, for a gradient."""
 
     def is_traced(self, array: Any) -> bool:
-        """Whether the array is a stand-in without values (under a user's jit, grad or vmap)."""
+        """Whether the array is a stand-in (under a user's jit, grad or vmap)."""
+
+    def has_values(self, array: Any) -> bool:
+        """Whether there are values now: also behind a stand-in that only a gradient follows."""
 
     def namespace(self, array: Any) -> Any:
         """Give take, where, reshape, concat, full and asarray for staged or collected arrays."""
@@ -106,6 +115,12 @@ class Adapter(Protocol):
 
     def collect(self, output: Any, like: Any) -> Any:
         """Bring one output of a batch to where the rows are put together."""
+
+    def room(self, count: int, like: Any) -> Any:
+        """Give room for so many rows like those of an array; None where none can be written to."""
+
+    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
+        """Write to rows of such room, a slice or indices."""
 
     def deliver(self, array: Any, device: Any) -> Any:
         """Give a result, put together from collected outputs, to the user of this framework."""
@@ -135,16 +150,28 @@ class Adapter(Protocol):
         *,
         rows: int,
         device: Any,
-        gradient: bool,
+        wanted: Wanted | None,
     ) -> int:
         """Bytes of one call of `function`, or of `pullback`, at its peak.
 
         Counted are the padded arguments, masks and segments of ``rows`` rows, shared parameters,
-        temporaries and outputs; with ``gradient`` also the cotangents of the outputs and the
-        gradients of all floating arguments and shared parameters. Not counted are columns and index
-        arrays, the copies that gathering and putting away make, and workspaces of libraries.
-        ``arguments`` and ``keywords`` are those of one row.
+        temporaries and outputs; for a pullback also the cotangents of the outputs and the gradients
+        of what is wanted. Not counted are columns and index arrays, the copies that gathering and
+        putting away make, and workspaces of libraries. ``arguments`` and ``keywords`` are those of
+        one row.
         """
+
+    def output_widths(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        device: Any,
+    ) -> tuple[int, ...]:
+        """Bytes of a number in each output; arguments are those of one row."""
 
 
 Forward = Callable[[Sequence[Any]], Sequence[Any]]

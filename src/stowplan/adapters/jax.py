@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import gc
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -22,14 +20,21 @@ from stowplan.adapters.interface import (
     BatchFunction,
     Forward,
     Pullback,
-    StaticKey,
+    Wanted,
     as_tuple,
     static_key,
 )
+from stowplan.adapters.jax_programs import (
+    cached_function,
+    cached_pullback,
+    jitted,
+    jitted_gradient,
+    traces,
+)
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
+from stowplan.host_memory import free_host_bytes
 from stowplan.layout import Layout
-from stowplan.memory import free_host_bytes
 from stowplan.ragged import Ragged
 
 __all__ = ["adapter"]
@@ -47,14 +52,13 @@ class JaxAdapter:
     """
 
     name = "jax"
+    traces = traces
     compiles = True
     peak_probe = "compiled"
+    peak_margin = 0.02
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.6
-
-    def __init__(self) -> None:
-        self.traces: Counter[str] = Counter()
 
     def devices(self) -> list[Any]:
         return list(jax.devices())
@@ -94,6 +98,11 @@ class JaxAdapter:
     def is_traced(self, array: Any) -> bool:
         return isinstance(array, jax.core.Tracer)
 
+    def has_values(self, array: Any) -> bool:
+        while isinstance(array, jax.core.Tracer):  # one of a gradient holds what it follows
+            array = getattr(array, "primal", None)
+        return array is not None
+
     def namespace(self, array: Any) -> Any:
         return np if isinstance(array, np.ndarray) else jnp
 
@@ -116,7 +125,7 @@ class JaxAdapter:
     def function(
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
-        compiled = _function(kernel.function, kernel.name, static_key(statics))
+        compiled = cached_function(kernel.function, kernel.name, static_key(statics))
         if device is None or device == _default_device():
             return compiled
 
@@ -159,7 +168,7 @@ class JaxAdapter:
         compile: bool,
     ) -> Pullback:
         flags = tuple(jax.tree.leaves(shared_wanted))
-        return _pullback(kernel.function, kernel.name, static_key(statics), wanted, flags)
+        return cached_pullback(kernel.function, kernel.name, static_key(statics), wanted, flags)
 
     def value_and_grad(
         self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
@@ -198,6 +207,14 @@ class JaxAdapter:
             return np.asarray(output)
         return output
 
+    def room(self, count: int, like: Any) -> Any:
+        if not isinstance(like, np.ndarray):
+            return None
+        return np.empty((count, *like.shape[1:]), like.dtype)
+
+    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
+        total[rows] = values
+
     def deliver(self, array: Any, device: Any) -> Any:
         return jax.device_put(array, device) if isinstance(array, np.ndarray) else array
 
@@ -232,7 +249,7 @@ class JaxAdapter:
         *,
         rows: int,
         device: Any,
-        gradient: bool,
+        wanted: Wanted | None,
     ) -> int:
         """Compile this shape and read its analysis; a later run of it compiles nothing."""
         there = None if device is None or device == _default_device() else device
@@ -241,19 +258,18 @@ class JaxAdapter:
                 *_of_rows((tuple(arguments), dict(keywords)), rows),
                 jax.tree.map(lambda x: _shape(x, x.shape), dict(shared)),
             )
-            jitted = _jitted(kernel.function, kernel.name, static_key(statics))
-            if gradient:
-                flags = jax.tree.map(_is_floating, inputs)
+            program = jitted(kernel.function, kernel.name, static_key(statics))
+            if wanted is not None:
                 slopes = [
                     part if _is_floating(part) else None
-                    for part in as_tuple(jax.eval_shape(jitted, *inputs))
+                    for part in as_tuple(program.shapes(*inputs))
                 ]
                 inputs = (*inputs, slopes)
-                jitted = _jitted_gradient(
-                    kernel.function, kernel.name, static_key(statics), flags[0],
-                    tuple(jax.tree.leaves(flags[2])),
+                program = jitted_gradient(
+                    kernel.function, kernel.name, static_key(statics), wanted[0],
+                    tuple(jax.tree.leaves(wanted[1])),
                 )  # fmt: skip
-            found = jitted.lower(*inputs).compile().memory_analysis()
+            found = program.analysis(*inputs)
         if found is None:
             raise PlanError(
                 f"JAX does not say how much memory a compiled shape takes on {device}. Give the "
@@ -263,6 +279,21 @@ class JaxAdapter:
             found.temp_size_in_bytes + found.output_size_in_bytes + found.argument_size_in_bytes
             - found.alias_size_in_bytes
         )  # fmt: skip
+
+    def output_widths(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        device: Any,
+    ) -> tuple[int, ...]:
+        program = jitted(kernel.function, kernel.name, static_key(statics))
+        given = _of_rows((tuple(arguments), dict(keywords)), 1)
+        outputs = program.shapes(*given, dict(shared))
+        return tuple(part.dtype.itemsize for part in as_tuple(outputs))
 
     def _checked(self, array: NDArray[Any]) -> NDArray[Any]:
         if jax.config.jax_enable_x64:
@@ -293,24 +324,6 @@ def _narrow(index: NDArray[Any]) -> NDArray[Any]:
     return index.astype(np.int32)
 
 
-def _batched(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
-    fixed = {name: value for name, _, value in statics}
-
-    def batched(
-        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
-    ) -> Any:
-        adapter.traces[name] += 1  # runs while tracing only
-
-        def one(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-            return kernel(*arguments, **keywords, **shared, **fixed)
-
-        with jax.default_matmul_precision("highest"):  # a GPU would round float32 to 10 bits
-            return jax.vmap(one)(tuple(arguments), keywords)
-
-    batched.__name__ = name  # what compile logs and profiles show
-    return batched
-
-
 def _of_rows(value: Any, rows: int) -> Any:
     return jax.tree.map(lambda x: _shape(x, (rows, *x.shape[1:])), value)
 
@@ -321,79 +334,6 @@ def _shape(array: Any, shape: tuple[int, ...]) -> Any:
 
 def _is_floating(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.inexact))
-
-
-@functools.lru_cache(maxsize=256)
-def _jitted(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Any:
-    return jax.jit(_batched(kernel, name, statics))
-
-
-@functools.lru_cache(maxsize=256)
-def _function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
-    compiled = _jitted(kernel, name, statics)
-
-    def call(
-        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
-    ) -> Any:
-        return compiled(tuple(arguments), keywords, dict(shared))
-
-    return call
-
-
-@functools.lru_cache(maxsize=256)
-def _jitted_gradient(
-    kernel: Callable[..., Any],
-    name: str,
-    statics: StaticKey,
-    wanted: tuple[bool, ...],
-    shared_wanted: tuple[bool, ...],
-) -> Any:
-    batched = _batched(kernel, name, statics)
-    flags = (*wanted, *shared_wanted)
-
-    def gradient(
-        arguments: Sequence[Any], keywords: Any, shared: Any, cotangents: Sequence[Any]
-    ) -> Any:
-        leaves, nest = jax.tree.flatten(shared)
-        inputs = [*arguments, *leaves]
-
-        def outputs(*free: Any) -> list[Any]:
-            found = iter(free)
-            merged = [next(found) if want else x for x, want in zip(inputs, flags, strict=True)]
-            others = jax.tree.unflatten(nest, merged[len(arguments) :])
-            results = as_tuple(batched(merged[: len(arguments)], keywords, others))
-            return [
-                part for part, slope in zip(results, cotangents, strict=True) if slope is not None
-            ]
-
-        _, pull = jax.vjp(outputs, *(x for x, want in zip(inputs, flags, strict=True) if want))
-        slopes = iter(pull([slope for slope in cotangents if slope is not None]))
-        every = [next(slopes) if want else None for want in flags]
-        return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
-
-    gradient.__name__ = f"gradient of {name}"
-    return jax.jit(gradient)
-
-
-@functools.lru_cache(maxsize=256)
-def _pullback(
-    kernel: Callable[..., Any],
-    name: str,
-    statics: StaticKey,
-    wanted: tuple[bool, ...],
-    shared_wanted: tuple[bool, ...],
-) -> Pullback:
-    compiled = _jitted_gradient(kernel, name, statics, wanted, shared_wanted)
-
-    def call(
-        arguments: Sequence[Any],
-        keywords: Mapping[str, Any],
-        shared: Mapping[str, Any],
-        cotangents: Sequence[Any],
-    ) -> Any:
-        return compiled(tuple(arguments), keywords, dict(shared), list(cotangents))
-
-    return call
 
 
 def _as_array(value: Any) -> Any:

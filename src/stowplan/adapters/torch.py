@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from types import FunctionType
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +20,15 @@ from stowplan.adapters.interface import (
     Forward,
     Pullback,
     StaticKey,
+    Wanted,
     as_tuple,
     static_key,
 )
-from stowplan.adapters.torch_memory import batch_peak
+from stowplan.adapters.torch_compiled import compiled_pullback, one_graph_per_shape
+from stowplan.adapters.torch_memory import batch_peak, output_widths
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
-from stowplan.memory import free_host_bytes
+from stowplan.host_memory import free_host_bytes
 
 __all__ = ["adapter"]
 
@@ -40,11 +41,15 @@ _NO_MEMORY = (
 
 
 class TorchAdapter:
-    """Batches are called directly; ``compile=True`` makes one graph per padded shape."""
+    """Batches are called directly; ``compile=True`` makes one graph per padded shape.
+
+    A gradient makes another one, of forward and backward pass together.
+    """
 
     name = "torch"
     compiles = False
     peak_probe = "fake"
+    peak_margin = 0.02
     work_seconds = 1e-9
     launch_seconds = 8e-4
     compile_seconds = 0.0
@@ -87,6 +92,9 @@ class TorchAdapter:
     def is_traced(self, array: Any) -> bool:
         return bool(torch._C._functorch.is_functorch_wrapped_tensor(array))
 
+    def has_values(self, array: Any) -> bool:
+        return not self.is_traced(array)
+
     def namespace(self, array: Any) -> Any:
         return _Direct
 
@@ -97,7 +105,7 @@ class TorchAdapter:
         return torch.asarray(value.item(), dtype=dtype or _dtype(value), device=like.device)
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
-        wide = index.astype(np.int64) if index.dtype.kind == "i" else index
+        wide = index.astype(np.int64, copy=False) if index.dtype.kind == "i" else index
         return self.asarray(wide, like.device)
 
     def function(
@@ -108,6 +116,8 @@ class TorchAdapter:
     def differentiable(
         self, forward: Forward, backward: Backward, parameters: Sequence[Any]
     ) -> Sequence[Any]:
+        if any(map(self.is_traced, parameters)):  # torch.func differentiates plain code alone
+            return forward(parameters)
         outputs: Sequence[Any] = _Operation.apply(forward, backward, *parameters)
         return outputs
 
@@ -121,8 +131,12 @@ class TorchAdapter:
         device: Any,
         compile: bool,
     ) -> Pullback:
-        function = self.function(kernel, statics, device=device, compile=compile)
-        flags = tree_leaves(shared_wanted)
+        flags = tuple(tree_leaves(shared_wanted))
+        if compile:
+            return _compiled_pullback(
+                kernel.function, kernel.per_item, static_key(statics), wanted, flags
+            )
+        function = self.function(kernel, statics, device=device, compile=False)
 
         def pull(
             arguments: Sequence[Any],
@@ -156,6 +170,8 @@ class TorchAdapter:
 
     def add_rows(self, total: Any, rows: Any, values: Any) -> Any:
         flat = values.reshape(rows.numel(), *total.shape[1:])
+        if torch._C._functorch.is_legacy_batchedtensor(values):  # of is_grads_batched=True
+            return total.index_add(0, rows.reshape(-1), flat)
         return total.index_add_(0, rows.reshape(-1), flat)
 
     def cast(self, array: Any, like: Any) -> Any:
@@ -163,6 +179,14 @@ class TorchAdapter:
 
     def collect(self, output: Any, like: Any) -> Any:
         return output
+
+    def room(self, count: int, like: Any) -> Any:
+        if like.requires_grad or self.is_traced(like):
+            return None
+        return like.new_empty((count, *like.shape[1:]))
+
+    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
+        total[rows] = values
 
     def deliver(self, array: Any, device: Any) -> Any:
         return array
@@ -204,12 +228,22 @@ class TorchAdapter:
         *,
         rows: int,
         device: Any,
-        gradient: bool,
+        wanted: Wanted | None,
     ) -> int:
         inputs = (arguments, keywords, shared)
-        return batch_peak(
-            self, kernel, statics, inputs, rows=rows, device=device, gradient=gradient
-        )
+        return batch_peak(self, kernel, statics, inputs, rows=rows, device=device, wanted=wanted)
+
+    def output_widths(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        *,
+        device: Any,
+    ) -> tuple[int, ...]:
+        return output_widths(self, kernel, statics, (arguments, keywords, shared), device=device)
 
 
 class _Operation(torch.autograd.Function):
@@ -219,6 +253,8 @@ class _Operation(torch.autograd.Function):
     def forward(ctx: Any, forward: Forward, backward: Backward, *parameters: Any) -> Any:
         ctx.save_for_backward(*parameters)
         ctx.gradients = backward
+        kind = parameters[0].device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         ctx.set_materialize_grads(False)
         outputs = tuple(forward(parameters))
         flat = [part for part in outputs if not (part.is_floating_point() or part.is_complex())]
@@ -233,7 +269,8 @@ class _Operation(torch.autograd.Function):
                 "several batches, whose gradient is recomputed batch by batch. Run one batch, "
                 "rows=len(data), or take first derivatives in the kernel."
             )
-        found = ctx.gradients(ctx.saved_tensors, cotangents, ctx.needs_input_grad[2:])
+        with torch.autocast(*ctx.autocast):  # batches are recomputed as they were computed
+            found = ctx.gradients(ctx.saved_tensors, cotangents, ctx.needs_input_grad[2:])
         return (None, None, *found)
 
 
@@ -294,25 +331,19 @@ def _function(
         )
 
     function = mapped if per_item else batched
-    return _one_graph_per_shape(cast("FunctionType", function)) if compile else function
+    return one_graph_per_shape(function) if compile else function
 
 
-def _one_graph_per_shape(function: FunctionType) -> BatchFunction:
-    """Compile a copy of the function for each shape: of one, torch compiles 8 shapes at most."""
-    graphs: dict[Hashable, BatchFunction] = {}
-
-    def call(
-        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
-    ) -> Any:
-        by_dim = (array for table in keywords.values() for array in table.values())
-        shapes = tuple(array.shape for array in (*arguments, *by_dim))
-        if shapes not in graphs:
-            code = function.__code__.replace()
-            copy = FunctionType(code, function.__globals__, closure=function.__closure__)
-            graphs[shapes] = torch.compile(copy, dynamic=False, fullgraph=True)
-        return graphs[shapes](arguments, keywords, shared)
-
-    return call
+@functools.lru_cache(maxsize=256)
+def _compiled_pullback(
+    kernel: Callable[..., Any],
+    per_item: bool,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+) -> Pullback:
+    function = _function(kernel, per_item, statics, compile=False)
+    return compiled_pullback(function, wanted, shared_wanted)
 
 
 def _dtype(value: NDArray[Any]) -> Any:

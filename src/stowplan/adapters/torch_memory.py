@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stowplan.adapters.interface import GradientAdapter, as_tuple
+from stowplan.adapters.interface import GradientAdapter, Wanted, as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import PlanError
 
-__all__ = ["LiveStorages", "batch_peak"]
+__all__ = ["LiveStorages", "batch_peak", "output_widths"]
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
 Call = Callable[[Sequence[Any], Mapping[str, Any], Mapping[str, Any]], Any]
@@ -71,7 +71,7 @@ def batch_peak(
     *,
     rows: int,
     device: Any,
-    gradient: bool,
+    wanted: Wanted | None,
     fake: bool = True,
 ) -> int:
     """Bytes of a batch at its peak, as `Adapter.peak_bytes` counts them.
@@ -83,17 +83,38 @@ def batch_peak(
     PlanError
         Where the kernel reads a value, or uses a tensor that it was not given.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        device = torch.device("cpu")  # indexing and autograd ask the driver; sizes are the same
+    device = _there(device)
     call = adapter.function(kernel, statics, device=device, compile=False)
     with FakeTensorMode() if fake else nullcontext(), _reasons(kernel.name):
         made = _made(inputs, rows, device, fake)
-        if gradient:
-            call, made = _pulling(adapter, kernel, statics, call, made, device)
+        if wanted is not None:
+            call, made = _pulling(adapter, kernel, statics, call, made, device, wanted)
         with LiveStorages() as storages:
             storages.hold(made)
             call(*made)
     return int(storages.peak_bytes)
+
+
+def output_widths(
+    adapter: GradientAdapter,
+    kernel: Kernel,
+    statics: Mapping[str, Any],
+    inputs: Inputs,
+    *,
+    device: Any,
+) -> tuple[int, ...]:
+    """Bytes of a number in each output."""
+    device = _there(device)
+    call = adapter.function(kernel, statics, device=device, compile=False)
+    with FakeTensorMode(), _reasons(kernel.name):
+        outputs = call(*_made(inputs, 1, device, True))
+    return tuple(part.element_size() for part in as_tuple(outputs))
+
+
+def _there(device: Any) -> Any:
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return torch.device("cpu")  # indexing and autograd ask the driver; sizes are the same
+    return device
 
 
 def _pulling(
@@ -103,17 +124,11 @@ def _pulling(
     function: Call,
     made: Inputs,
     device: Any,
+    wanted: Wanted,
 ) -> tuple[Call, Inputs]:
     """Give the pullback, whose arguments are followed by the cotangents of the outputs."""
     arguments, keywords, shared = made
-    pull = adapter.pullback(
-        kernel,
-        statics,
-        tuple(map(_is_floating, arguments)),
-        tree_map(_is_floating, shared),
-        device=device,
-        compile=False,
-    )
+    pull = adapter.pullback(kernel, statics, *wanted, device=device, compile=False)
     cotangents = [
         torch.zeros_like(part) if _is_floating(part) else None for part in as_tuple(function(*made))
     ]

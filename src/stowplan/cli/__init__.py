@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from stowplan import __version__
-from stowplan.cli import ewald, plan
+from stowplan.cli import bragg, ewald, plan
 from stowplan.errors import DataError, FrameworkError, MissingDependencyError, PlanError
 
 __all__ = ["main"]
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stowplan {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bragg.add_command(commands)
     ewald.add_command(commands)
     plan.add_command(commands)
     return parser

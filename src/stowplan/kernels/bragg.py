@@ -6,11 +6,16 @@ domain. Lengths are metres on the detector and angstrom in the crystal. Arrays o
 and each sum over terms adds whole rows of them.
 
 Single precision holds by two rewritings. The lattice factor has period 1 in h, so h - round(h)
-stands for h. And with c = D x b for unit vectors D to a pixel and b along the beam
+stands for h. And for a pixel at X, a distance r away, with p = X - b (b.X) across the beam b
 
-    D - b = b x c - b (1 - D.b),    1 - D.b = c^2 / (1 + D.b),
+    X/r - b = p/r - b (1 - c),    1 - c = (p/r)^2 / (1 + c),    c = b.X/r,
 
 in which nothing cancels.
+
+Memory of compiled code holds by two others. XLA keeps, an array of terms each, what is costly (a
+division, a root) and needed by two loops, as h is: by the loop of the cells in the table and by
+that of their values. So 1/(1 + c) and the offsets in a cell are worked out without dividing. And
+shapes are those of the terms from the start, or else it fuses less.
 
 Source: the equations of nanoBragg (J. M. Holton); lattice factor, R. W. James, The Optical
 Principles of the Diffraction of X-rays (1962); polarisation, R. Kahn et al., J. Appl. Cryst. 15,
@@ -19,7 +24,7 @@ Principles of the Diffraction of X-rays (1962); polarisation, R. Kahn et al., J.
 
 import math
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_torch_namespace
 
 from stowplan.declaration import kernel
 
@@ -30,13 +35,21 @@ FLUENCE = 1.25932015286227e29  # photons/m^2; one electron then scatters one int
 _ROUND = math.sqrt(math.pi / 6)  # height of a round crystal's peaks over those of its box
 _NEAR_PEAK = 1e-4  # (N u)^2 below which three terms of a series are exact to rounding
 _NEAR_CENTRE = 0.25  # x^2 below which eight terms are
+_EXACT = 2**21  # indices below which a quotient is exact without division, in single precision too
 _SINC3 = [3 * (-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(8)]
+
+
+def _terms(shared):
+    """Sub-pixels x sources x rotations."""
+    waves, turns = shared["wavelengths"], shared["lattices"]
+    return shared["oversample"] ** 2 * waves.shape[0] * turns.shape[0]
 
 
 @kernel(
     "(),()->()",
-    work="150",  # ns on a CPU, of one term; a pixel has as many as sub-pixels x sources x rotations
+    work="150",  # ns on a CPU, of one term
     memory="30",  # of one term, likewise
+    terms=_terms,
     static=("oversample", "interpolation", "minima", "shape", "point_pixel", "polarized"),
 )
 def intensity(
@@ -153,25 +166,27 @@ def intensity(
 
 
 class _Rays:
-    """Unit vectors from the crystal to the sub-pixels, three (sub-pixels, ...), and 1/r."""
+    """From the crystal to the sub-pixels: places in m, three (1, 1, sub-pixels, ...), and 1/r."""
 
     def __init__(self, xp, slow, fast, slow_axis, fast_axis, origin, pixel_size, oversample):
         steps = [(step + 0.5) / oversample for step in range(oversample)]
-        shape = (oversample**2, *(1,) * slow.ndim)
+        shape = (1, 1, oversample**2, *(1,) * slow.ndim)
         along_slow, along_fast = (
             xp.reshape(xp.asarray(column, dtype=slow.dtype, device=device(slow)), shape)
             for column in zip(*((s, f) for s in steps for f in steps), strict=True)
         )
+        slow, fast = (xp.reshape(index, (1, 1, 1, *slow.shape)) for index in (slow, fast))
         v = pixel_size * (slow + along_slow)
         u = pixel_size * (fast + along_fast)
-        places = [origin[axis] + v * slow_axis[axis] + u * fast_axis[axis] for axis in range(3)]
+        self.places = [
+            origin[axis] + v * slow_axis[axis] + u * fast_axis[axis] for axis in range(3)
+        ]
         self.xp, self.pixel_size = xp, pixel_size
-        self.inverse = 1 / xp.sqrt(_dot(places, places))
-        self.towards = [x * self.inverse for x in places]
+        self.inverse = 1 / xp.sqrt(_dot(self.places, self.places))
 
     def solid_angle(self, point_pixel, close_distance):
         """Of the first sub-pixel, (...)."""
-        inverse = self.inverse[0, ...]
+        inverse = self.inverse[0, 0, 0, ...]
         if point_pixel:
             return inverse * inverse
         return inverse * inverse * inverse * (self.pixel_size**2 * close_distance)
@@ -186,23 +201,32 @@ class _Rays:
         length = xp.sqrt(beam[0] * beam[0] + beam[1] * beam[1])
         across = [-beam[1] / length, beam[0] / length, 0 * length]  # axis x b
         along = _cross([beam[axis] for axis in range(3)], across)
-        pixel = [x[0, ...] for x in self.towards]
+        pixel = [(x * self.inverse)[0, 0, 0, ...] for x in self.places]
         e, p = _dot(pixel, along), _dot(pixel, across)
         return 1 - ((1 + factor) * (e * e) + (1 - factor) * (p * p)) / 2
 
     def scattering(self, directions, wavelengths):
-        """Vectors (D - b) / wavelength without cancellation, three (sources, sub-pixels, ...)."""
-        xp, towards = self.xp, self.towards
-        rank = self.inverse.ndim
-        directions = _columns(directions, rank)
-        c = _cross(towards, directions)
-        cosine = _dot(towards, directions)
+        """Vectors (X/r - b) / wavelength, three (1, sources, sub-pixels, ...)."""
+        xp, inverse = self.xp, self.inverse
+        shape = (1, -1, *(1,) * (inverse.ndim - 2))
+        beams = [xp.reshape(directions[:, axis], shape) for axis in range(3)]
+        distance = _dot(self.places, beams)
+        across = [(x - b * distance) * inverse for x, b in zip(self.places, beams, strict=True)]
+        cosine = distance * inverse
         forward = cosine > 0
-        safe = xp.where(forward, cosine, xp.zeros_like(cosine))
-        shortfall = xp.where(forward, _dot(c, c) / (1 + safe), 1 - cosine)
-        across = _cross(directions, c)
-        wavelengths = xp.reshape(wavelengths, (-1, *(1,) * rank))
-        return [(x - b * shortfall) / wavelengths for x, b in zip(across, directions, strict=True)]
+        safe = xp.where(forward, cosine, xp.ones_like(cosine))
+        shortfall = xp.where(forward, _dot(across, across) * _half(safe), 1 - cosine)
+        numbers = xp.reshape(1 / wavelengths, shape)
+        return [(x - b * shortfall) * numbers for x, b in zip(across, beams, strict=True)]
+
+
+def _half(c):
+    """1/(1 + c) for 0 < c <= 1: Newton's division by d = (1 + c)/2, from 1/17 off to 2e-20."""
+    d = 0.5 + 0.5 * c
+    y = 48 / 17 - 32 / 17 * d
+    for _ in range(4):
+        y = y * (2 - d * y)
+    return 0.5 * y
 
 
 def _lattice_factor(xp, hkl, cells, shape, fudge):
@@ -295,11 +319,18 @@ def _offsets(xp, hkl, index, minima, lengths):
     whole number the last bit, which may differ, decides what lies below it.
     """
     _, nk, nl = lengths
-    row = index // nl
-    plane = row // nk
+    dtype = hkl[0].dtype
+    if math.prod(lengths) < _EXACT:
+        index = xp.astype(index, dtype)
+        row = xp.floor((index + 0.5) * (1 / nl))
+        plane = xp.floor((row + 0.5) * (1 / nk))
+    else:
+        row = index // nl
+        plane = row // nk
     nodes = (plane, row - plane * nk, index - row * nl)
     return [
-        h - low - xp.astype(node, h.dtype) for h, low, node in zip(hkl, minima, nodes, strict=True)
+        h - low - xp.astype(node, dtype, copy=False)
+        for h, low, node in zip(hkl, minima, nodes, strict=True)
     ]
 
 
@@ -330,8 +361,12 @@ def _index(xp, nodes, minima, lengths, width):
 
 
 def _look_up(xp, table, index):
-    """Entries of the table at flat indices."""
-    found = xp.take(xp.reshape(table, (-1,)), xp.reshape(index, (-1,)), axis=0)
+    """Entries of the table at flat indices, none of them negative."""
+    flat, places = xp.reshape(table, (-1,)), xp.reshape(index, (-1,))
+    if is_torch_namespace(xp):  # whose `take` first looks for negative ones, at thrice the cost
+        found = xp.index_select(flat, 0, places)
+    else:
+        found = xp.take(flat, places, axis=0)
     return xp.reshape(found, index.shape)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stowplan.errors import PlanError
 from stowplan.expressions import Expression
+from stowplan.memory import Forecast
 from stowplan.planners.cost import Costs, predict_seconds
 from stowplan.planners.sizes import Measure
 
@@ -105,6 +106,8 @@ class Plan:
     headroom : bool
         Whether the last slot is a catch-all for items of later sets, which compiling frameworks
         compile with the first run.
+    memory : Forecast, optional
+        Bytes that a run takes at its peak, the budget, and where both come from.
     packing : Packing, optional
         What `pack` and `unpack` do for the kernel that the plan was made for; never saved.
     cache : dict
@@ -125,6 +128,7 @@ class Plan:
     alternatives: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     headroom: bool = False
+    memory: Forecast | None = None
     packing: Packing | None = field(default=None, repr=False)
     # Outside __init__, so that dataclasses.replace never shares it between plans.
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

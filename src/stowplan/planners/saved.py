@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import PlanError
+from stowplan.memory import Budget, Forecast
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs
 
@@ -65,6 +66,7 @@ def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
         "version": VERSION,
         **{name: getattr(plan, name) for name in PLAIN},
         "costs": asdict(plan.costs) if plan.costs else None,
+        "memory": asdict(plan.memory) if plan.memory else None,
         "warnings": plan.warnings,
         "checksum": _checksum(arrays),
     }
@@ -128,11 +130,20 @@ def load_plan(path: str | PathLike[str]) -> Plan:
     try:
         fields = {name: header[name] for name in PLAIN}
         costs = Costs(**header["costs"]) if header["costs"] else None
+        memory = _forecast(header.get("memory"))
         warnings = tuple(header["warnings"])
     except (KeyError, TypeError) as error:
         raise PlanError(f"load: {header_path} is no complete plan: {error}") from None
     fields |= {name: tuple(fields[name]) for name in ("dims", "slots", "exact")}
     batches = tuple(Batch(i, n, tuple(c), s, d) for i, n, c, s, d in columns)
     return Plan(
-        **fields, lengths=arrays["lengths"], batches=batches, costs=costs, warnings=warnings
-    )
+        **fields, lengths=arrays["lengths"], batches=batches, costs=costs, memory=memory,
+        warnings=warnings,
+    )  # fmt: skip
+
+
+def _forecast(saved: Any) -> Forecast | None:
+    if not saved:
+        return None
+    fields = {name: tuple(saved[name]) for name in ("batch_bytes", "sources")}
+    return Forecast(**{**saved, **fields, "budget": Budget(**saved["budget"])})

@@ -72,6 +72,8 @@ def summarise(plan: Plan) -> dict[str, Any]:
         "rows_occupancy": plan.rows_occupancy,
         "bytes_occupancy": plan.occupancy(plan.item_bytes) if plan.item_bytes else None,
         "predicted_seconds": plan.predicted_seconds,
+        "predicted_bytes": plan.memory.peak_bytes if plan.memory else None,
+        "budget_bytes": plan.memory.budget.bytes if plan.memory else None,
         "alternatives": plan.alternatives
         or predict_alternatives(plan, chosen=plan.mode != "chosen"),
         "warnings": list(plan.warnings),
@@ -92,6 +94,8 @@ def table(plan: Plan) -> str:
         parts.append(f"{_percent(facts['bytes_occupancy'])} of bytes")
     lines.append("occupancy  " + ", ".join(parts))
     lines.append(f"predicted  {format_seconds(facts['predicted_seconds'])}")
+    if plan.memory is not None:
+        lines += plan.memory.lines()
     others = [f"{name} {format_seconds(s)}" for name, s in facts["alternatives"].items()]
     lines.append("instead    " + ", ".join(others))
     lines += [f"warning    {warning}" for warning in facts["warnings"]]

@@ -8,7 +8,7 @@ detector is z, its slow axis -y, its normal x; two-theta turns about -z, the spi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +20,16 @@ from stowplan.errors import DataError, FrameworkError
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector, Sources
 from stowplan.recipes.known import is_count, known_values, refuse_numbers
 
-__all__ = ["auto_oversample", "kernel_arguments", "mosaic_rotations", "pixel_columns", "terms"]
+__all__ = [
+    "arrays_of",
+    "auto_oversample",
+    "first_floating",
+    "kernel_arguments",
+    "mosaic_rotations",
+    "pixel_columns",
+    "terms",
+    "widest",
+]
 
 BEAM, TWO_THETA_AXIS, SPINDLE = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 0.0, 1.0)
 
@@ -64,7 +73,7 @@ def kernel_arguments(
     """
     refuse_numbers("kernel_arguments", "dmin", dmin, (), least=0, cure="Give Å, or 0 for none.")
     if like is None:
-        like = _like([*_parts(detector), *_parts(beam), *_parts(crystal), dmin])
+        like = first_floating([detector, beam, crystal, dmin])
     interpolation = crystal.resolved_interpolation()
     oversample = detector.oversample
     if oversample == "auto":
@@ -167,7 +176,7 @@ def mosaic_rotations(spread: Any, domains: int, seed: int = 0) -> Any:
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     angles = draws.normal(size=domains)
     angles[0] = 0.0
-    like = _like([spread])
+    like = first_floating([spread])
     return _rotation(like, axes, _array(spread, like) * _array(angles, like))
 
 
@@ -218,7 +227,7 @@ def terms(shared: Mapping[str, Any]) -> int:
 
 def _detector_arrays(detector: Detector) -> dict[str, Any]:
     """Frame of the detector in metres."""
-    like = _like(_parts(detector))
+    like = first_floating(detector)
     xp = array_namespace(like)
     pixel, distance = (1e-3 * _array(x, like) for x in (detector.pixel_size, detector.distance))
     if detector.beam_center is None:
@@ -245,7 +254,7 @@ def _detector_arrays(detector: Detector) -> dict[str, Any]:
 
 def _beam_arrays(beam: Beam) -> dict[str, Any]:
     """Sources of the beam."""
-    like = _like(_parts(beam))
+    like = first_floating(beam)
     xp = array_namespace(like)
     if beam.sources is not None:
         directions, wavelengths, weights = Sources(*beam.sources)
@@ -272,7 +281,9 @@ def _beam_arrays(beam: Beam) -> dict[str, Any]:
 
 def _lattices(crystal: Crystal) -> Any:
     """Real cell vectors as rows for every phi step and mosaic domain, (steps domains, 3, 3)."""
-    like = _like([crystal.cell, crystal.misset, crystal.mosaic, crystal.phi, crystal.oscillation])
+    like = first_floating(
+        [crystal.cell, crystal.misset, crystal.mosaic, crystal.phi, crystal.oscillation]
+    )
     xp = array_namespace(like)
     misset = _turn(like, _array(crystal.misset, like))
     vectors = _cell_vectors(xp, _array(crystal.cell, like), misset, crystal.convention)
@@ -345,31 +356,42 @@ def _cross(xp: Any, u: Any, v: Any) -> Any:
     return u_next * v_last - u_last * v_next
 
 
-def _parts(whole: Any) -> list[Any]:
-    """What a detector, beam or crystal is made of."""
-    return [getattr(whole, field.name) for field in fields(whole)]
-
-
-def _leaves(value: Any) -> Iterable[Any]:
+def arrays_of(value: Any) -> Iterator[Any]:
+    """Give the arrays in a detector, beam or crystal, or a list of them; NumPy's are numbers."""
+    if isinstance(value, Detector | Beam | Crystal):
+        value = [getattr(value, field.name) for field in fields(value)]
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _leaves(part)
+            yield from arrays_of(part)
     elif is_array_api_obj(value) and not isinstance(value, np.ndarray | np.generic):
         yield value
 
 
-def _like(values: Sequence[Any]) -> Any:
-    """Give the first floating array that is not NumPy's, else a NumPy one in double precision."""
-    for array in _leaves(list(values)):
+def first_floating(values: Any) -> Any:
+    """Give the first floating one of the arrays in some values, which others are computed beside.
+
+    Where all are integers, a zero in the widest dtype of the first one; without any, of NumPy.
+    """
+    arrays = list(arrays_of(values))
+    for array in arrays:
         if array_namespace(array).isdtype(array.dtype, "real floating"):
             return array
-    return np.zeros(())
+    if not arrays:
+        return np.zeros(())
+    xp = array_namespace(arrays[0])
+    return xp.zeros((), dtype=getattr(xp, widest(xp)), device=device(arrays[0]))
+
+
+def widest(xp: Any) -> str:
+    """Name the widest floating dtype that a framework has: JAX may have no float64."""
+    known = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return "float64" if "float64" in known else "float32"
 
 
 def _array(value: Any, like: Any) -> Any:
     """Give a number, a sequence of numbers or 0-d arrays, or an array beside another array."""
     xp = array_namespace(like)
-    if isinstance(value, list | tuple) and any(True for _ in _leaves(value)):
+    if isinstance(value, list | tuple) and any(True for _ in arrays_of(value)):
         return xp.stack([_array(part, like) for part in value])
     if is_array_api_obj(value) and not isinstance(value, np.ndarray | np.generic):
         if array_namespace(value) is not xp:

@@ -13,6 +13,7 @@ from stowplan.adapters.interface import StaticKey, static_key
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
 from stowplan.planners.batches import Plan, empty_batch
+from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
 from stowplan.runs.gradients import RecomputedRun
 from stowplan.runs.jobs import Job
@@ -32,6 +33,8 @@ def run(
     on: str | None = None,
     device: Any = None,
     rows: int | None = None,
+    budget: float | str | None = None,
+    peak: Any = None,
     progress: bool = False,
     compile: bool = False,
     **shared: Any,
@@ -49,8 +52,9 @@ def run(
         From ``sp.plan``, for data of these sizes; made with the defaults where it is missing.
     on, device
         Framework and device to compute on; those of the data by default.
-    rows
-        Rows of a batch, where no plan is given.
+    rows, budget, peak
+        Rows of a batch, most bytes of the run and the peak of a batch by hand, where no plan is
+        given; see `plan`. The budget includes the gradient, if the framework records one.
     progress
         Show a progress bar over batches.
     compile
@@ -88,11 +92,10 @@ def run(
     arrays = [*columns.arrays, *leaves(traced)]
     source, target = find_places("run", arrays, on, device)
     if plan is None:
-        plan = plan_columns("run", kernel, columns, target, rows=rows)
-    elif rows is not None:
-        raise PlanError(
-            "run: give rows= while planning, sp.plan(..., rows=...), or leave out the plan."
-        )
+        memory = MemoryRequest(budget, peak, None, statics, traced)
+        plan = plan_columns("run", kernel, columns, source, target, memory, rows=rows)
+    else:
+        _refuse_beside_plan(rows=rows, budget=budget, peak=peak)
     check_sizes("run", kernel, columns, plan)
     check_indices("run", kernel, columns, fetch=False)
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
@@ -122,8 +125,17 @@ def _with_catch_all(plan: Plan, kernel: Kernel, statics: StaticKey) -> Plan:
     return replace(plan, batches=(*plan.batches, empty))
 
 
+def _refuse_beside_plan(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise PlanError(
+                f"run: give {name}= while planning, sp.plan(..., {name}=...), or leave out the "
+                "plan."
+            )
+
+
 def _refuse(adapter: Adapter, arrays: Sequence[Any], *, progress: bool, compile: bool) -> None:
-    if progress and _any_traced(adapter, arrays):
+    if progress and not all(map(adapter.has_values, filter(is_array_api_obj, arrays))):
         raise FrameworkError(
             "run: progress=True needs values, which a traced function does not have."
         )

@@ -7,22 +7,33 @@ passes are loops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
+
+import numpy as np
 
 from stowplan.adapters import framework_of
 from stowplan.adapters.interface import GradientAdapter, TracingAdapter, as_tuple
 from stowplan.declaration import Kernel
+from stowplan.errors import BudgetError
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
+from stowplan.runs.heap import HeapLimit
 from stowplan.runs.jobs import Job
 from stowplan.runs.places import Place, find_places
+from stowplan.runs.recovery import attempt, halve_batches
 from stowplan.runs.scanning import scan_batches
 from stowplan.runs.shared import map_leaves, paired_leaves
 
 __all__ = ["RecomputedRun"]
+
+Sums = tuple[list[Any], list[Any]]
+"""Gradients so far of the columns, with a row of waste each, and of the shared parameters."""
+Additions = tuple[list[tuple[int, Any, Any]], list[Any]]
+"""What one batch adds: (column, rows, values), and the new gradients of shared parameters."""
+Prepare = Callable[[Job, int, list[Any]], Additions]
 
 
 class RecomputedRun:
@@ -48,31 +59,28 @@ class RecomputedRun:
         self.traced = traced
         self.compile = compile
         self.progress = progress
-        self.job: Job | None = None  # of the forward pass
+        self.assemble: Callable[[Sequence[Any]], Any] = tuple  # set by the forward pass
+        self.heap: HeapLimit | None = None  # likewise
 
     def run(self) -> Any:
         """Compute the results; their gradients are recomputed when asked for."""
         parameters = [*self.columns.arrays, *self._parameters_in(self.traced)]
         flat = self.adapter.differentiable(self.forward, self.backward, parameters)
-        job = self.job
-        assert job is not None
-        layout = job.indices.sizes.layout
-        results = [
-            Ragged.from_layout(values, layout(output.dims)) if output.dims else values
-            for output, values in zip(job.outputs, flat, strict=True)
-        ]
-        return job.wrapped(results)
+        return self.assemble(flat)
 
     def forward(self, parameters: Sequence[Any]) -> list[Any]:
         """Give the flat values of all outputs."""
         job, traced = self._job(parameters)
-        self.job = job
         if self._is_traced(parameters):
-            return self._scanned(job, traced)
-        compute = job.computation(self.statics, traced, compile=self.compile)
-        results = as_tuple(job.execute(compute, progress=self.progress))
-        self.plan = job.plan  # memory may have asked for smaller batches
-        return [part.values if isinstance(part, Ragged) else part for part in results]
+            flat = self._scanned(job, traced)
+        else:
+            compute = job.computation(self.statics, traced, compile=self.compile)
+            results = as_tuple(job.execute(compute, progress=self.progress))
+            self.plan = job.plan  # memory may have asked for smaller batches
+            flat = [part.values if isinstance(part, Ragged) else part for part in results]
+        self.assemble = _assembly(job)
+        self.heap = job.heap
+        return flat
 
     def backward(
         self, parameters: Sequence[Any], cotangents: Sequence[Any], wanted: Sequence[bool]
@@ -94,7 +102,8 @@ class RecomputedRun:
             compile=self.compile,
         )
         shared = map_leaves(job.shared, traced)
-        slopes = [self._with_waste(job, part) for part in cotangents]
+        scanned = self._is_traced([*parameters, *(part for part in cotangents if part is not None)])
+        slopes = [self._with_waste(job, part, scanned) for part in cotangents]
         sums = [
             self.adapter.zeros((given.shape[0] + 1, *given.shape[1:]), one.values) if want else None
             for given, one, want in zip(parameters, job.inputs, wanted, strict=False)
@@ -104,24 +113,58 @@ class RecomputedRun:
             for leaf, want in zip(self._parameters_in(shared), wanted[columns:], strict=True)
         ]
 
-        def step(job: Job, number: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        used: set[int] = set()  # parameters that an output depends on
+
+        def prepare(job: Job, number: int, totals: list[Any]) -> Additions:
             arguments, keywords = job.gather(number)
             padded = self._padded(job, number, slopes)
             by_column, by_shared = pull(arguments, keywords, shared, padded)
-            sums, totals = carry
-            return self._add(job, number, sums, by_column), self._added(job, totals, by_shared)
+            by_total = self._parameters_in(by_shared)
+            found = enumerate([*by_column, *by_total])
+            used.update(place for place, slope in found if slope is not None)
+            return self._placed(job, number, sums, by_column), self._added(job, totals, by_total)
 
-        carry = (sums, totals)
-        if self._is_traced(parameters):
-            sums, totals = scan_batches(job, step, carry)
+        def step(job: Job, number: int, carry: Sums) -> Sums:
+            additions, totals = prepare(job, number, carry[1])
+            return self._add(carry[0], additions), totals
+
+        if scanned:
+            sums, totals = scan_batches(job, step, (sums, totals))
         else:
-            for number in range(len(job.plan.batches)):
-                sums, totals = carry = step(job, number, carry)
+            with job.heap.around_batches():
+                sums, totals = self._accumulated(job, parameters, prepare, (sums, totals))
         found = [None if part is None else part[:-1, ...] for part in sums]
         return [
-            None if part is None else self._delivered(job, part, like)
-            for part, like in zip([*found, *totals], parameters, strict=True)
+            self._delivered(job, part, like) if place in used else None
+            for place, (part, like) in enumerate(zip([*found, *totals], parameters, strict=True))
         ]
+
+    def _accumulated(
+        self, job: Job, parameters: Sequence[Any], prepare: Prepare, sums: Sums
+    ) -> Sums:
+        """Add up what batches give; where memory runs out, what is left goes on in smaller ones."""
+        done = 0
+        while done < len(job.plan.batches):
+            job.heap.before_batch(done)
+            sums, error = self._advanced(job, done, prepare, sums)
+            if error is None:
+                done += 1
+                continue
+            self.adapter.release()
+            self.plan = halve_batches("run, backward pass", self.kernel, job.plan, done, error)
+            job, _ = self._job(parameters)
+        return sums
+
+    def _advanced(
+        self, job: Job, number: int, prepare: Prepare, sums: Sums
+    ) -> tuple[Sums, str | None]:
+        """Add what a batch gives, or nothing of it and the error that says that memory ran out."""
+        by_column, totals = sums
+        found, error = attempt(self.adapter, lambda: prepare(job, number, totals))
+        if found is None:
+            return sums, error
+        additions, totals = found
+        return (self._add(by_column, additions), totals), None
 
     def _scanned(self, job: Job, traced: Mapping[str, Any]) -> list[Any]:
         """Compute the outputs of a traced run, one loop per shape."""
@@ -162,7 +205,7 @@ class RecomputedRun:
         return [total[:-1, ...] for total in scan_batches(job, step, empty)]
 
     def _is_traced(self, parameters: Sequence[Any]) -> bool:
-        return any(map(self.adapter.is_traced, parameters))
+        return hasattr(self.adapter, "scan") and any(map(self.adapter.is_traced, parameters))
 
     def _is_parameter(self, leaf: Any) -> bool:
         return framework_of([leaf]) == self.adapter.name
@@ -185,13 +228,17 @@ class RecomputedRun:
         )
         _, place = find_places("run", parameters, None, None)
         columns = replace(self.columns, values=values)
-        return Job("run", self.kernel, columns, self.plan, place, place), traced
+        job = Job("run", self.kernel, columns, self.plan, place, place)
+        job.heap = self.heap or job.heap
+        return job, traced
 
-    def _with_waste(self, job: Job, cotangent: Any) -> Any:
+    def _with_waste(self, job: Job, cotangent: Any, scanned: bool) -> Any:
         """Stage a cotangent, with one row of zeros for the places that hold nothing."""
         if cotangent is None:
             return None
         staged = self.adapter.stage(cotangent, job.target.device)
+        if scanned and isinstance(staged, np.ndarray):
+            staged = cast("TracingAdapter", self.adapter).constant(staged)
         xp = self.adapter.namespace(staged)
         return xp.concat([staged, self.adapter.zeros((1, *staged.shape[1:]), staged)], axis=0)
 
@@ -210,28 +257,69 @@ class RecomputedRun:
             padded.append(xp.reshape(flat, (*rows.shape, *slope.shape[1:])))
         return padded
 
-    def _add(self, job: Job, number: int, sums: Sequence[Any], slopes: Sequence[Any]) -> list[Any]:
-        """Add the gradients of padded arguments to those of the columns, in place."""
-        added = list(sums)
+    def _placed(
+        self, job: Job, number: int, sums: Sequence[Any], slopes: Sequence[Any]
+    ) -> list[tuple[int, Any, Any]]:
+        """Give the gradients of padded arguments, and to which rows of the columns they add."""
+        placed = []
         for place, (total, slope) in enumerate(zip(sums, slopes, strict=True)):
             if slope is None:
                 continue
             column = self.columns.values[place]
             layout = column.layout if isinstance(column, Ragged) else None
-            slope = self.adapter.collect(slope, total)
             rows = job.indices.rows_or_waste(
                 number, job.inputs[place].dims, layout, waste=total.shape[0] - 1, like=total
             )
-            added[place] = self.adapter.add_rows(total, rows, slope)
+            placed.append((place, rows, self.adapter.collect(slope, total)))
+        return placed
+
+    def _add(self, sums: Sequence[Any], additions: Sequence[tuple[int, Any, Any]]) -> list[Any]:
+        """Add to the gradients of the columns, in place."""
+        added = list(sums)
+        for place, rows, values in additions:
+            added[place] = self._add_rows(added[place], rows, values)
         return added
 
-    def _added(self, job: Job, totals: Sequence[Any], slopes: Any) -> list[Any]:
+    def _add_rows(self, total: Any, rows: Any, values: Any) -> Any:
+        """Add values to rows of a total; where memory runs out, in two halves.
+
+        What is in place already cannot be taken back, so a batch begun is added to its end.
+        """
+        added, error = attempt(self.adapter, lambda: self.adapter.add_rows(total, rows, values))
+        if error is None:
+            return added
+        self.adapter.release()
+        half = rows.shape[0] // 2
+        if not half:
+            raise BudgetError(
+                f"run, backward pass: no memory to add the gradient of one row of "
+                f"{self.kernel.name}: {error}. Use a device with more memory."
+            )
+        total = self._add_rows(total, rows[:half, ...], values[:half, ...])
+        return self._add_rows(total, rows[half:, ...], values[half:, ...])
+
+    def _added(self, job: Job, totals: Sequence[Any], slopes: Sequence[Any]) -> list[Any]:
         """Add the gradients of shared parameters to those of earlier batches."""
         return [
             total if slope is None else total + self.adapter.collect(slope, job.first)
-            for total, slope in zip(totals, self._parameters_in(slopes), strict=True)
+            for total, slope in zip(totals, slopes, strict=True)
         ]
 
     def _delivered(self, job: Job, gradient: Any, like: Any) -> Any:
         gradient = self.adapter.deliver(gradient, job.target.device)
         return self.adapter.cast(gradient, like)
+
+
+def _assembly(job: Job) -> Callable[[Sequence[Any]], Any]:
+    """Give the function that wraps flat outputs as the user's; it keeps no array of the job."""
+    outputs, layout, wrapped = job.outputs, job.indices.sizes.layout, job.wrapped
+
+    def assemble(flat: Sequence[Any]) -> Any:
+        return wrapped(
+            [
+                Ragged.from_layout(values, layout(output.dims)) if output.dims else values
+                for output, values in zip(outputs, flat, strict=True)
+            ]
+        )
+
+    return assemble

@@ -12,7 +12,7 @@ from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 from stowplan.expressions import Expression
-from stowplan.gather import input_order, inside_all, locate, valid_places
+from stowplan.gather import input_order, inside_all, locate, real_places, valid_places
 from stowplan.layout import Layout
 from stowplan.planners.batches import Batch, Plan
 from stowplan.signature import CoreShape
@@ -39,9 +39,13 @@ class Sizes:
 
     def capacity(self, batch: Batch, dims: tuple[str, ...]) -> tuple[int, ...]:
         """Give the padded lengths of a batch along some dims."""
-        key = (batch.capacity, dims)
+        return self.capacity_of(batch.capacity, dims)
+
+    def capacity_of(self, capacity: tuple[int, ...], dims: tuple[str, ...]) -> tuple[int, ...]:
+        """Give the padded lengths along some dims from those along the plan's."""
+        key = (capacity, dims)
         if key not in self._capacities:
-            padded = np.array([batch.capacity], np.int64)
+            padded = np.array([capacity], np.int64)
             self._capacities[key] = tuple(int(self._length(dim, padded)[0]) for dim in dims)
         return self._capacities[key]
 
@@ -129,8 +133,20 @@ class Indices:
         return self._beside(like, ("items", number), lambda: items.astype(np.int64))
 
     def places(self, number: int, dims: tuple[str, ...], like: Any) -> Any:
-        """Give the real places of a padded output of a batch."""
+        """Give the real places of a padded output of a batch, None where all are."""
         return self._beside(like, ("places", number, dims), lambda: self._places(number, dims))
+
+    def total(self, dims: tuple[str, ...]) -> int:
+        """Give the flat rows of all items along some dims."""
+        return int(self.sizes.layout(dims).counts.sum()) if dims else len(self.plan.lengths)
+
+    def destination(self, number: int, dims: tuple[str, ...], like: Any) -> Any:
+        """Give the flat rows, in input order, of the real places of a batch: indices or a slice."""
+        key = ("destination", number, dims)
+        if ("host", *key) not in self._cache:
+            self._cache["host", *key] = self._destination(number, dims)
+        found = self._cache["host", *key]
+        return found if isinstance(found, slice) else self._beside(like, key, lambda: found)
 
     def order(self, dims: tuple[str, ...], like: Any) -> Any:
         """Give the order that puts stored rows back into the order of the input."""
@@ -152,7 +168,7 @@ class Indices:
     def _locate(self, number: int, dims: tuple[str, ...], layout: Layout | None) -> tuple[Any, Any]:
         batch = self.plan.batches[number]
         if not dims:
-            return batch.items.astype(np.int64), None
+            return batch.items.astype(np.int64, copy=False), None
         layout = layout or self.sizes.layout(dims)
         starts, shapes = self._of_items(layout, batch)
         index, masks = locate(starts, shapes, self.sizes.capacity(batch, dims))
@@ -177,15 +193,33 @@ class Indices:
         batch = self.plan.batches[number]
         masks = {}
         for dim in self.plan.dims:
-            starts, shapes = self._of_items(self.sizes.layout((dim,)), batch)
-            _, (masks[dim],) = locate(starts, shapes, self.sizes.capacity(batch, (dim,)))
+            _, shapes = self._of_items(self.sizes.layout((dim,)), batch)
+            (masks[dim],) = real_places(shapes, self.sizes.capacity(batch, (dim,)))
         return masks
 
-    def _places(self, number: int, dims: tuple[str, ...]) -> NDArray[np.int64]:
+    def _destination(self, number: int, dims: tuple[str, ...]) -> slice | NDArray[np.int64]:
         batch = self.plan.batches[number]
+        items = batch.items[: batch.count]
         if not dims:
-            return np.arange(batch.count, dtype=np.int64)
-        starts, shapes = self._of_items(self.sizes.layout(dims), batch)
+            starts, counts = items.astype(np.int64), np.ones(len(items), np.int64)
+        else:
+            layout = self.sizes.layout(dims)
+            starts, counts = layout.starts[items], layout.counts[items]
+        if not len(items):
+            return slice(0, 0)
+        ends = starts + counts
+        if np.array_equal(starts[1:], ends[:-1]):
+            return slice(int(starts[0]), int(ends[-1]))
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows: NDArray[np.int64] = np.repeat(starts, counts) + within
+        return rows
+
+    def _places(self, number: int, dims: tuple[str, ...]) -> NDArray[np.int64] | None:
+        batch = self.plan.batches[number]
+        full = batch.count == len(batch.items)
+        if not dims:
+            return None if full else np.arange(batch.count, dtype=np.int64)
+        _, shapes = self._of_items(self.sizes.layout(dims), batch)
         capacity = self.sizes.capacity(batch, dims)
         beyond = (shapes > capacity).any(axis=1)
         if beyond.any():
@@ -198,8 +232,10 @@ class Indices:
                 "that holds it. Lengths of outputs must not fall where those of inputs grow; "
                 "declare exact= dims."
             )
-        _, masks = locate(starts, shapes, capacity)
-        return valid_places(masks, batch.count).astype(np.int64)
+        if full and (shapes == np.array(capacity)).all():
+            return None
+        masks = real_places(shapes, capacity)
+        return valid_places(masks, batch.count).astype(np.int64, copy=False)
 
     def _order(self, dims: tuple[str, ...]) -> NDArray[np.int64] | None:
         batches = self.plan.batches

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
-from stowplan.gather import gather, select
+from stowplan.gather import gather
 from stowplan.layout import Layout
 from stowplan.planners.batches import Batch, Plan
 from stowplan.ragged import Ragged
+from stowplan.runs.assembly import Assembly
 from stowplan.runs.columns import Columns
+from stowplan.runs.heap import HeapLimit
 from stowplan.runs.indices import Indices
 from stowplan.runs.places import Place
 from stowplan.runs.recovery import halve_batches
@@ -83,10 +85,10 @@ class Job:
             _Output(core, kernel.ragged_dims(core), self.indices.sizes.tail(core))
             for core in kernel.signature.outputs
         ]
-        self.parts: list[list[Any]] = [[] for _ in self.outputs]
+        self.assemblies = [Assembly(target.adapter, output.dims) for output in self.outputs]
+        self.heap = HeapLimit(self.plan, target.adapter, self.first)
+        self.done = 0  # batches whose rows are kept
         self.wrapped: Callable[[Sequence[Any]], Any] = tuple
-        self._type: type | None = None
-        self._xp: Any = None  # namespace of that type
 
     def shared(self, value: Any) -> Any:
         """Bring a shared number or array to where the batches are."""
@@ -142,15 +144,15 @@ class Job:
 
     def execute(self, compute: Callable[[int], Any], *, progress: bool) -> Any:
         """Compute every batch; where memory runs out, what is left goes on in smaller ones."""
-        error = self._advance(compute, progress)
-        while error is not None:  # outside of the except block, whose traceback keeps arrays
-            self.target.adapter.release()
-            done = len(self.parts[0])
-            self._use(halve_batches(self.where, self.kernel, self.plan, done, error))
+        with self.heap.around_batches():
             error = self._advance(compute, progress)
+            while error is not None:  # outside of the except block, whose traceback keeps arrays
+                self.target.adapter.release()
+                self._use(halve_batches(self.where, self.kernel, self.plan, self.done, error))
+                error = self._advance(compute, progress)
         results = [
-            self.result(output, parts)
-            for output, parts in zip(self.outputs, self.parts, strict=True)
+            self.result(output, assembly)
+            for output, assembly in zip(self.outputs, self.assemblies, strict=True)
         ]
         return self.wrapped(results)
 
@@ -161,10 +163,14 @@ class Job:
         """
         in_flight = 1 if self.target.adapter.compiles else 0
         waiting: deque[tuple[int, Any]] = deque()
-        numbers = range(len(self.parts[0]), len(self.plan.batches))
+        numbers = range(self.done, len(self.plan.batches))
+        if not self.target.adapter.compiles:
+            for number in numbers:  # what stays lies apart from what batches take and give back
+                self._locate(number)
         failed = None
         try:
             for number in _with_bar(numbers) if progress else numbers:
+                self.heap.before_batch(number)
                 waiting.append((number, compute(number)))
                 if len(waiting) > in_flight:
                     self.scatter(*waiting.popleft())
@@ -196,14 +202,7 @@ class Job:
 
         Both are as `BatchFunction` takes them.
         """
-        if number not in self.located:
-            masks = self.indices.masks(number, self.first) if self.kernel.takes_mask else None
-            self.located[number] = (
-                [self._places(number, one) for one in self.inputs],
-                {dim: self._places(number, one) for dim, one in self.segments.items()},
-                {} if masks is None else {"mask": masks},
-            )
-        places, hidden, keywords = self.located[number]
+        places, hidden, keywords = self._locate(number)
         arguments = [
             gather(one.values, index, inside, one.fill, one.xp)
             for one, (index, inside) in zip(self.inputs, places, strict=True)
@@ -216,6 +215,17 @@ class Job:
             segments[dim] = gather(one.values, index, inside, one.fill, one.xp)
         return arguments, {**keywords, "segments": segments}
 
+    def _locate(self, number: int) -> Any:
+        """Give the places of the arguments and segments of a batch, and its masks."""
+        if number not in self.located:
+            masks = self.indices.masks(number, self.first) if self.kernel.takes_mask else None
+            self.located[number] = (
+                [self._places(number, one) for one in self.inputs],
+                {dim: self._places(number, one) for dim, one in self.segments.items()},
+                {} if masks is None else {"mask": masks},
+            )
+        return self.located[number]
+
     def checked(self, number: int, outputs: Any) -> tuple[Any, ...]:
         """Give the outputs of a batch as a tuple, and note how the kernel wraps them."""
         parts = as_tuple(outputs)
@@ -227,7 +237,8 @@ class Job:
         if not isinstance(outputs, tuple):
             self.wrapped = lambda results: results[0]
         elif hasattr(outputs, "_fields"):
-            self.wrapped = lambda results: type(outputs)(*results)
+            kind = type(outputs)  # the outputs themselves are not to be kept
+            self.wrapped = lambda results: kind(*results)
         for output, part in zip(self.outputs, parts, strict=True):
             self._check_shape(output, part, self.plan.batches[number])
         return parts
@@ -235,26 +246,18 @@ class Job:
     def scatter(self, number: int, outputs: Any) -> None:
         """Keep the real rows of the outputs of a batch."""
         parts = self.checked(number, outputs)
-        selected = []
-        for output, part in zip(self.outputs, parts, strict=True):
-            part = self.target.adapter.collect(part, self.first)
-            key = (number, output.dims, type(part))
-            if key not in self.located:
-                self.located[key] = self.indices.places(number, output.dims, part)
-            if type(part) is not self._type:
-                self._type, self._xp = type(part), self.target.adapter.namespace(part)
-            selected.append(select(part, self.located[key], len(output.dims), self._xp))
-        for kept, rows in zip(self.parts, selected, strict=True):  # of all outputs, or of none
-            kept.append(rows)
+        collect = self.target.adapter.collect
+        rows = [
+            assembly.real_rows(self.indices, number, collect(part, self.first))
+            for assembly, part in zip(self.assemblies, parts, strict=True)
+        ]
+        for assembly, real in zip(self.assemblies, rows, strict=True):
+            assembly.keep(self.indices, number, real)
+        self.done = number + 1  # of all outputs, or of none
 
-    def result(self, output: _Output, parts: Sequence[Any]) -> Any:
-        """Put the rows of one output into input order, in the user's framework."""
-        xp = self.target.adapter.namespace(parts[0])
-        flat = parts[0] if len(parts) == 1 else xp.concat(list(parts), axis=0)
-        order = self.indices.order(output.dims, flat)
-        if order is not None:
-            flat = xp.take(flat, order, axis=0)
-        flat = self._given_back(flat)
+    def result(self, output: _Output, assembly: Assembly) -> Any:
+        """Give one output in input order, in the user's framework."""
+        flat = self._given_back(assembly.whole(self.indices))
         if not output.dims:
             return flat
         return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))

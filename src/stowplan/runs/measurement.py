@@ -69,7 +69,7 @@ def measure_costs(
     plan = _probe(
         kernel,
         columns,
-        plan_columns("measure_costs", kernel, columns, target, slots="exact", rows=1),
+        plan_columns("measure_costs", kernel, columns, source, target, slots="exact", rows=1),
     )
     job = Job("measure_costs", kernel, columns, plan, source, target)
     compute = job.computation(statics, traced)

@@ -93,7 +93,7 @@ class Packer:
         self.seats = Seats(
             columns.lengths,
             slots,
-            **kernel.pricing,
+            **kernel.pricing(),
             who="Packer",
         )
         self._capacities = [{dim: slot[dim] for dim in kernel.ragged} for slot in self.slots]
@@ -164,7 +164,7 @@ class Packer:
             lengths=self.columns.lengths[chosen],
             slots=self.slots,
             batches=tuple(batches),
-            **self.kernel.pricing,
+            **self.kernel.pricing(),
             packing=KernelPacking(self.kernel),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -9,18 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from stowplan.declaration import Kernel
-from stowplan.errors import BudgetError, PlanError
-from stowplan.expressions import Expression
-from stowplan.memory import parse_bytes, show_bytes
+from stowplan.errors import PlanError
 from stowplan.planners.batches import Plan
 from stowplan.planners.choose import choose_slots
-from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs
 from stowplan.planners.slots import add_catch_all, assign_exact, assign_slots
-from stowplan.ragged import Ragged
+from stowplan.runs.budgeting import MemoryRequest, fit_rows
 from stowplan.runs.columns import Columns, bind
+from stowplan.runs.footprint import dtype_bytes
 from stowplan.runs.packing import KernelPacking
 from stowplan.runs.places import Place, find_places
+from stowplan.runs.probes import Gradient
+from stowplan.runs.shared import known_shared, leaves, missing_shared
 
 __all__ = ["plan", "plan_columns"]
 
@@ -35,12 +36,15 @@ def plan(
     device: Any = None,
     slots: Slots = None,
     rows: int | Sequence[int] | None = None,
-    budget: int | str | None = None,
+    budget: float | str | None = None,
+    peak: Any = None,
+    gradient: Gradient = None,
     order: Literal["given", "cheapest"] = "given",
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
     passes: int = 1,
     headroom: float | None = None,
+    **shared: Any,
 ) -> Plan:
     """Plan which items share a batch, at which capacity, on which framework.
 
@@ -59,7 +63,15 @@ def plan(
     rows
         Rows of a batch, by hand: one number, or one for each slot.
     budget
-        Most bytes of a batch, such as ``"4 GiB"``, by the kernel's ``memory`` expression.
+        Most bytes of a run beside its inputs: ``"4 GiB"``, a number of bytes, or a share of the
+        free memory (0.8). By default ``STOWPLAN_BUDGET``, else 0.8; then the kernel is probed only
+        where its inputs and outputs alone make that limit conceivable.
+    peak
+        ``(fixed_bytes, bytes_per_row)`` of a batch by hand instead of a probe: one for all slots or
+        one for each, or what ``sp.calibrate`` returns.
+    gradient
+        Whether the memory is that of a run with a gradient, or the names of the columns and shared
+        parameters that get one; by default those that the framework records.
     order, overflow
         See `assign_slots`.
     costs
@@ -71,13 +83,18 @@ def plan(
         Adds one slot, listed last, whose capacities are this many times the largest sizes: a
         catch-all with one row for the few larger items of later sets. It costs nothing while it is
         empty, but for one compile with the first run where the framework compiles.
+    **shared
+        The kernel's keyword-only parameters as in `run`, which probes and ``terms`` need. They may
+        be left out where no budget is given.
 
     Raises
     ------
     PlanError
         For items that fit no slot, unknown dims and limits that are no positive integers.
     BudgetError
-        Where one row exceeds the budget.
+        Where one row, or ``rows`` by hand, exceed the budget.
+    FrameworkError
+        For a budget under a user's ``jit`` or ``vmap``.
 
     Examples
     --------
@@ -89,9 +106,12 @@ def plan(
     0.375
     """
     columns = bind("plan", kernel, data)
-    _, target = find_places("plan", columns.arrays, on, device)
+    statics, traced = known_shared("plan", kernel, shared)
+    source, target = find_places("plan", [*columns.arrays, *leaves(traced)], on, device)
+    missing = missing_shared(kernel, shared)
+    memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)
     return plan_columns(
-        "plan", kernel, columns, target, slots=slots, rows=rows, budget=budget, order=order,
+        "plan", kernel, columns, source, target, memory, slots=slots, rows=rows, order=order,
         overflow=overflow, costs=costs, passes=passes, headroom=headroom,
     )  # fmt: skip
 
@@ -100,24 +120,26 @@ def plan_columns(
     where: str,
     kernel: Kernel,
     columns: Columns,
+    source: Place,
     target: Place,
+    memory: MemoryRequest | None = None,
     *,
     slots: Slots = None,
     rows: int | Sequence[int] | None = None,
-    budget: int | str | None = None,
     order: Literal["given", "cheapest"] = "given",
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
     passes: int = 1,
     headroom: float | None = None,
 ) -> Plan:
-    """Plan columns that are bound already."""
+    """Plan columns that are bound already; without a request for memory none is looked at."""
     costs = costs or known_costs(kernel, target)
     if not isinstance(passes, int | float | np.integer) or not 1 <= passes < np.inf:
         raise PlanError(f"{where}: passes={passes!r}; it is a number from 1: a plan runs once.")
     costs = replace(costs, compile_seconds=costs.compile_seconds / passes)
     sizes = columns.lengths
-    options = kernel.pricing
+    terms = 1 if memory is None or memory.missing else kernel.count_terms(memory.shared)
+    options = kernel.pricing(terms)
     items = None if sizes else columns.items
     if isinstance(slots, str):
         if slots != "exact":
@@ -132,14 +154,11 @@ def plan_columns(
         made = assign_slots(sizes, slots, order=order, overflow=overflow, items=items, **options)
     if headroom is not None:
         made = add_catch_all(made, headroom)
-    item_bytes, row_values = _footprint(kernel, columns)
     made = replace(
-        made, on=target.adapter.name, costs=costs, item_bytes=item_bytes,
+        made, on=target.adapter.name, costs=costs, item_bytes=_item_bytes(kernel, columns),
         packing=KernelPacking(kernel),
     )  # fmt: skip
-    limits = _most_rows(where, kernel, made, target, row_values, budget)
-    most = limits if rows is None or budget is not None else None
-    return split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=most)
+    return fit_rows(where, kernel, columns, made, source, target, memory, rows=rows, terms=terms)
 
 
 def _refuse_no_list(where: str, slots: object) -> None:
@@ -165,56 +184,10 @@ def remember_costs(kernel: Kernel, place: Place, costs: Costs) -> None:
     _measured[kernel, place.adapter.name, str(place.device)] = costs
 
 
-def _footprint(kernel: Kernel, columns: Columns) -> tuple[str, str]:
-    """Bytes of an item's columns, and of what one row of a batch needs, as expressions of dims."""
+def _item_bytes(kernel: Kernel, columns: Columns) -> str:
+    """Bytes of an item's columns, an expression of dims."""
     terms = []
-    itemsize = 1
-    for column, core in zip(columns.values, kernel.signature.inputs, strict=True):
-        values = column.values if isinstance(column, Ragged) else column
-        width = _item_bytes(values.dtype)
-        itemsize = max(itemsize, width)
-        tail = int(np.prod(values.shape[1:])) * width
+    for array, core in zip(columns.arrays, kernel.signature.inputs, strict=True):
+        tail = math.prod(array.shape[1:]) * dtype_bytes(array.dtype)
         terms.append(" * ".join([*kernel.ragged_dims(core), str(tail)]))
-    item_bytes = " + ".join(terms) or "1"
-    if kernel.memory is None:
-        return item_bytes, item_bytes
-    return item_bytes, f"{itemsize} * ({kernel.memory.text})"
-
-
-def _item_bytes(dtype: Any) -> int:
-    known = getattr(dtype, "itemsize", None)
-    return int(known or np.dtype(str(dtype).rpartition(".")[2]).itemsize)
-
-
-def _most_rows(
-    where: str,
-    kernel: Kernel,
-    made: Plan,
-    target: Place,
-    row_bytes: str,
-    budget: int | str | None,
-) -> list[int] | None:
-    if not made.slots:
-        return None
-    if budget is not None and kernel.memory is None:
-        raise PlanError(
-            f"{where}: a budget needs to know what a row of {kernel.name} takes. Declare it, "
-            f"@kernel(..., memory='...'), or pass rows= instead."
-        )
-    expression = Expression.parse(row_bytes)
-    limit = parse_bytes(budget) if budget is not None else None
-    most = []
-    for slot in made.slots:
-        known = {name: slot[name] for name in made.dims}
-        known |= {name: rule.evaluate(known) for name, rule in kernel.derived.items()}
-        needed = max(int(expression.evaluate(known)), 1)
-        if limit is not None and needed > limit:
-            shown = ", ".join(f"{name}={slot[name]}" for name in made.dims)
-            raise BudgetError(
-                f"{where}: one row of {kernel.name} at {shown} needs {show_bytes(needed)} "
-                f"({needed} bytes), "
-                f"the budget is {show_bytes(limit)}. Give at least budget={needed}."
-            )
-        rows = max((limit or target.adapter.batch_bytes(target.device)) // needed, 1)
-        most.append(max(rows, slot.get("rows", 1)) if limit is None else rows)
-    return most
+    return " + ".join(terms) or "1"

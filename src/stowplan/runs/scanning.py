@@ -15,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from stowplan.adapters.interface import TracingAdapter
-from stowplan.gather import inside_all, locate
+from stowplan.gather import inside_all, locate, real_places
 from stowplan.layout import Layout
 from stowplan.planners.batches import Batch
 from stowplan.runs.indices import Indices
@@ -49,7 +49,8 @@ class _TracedIndices(Indices):
     def masks(self, number: int, like: Any) -> dict[str, Any]:
         found = {}
         for dim in self.plan.dims:
-            _, (found[dim],) = locate(*self._rows((dim,), None), self._capacity((dim,)))
+            _, shapes = self._rows((dim,), None)
+            (found[dim],) = real_places(shapes, self._capacity((dim,)))
         return found
 
     def rows_or_waste(

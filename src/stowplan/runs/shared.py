@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,42 @@ import numpy as np
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 
-__all__ = ["check_shared", "leaves", "map_leaves", "paired_leaves"]
+__all__ = [
+    "check_shared",
+    "known_shared",
+    "leaves",
+    "map_leaves",
+    "missing_shared",
+    "paired_leaves",
+]
 
 
 def check_shared(
     where: str, kernel: Kernel, shared: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split shared parameters, defaults filled in, into static ones and traced ones."""
+    missing = missing_shared(kernel, shared)
+    return _split(where, kernel, shared, missing)
+
+
+def known_shared(
+    where: str, kernel: Kernel, shared: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split shared parameters like `check_shared`; some may be missing."""
+    return _split(where, kernel, shared, ())
+
+
+def missing_shared(kernel: Kernel, shared: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of shared parameters that are neither given nor have a default."""
+    return tuple(
+        name for name in kernel.shared if name not in shared and name not in kernel.defaults
+    )
+
+
+def _split(
+    where: str, kernel: Kernel, shared: Mapping[str, Any], missing: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     unknown = [name for name in shared if name not in kernel.shared]
-    missing = [name for name in kernel.shared if name not in shared and name not in kernel.defaults]
     if unknown or missing:
         what = f"has no shared parameter {unknown[0]!r}" if unknown else f"needs {missing[0]}=..."
         known = ", ".join(kernel.shared) or "none"

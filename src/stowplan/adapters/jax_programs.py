@@ -1,0 +1,159 @@
+"""Kernels as compiled programs of JAX, one for each kernel, static arguments and padded shape."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from stowplan.adapters.interface import BatchFunction, Pullback, StaticKey, as_tuple
+
+__all__ = [
+    "Program",
+    "cached_function",
+    "cached_pullback",
+    "compiler_options",
+    "jitted",
+    "jitted_gradient",
+    "traces",
+]
+
+traces: Counter[str] = Counter()
+"""Number of times each kernel was traced, by name; a compiled call does not trace again."""
+
+
+class Program:
+    """A jitted function whose memory is what the compiler says.
+
+    On a CPU XLA hands sums to a library that takes as much again as their operands, which its
+    analysis does not count; it keeps matrix products alone. Inside of a user's program the options
+    are those of the user.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.inside = jax.jit(function)
+        self.outside = jax.jit(function, compiler_options=compiler_options())
+
+    def __call__(self, *operands: Any) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands)):
+            return self.inside(*operands)
+        return self.outside(*operands)
+
+    def shapes(self, *operands: Any) -> Any:
+        """Give shapes and dtypes of the outputs; what is traced for them is not traced again."""
+        return self.outside.eval_shape(*operands)
+
+    def analysis(self, *operands: Any) -> Any:
+        """Compile for some shapes, which a later call needs not, and say what memory it takes."""
+        return self.outside.lower(*operands).compile().memory_analysis()
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Give the options of programs of our own, those that this version of XLA knows."""
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # other versions of XLA know no such option
+        return {}
+    return options
+
+
+def _batched(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+    fixed = {name: value for name, _, value in statics}
+
+    def batched(
+        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> Any:
+        traces[name] += 1  # runs while tracing only
+
+        def one(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+            return kernel(*arguments, **keywords, **shared, **fixed)
+
+        with jax.default_matmul_precision("highest"):  # a GPU would round float32 to 10 bits
+            return jax.vmap(one)(tuple(arguments), keywords)
+
+    batched.__name__ = name  # what compile logs and profiles show
+    return batched
+
+
+@functools.lru_cache(maxsize=256)
+def jitted(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Program:
+    """Give the program of a kernel: ``(arguments, keywords, shared) -> outputs``."""
+    return Program(_batched(kernel, name, statics))
+
+
+@functools.lru_cache(maxsize=256)
+def cached_function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+    """Give a kernel as the loop over batches calls it."""
+    compiled = jitted(kernel, name, statics)
+
+    def call(
+        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> Any:
+        return compiled(tuple(arguments), keywords, dict(shared))
+
+    return call
+
+
+@functools.lru_cache(maxsize=256)
+def jitted_gradient(
+    kernel: Callable[..., Any],
+    name: str,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+) -> Program:
+    """Give the program that pulls cotangents back, the last of its four operands."""
+    batched = _batched(kernel, name, statics)
+    flags = (*wanted, *shared_wanted)
+
+    def gradient(
+        arguments: Sequence[Any], keywords: Any, shared: Any, cotangents: Sequence[Any]
+    ) -> Any:
+        leaves, nest = jax.tree.flatten(shared, is_leaf=lambda x: x is None)
+        inputs = [*arguments, *leaves]
+
+        def outputs(*free: Any) -> list[Any]:
+            found = iter(free)
+            merged = [next(found) if want else x for x, want in zip(inputs, flags, strict=True)]
+            others = jax.tree.unflatten(nest, merged[len(arguments) :])
+            results = as_tuple(batched(merged[: len(arguments)], keywords, others))
+            return [
+                part for part, slope in zip(results, cotangents, strict=True) if slope is not None
+            ]
+
+        _, pull = jax.vjp(outputs, *(x for x, want in zip(inputs, flags, strict=True) if want))
+        slopes = iter(pull([slope for slope in cotangents if slope is not None]))
+        every = [next(slopes) if want else None for want in flags]
+        return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
+
+    gradient.__name__ = f"gradient of {name}"
+    return Program(gradient)
+
+
+@functools.lru_cache(maxsize=256)
+def cached_pullback(
+    kernel: Callable[..., Any],
+    name: str,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+) -> Pullback:
+    """Give the gradient of a kernel as the loop over batches calls it."""
+    compiled = jitted_gradient(kernel, name, statics, wanted, shared_wanted)
+
+    def call(
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        cotangents: Sequence[Any],
+    ) -> Any:
+        return compiled(tuple(arguments), keywords, dict(shared), list(cotangents))
+
+    return call

@@ -1,0 +1,147 @@
+"""Memory of this process on the host: what it can still take, what it holds, what it gives back."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from stowplan.errors import BudgetError
+
+__all__ = ["free_host_bytes", "give_back_host", "large_blocks_apart", "resident_host_bytes"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+
+
+def free_host_bytes(root: str | Path = "/") -> int:
+    """Bytes that this process can still take on the host.
+
+    The least of what the kernel calls available (``MemAvailable`` of ``/proc/meminfo``, else
+    ``os.sysconf``) and what every control group of the process has left: its limit less its usage,
+    of which file pages not used lately do not count, since they are given back on demand. Control
+    groups of both versions are read, ancestors included.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and ``sys`` are looked for.
+    """
+    root = Path(root)
+    available = _available_bytes(root)
+    found = [*_group_bytes(root), *([] if available is None else [available])]
+    return max(min(found), 0) if found else max(_sysconf_bytes(), 0)
+
+
+def resident_host_bytes() -> int:
+    """Bytes of this process that lie in memory; 0 where the system does not say.
+
+    >>> resident_host_bytes() >= 0
+    True
+    """
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - 5 us instead of 20
+            return int(file.read().split()[1]) * _page_bytes()
+    except OSError:
+        return 0
+
+
+def give_back_host() -> None:
+    """Hand memory that is free, but kept by the allocator, back to the system.
+
+    Blocks aligned for vector units leave gaps in the heap of glibc that small objects settle in, so
+    that it grows from batch to batch.
+    """
+    trim = _from_libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Let large blocks come from the system one by one, and go back when they are freed.
+
+    The heap then takes no more than what is alive, but each new block costs its page faults. glibc
+    alone; a threshold set by the environment is left as it is.
+    """
+    set_option = _from_libc("mallopt")
+    if set_option is None or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        yield
+        return
+    give_back_host()
+    set_option(_MMAP_THRESHOLD, 2**18)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, 2**25)  # where glibc settles by itself
+        set_option(_TRIM_THRESHOLD, 2**26)
+
+
+@functools.cache
+def _from_libc(name: str) -> Callable[..., int] | None:
+    """Give a function of glibc, None where there is none."""
+    try:
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
+    return function
+
+
+@functools.cache
+def _page_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE")
+
+
+def _available_bytes(root: Path) -> int | None:
+    match = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None
+
+
+def _sysconf_bytes() -> int:
+    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS knows the second alone
+        try:
+            return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            continue
+    raise BudgetError(
+        "free memory is unknown on this system. Give bytes: budget='4 GiB', or "
+        "STOWPLAN_BUDGET=4GiB."
+    )
+
+
+def _group_bytes(root: Path) -> Iterator[int]:
+    """Give what each control group with a limit has left."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mounts, files = ("", "unified"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mounts = (controllers, "memory")
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for mount in dict.fromkeys(mounts):
+            for group in (inner, *inner.parents):  # a container may see its own group as the root
+                left = _left(root / "sys/fs/cgroup" / mount / group, *files)
+                if left is not None:
+                    yield left
+
+
+def _left(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    most, used = _read(group / limit).strip(), _read(group / usage).strip()
+    if not (most.isdigit() and used.isdigit()):  # "max", or no such file
+        return None
+    match = re.search(rf"^{reclaimable} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+    return int(most) - int(used) + (int(match.group(1)) if match else 0)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,55 @@
+"""Real rows of the batches put together in the order of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stowplan.adapters import Adapter
+from stowplan.gather import select
+from stowplan.runs.indices import Indices
+
+__all__ = ["Assembly"]
+
+
+class Assembly:
+    """One output of a run: the rows of each batch are written where they belong.
+
+    Where a framework cannot write in place, parts are kept, joined and reordered at the end, which
+    takes the memory of the result twice.
+    """
+
+    def __init__(self, adapter: Adapter, dims: tuple[str, ...]) -> None:
+        self.adapter = adapter
+        self.dims = dims
+        self.parts: list[Any] = []
+        self.total: Any = None
+        self._type: type | None = None
+        self._xp: Any = None  # namespace of that type
+
+    def real_rows(self, indices: Indices, number: int, part: Any) -> Any:
+        """Give the rows of a padded output that are of an item, flat."""
+        places = indices.places(number, self.dims, part)
+        if type(part) is not self._type:
+            self._type, self._xp = type(part), self.adapter.namespace(part)
+        return select(part, places, len(self.dims), self._xp)
+
+    def keep(self, indices: Indices, number: int, rows: Any) -> None:
+        """Put the real rows of a batch away."""
+        if self.total is None and not self.parts:
+            self.total = self.adapter.room(indices.total(self.dims), rows)
+        if self.total is None:
+            self.parts.append(rows)
+        else:
+            self.adapter.put_rows(self.total, indices.destination(number, self.dims, rows), rows)
+
+    def whole(self, indices: Indices) -> Any:
+        """Give all rows in input order; nothing is kept of them here."""
+        total, parts = self.total, self.parts
+        self.total, self.parts = None, []
+        if total is not None:
+            return total
+        xp = self.adapter.namespace(parts[0])
+        flat = parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+        del parts  # or else they are alive while the whole is reordered
+        order = indices.order(self.dims, flat)
+        return flat if order is None else xp.take(flat, order, axis=0)

@@ -1,0 +1,374 @@
+"""Rows of a batch by bytes: what a cache holds, and no more than a budget leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any, NoReturn
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+from stowplan.declaration import Kernel
+from stowplan.errors import BudgetError, FrameworkError, PlanError
+from stowplan.expressions import Expression
+from stowplan.memory import (
+    Budget,
+    Forecast,
+    PeakModel,
+    peak_models_by_hand,
+    resolve_budget,
+    show_bytes,
+)
+from stowplan.planners.batches import Plan
+from stowplan.planners.chunks import split_chunks
+from stowplan.planners.cost import row_ladder
+from stowplan.planners.sizes import listed
+from stowplan.runs.columns import Columns
+from stowplan.runs.footprint import Footprint, dtype_bytes, measure_footprint
+from stowplan.runs.places import Place
+from stowplan.runs.probes import Gradient, Probe, make_probes, wanted_parts
+from stowplan.runs.shared import leaves
+
+__all__ = ["MemoryRequest", "fit_rows"]
+
+CONCEIVABLE = 64
+"""A batch is probed unasked if this many times its inputs and outputs exceed the budget."""
+TRIES = 3
+"""Shapes that are compiled to find one that fits, before a single row is tried."""
+
+Rows = int | Sequence[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """What a caller says of memory, and the shared parameters that probes need."""
+
+    budget: float | str | None = None
+    peak: Any = None
+    gradient: Gradient = None
+    statics: Mapping[str, Any] = field(default_factory=dict)
+    traced: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """All shared parameters that are known."""
+        return {**self.statics, **self.traced}
+
+
+def fit_rows(
+    where: str,
+    kernel: Kernel,
+    columns: Columns,
+    made: Plan,
+    source: Place,
+    target: Place,
+    request: MemoryRequest | None,
+    *,
+    rows: Rows,
+    terms: int,
+) -> Plan:
+    """Split a plan into rows that a cache likes and the budget allows, with a forecast of bytes.
+
+    Raises
+    ------
+    BudgetError
+        Where one row, or rows by hand, exceed the budget.
+    FrameworkError
+        For a budget in a traced program.
+    """
+    declared = row_bytes(kernel, columns, made, terms)
+    cached = None if rows is not None else _cached_rows(made, target, declared)
+    split = split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=cached)
+    if request is None:
+        return split
+    arrays = [*columns.arrays, *leaves(request.traced)]
+    blind = [a for a in arrays if is_array_api_obj(a) and not source.adapter.has_values(a)]
+    if blind:
+        if request.budget is not None:
+            raise FrameworkError(
+                f"{where}: budget={request.budget!r} is asked for in a traced program (jit, vmap), "
+                "where nothing can be measured. Plan outside of it, sp.plan(..., budget=...), and "
+                "pass the plan; or pass rows=."
+            )
+        return split
+    if not made.slots or not columns.items:
+        return split
+    fit = _Fit(where, kernel, columns, made, source, target, request, declared)
+    return fit.fitted(split, cached)
+
+
+class _Fit:
+    """One plan with its budget."""
+
+    def __init__(
+        self,
+        where: str,
+        kernel: Kernel,
+        columns: Columns,
+        made: Plan,
+        source: Place,
+        target: Place,
+        request: MemoryRequest,
+        declared: Sequence[int],
+    ) -> None:
+        self.where = where
+        self.kernel = kernel
+        self.columns = columns
+        self.made = made
+        self.source = source
+        self.target = target
+        self.request = request
+        self.declared = declared
+        self.wanted = wanted_parts(
+            where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
+        )
+        self.budget: Budget = resolve_budget(
+            request.budget,
+            lambda: target.adapter.free_bytes(target.device),
+            where,
+            device=str(target.device),
+        )
+        self.widths: tuple[int, ...] | None = None
+        self.footprint = self._footprint(made)
+
+    def fitted(self, split: Plan, cached: Sequence[int] | None) -> Plan:
+        """Give the plan within the budget."""
+        if self.request.peak is not None:
+            models = peak_models_by_hand(self.request.peak, len(self.made.slots), self.where)
+            return self._by_models(split, cached, models, margin=0.0)
+        reason = self._reason_not_to_probe(split)
+        if reason is None:
+            return self._probed(split, cached)
+        if self.request.budget is None:
+            return self._unprobed(split, reason)
+        if self.kernel.memory is None:
+            missing = ", ".join(f"{name}=..." for name in self.request.missing)
+            raise PlanError(
+                f"{self.where}: a budget needs to call {self.kernel.name}, which takes {missing} "
+                f"too. Pass what it shares, sp.plan(..., {missing}), or give the bytes by hand: "
+                "peak=(fixed_bytes, bytes_per_row)."
+            )
+        source = f"memory= of {self.kernel.name}"
+        models = tuple(PeakModel(0, size, source) for size in self.declared)
+        return self._by_models(split, cached, models, margin=0.0)
+
+    def _reason_not_to_probe(self, split: Plan) -> str | None:
+        if self.request.missing:
+            return "not probed: shared parameters were not given"
+        if self.request.budget is not None:
+            return None
+        largest = max(
+            rows * (inputs + outputs)
+            for rows, inputs, outputs in zip(
+                split.rows, self.footprint.row_inputs, self.footprint.row_outputs, strict=True
+            )
+        )
+        if largest * CONCEIVABLE + self.footprint.held_bytes() > self.budget.bytes:
+            return None
+        return f"not probed: inputs and outputs of a batch take {show_bytes(largest)}"
+
+    def _unprobed(self, split: Plan, reason: str) -> Plan:
+        held = self.footprint.held_bytes()
+        return replace(split, memory=Forecast(self.budget, held, (), (reason,)))
+
+    def _probed(self, split: Plan, cached: Sequence[int] | None) -> Plan:
+        try:
+            probes = make_probes(
+                self.where, self.kernel, self.columns, self.made, self.source, self.target,
+                self.request.statics, self.request.traced, self.wanted,
+            )  # fmt: skip
+            self.widths = probes[0].output_widths()
+            self.footprint = self._footprint(self.made)
+            margin = self.target.adapter.peak_margin
+            if self.target.adapter.peak_probe == "compiled":
+                return self._by_shapes(split, probes, margin, free=cached is not None)
+            left = max(self.budget.bytes - self.footprint.held_bytes(), 1)
+            models = tuple(probe.model(most_bytes=left) for probe in probes)
+        except PlanError as error:
+            if self.request.budget is not None or isinstance(error, BudgetError):
+                raise
+            return self._unprobed(split, f"not probed: {error}")
+        return self._by_models(split, cached, models, margin=margin)
+
+    def _by_models(
+        self,
+        split: Plan,
+        cached: Sequence[int] | None,
+        models: Sequence[PeakModel],
+        *,
+        margin: float,
+    ) -> Plan:
+        """Split where lines say how many rows fit."""
+        models = [_widened(model, margin) for model in models]
+        left = self.budget.bytes - self.footprint.held_bytes()
+        most = []
+        for slot, model in enumerate(models):
+            each = Fraction(model.bytes_per_row) + self._beside(slot)
+            most.append(max(math.floor((left - model.fixed_bytes) / each), 1))
+        if cached is not None:
+            if self.kernel.memory is None:
+                sizes = [math.ceil(model.bytes_per_row) for model in models]
+                cached = _cached_rows(self.made, self.target, sizes)
+            most = [min(pair) for pair in zip(most, cached, strict=True)]
+            split = self._split_at_most(most)
+        planned = self._with_forecast(split, models)
+        while self._excess(planned) and cached is not None and max(planned.rows) > 1:
+            most = [
+                max(min(n, rows) * 9 // 10, 1) for n, rows in zip(most, split.rows, strict=True)
+            ]
+            split = self._split_at_most(most)  # rows are not even, so that some are padding
+            planned = self._with_forecast(split, models)
+        if self._excess(planned):
+            self._refuse(planned, models, most)
+        return planned
+
+    def _split_at_most(self, most: Sequence[int]) -> Plan:
+        ladder = self.target.adapter.compiles
+        carried = [slot.get("rows", 1) for slot in self.made.slots]
+        limits = [max(pair) for pair in zip(most, carried, strict=True)]
+        return split_chunks(self.made, ladder=ladder, max_rows=limits)
+
+    def _by_shapes(
+        self, split: Plan, probes: Sequence[Probe], margin: float, *, free: bool
+    ) -> Plan:
+        """Split where each shape is compiled to see what it takes, at most a few of them."""
+        excess = 0
+        while True:
+            left = self.budget.bytes - self._footprint(split).held_bytes() - excess
+            slots, models = [], []
+            for slot, (rows, probe) in enumerate(zip(split.rows, probes, strict=True)):
+                model = PeakModel(0, 1, "")
+                if rows:
+                    own = free and "rows" not in self.made.slots[slot]
+                    model = self._compiled(slot, rows, probe, left, margin, free=own)
+                    rows = model.measured_rows or rows
+                slots.append({**split.slots[slot], **({"rows": rows} if rows else {})})
+                models.append(model)
+            planned = self._with_forecast(
+                split_chunks(replace(self.made, slots=tuple(slots))), models
+            )
+            excess += self._excess(planned)
+            if not self._excess(planned):
+                return planned
+            if not free or max(planned.rows) == 1:
+                self._refuse(planned, models, [1] * len(models))
+            split = planned
+
+    def _compiled(
+        self, slot: int, rows: int, probe: Probe, left: int, margin: float, *, free: bool
+    ) -> PeakModel:
+        """Compile rows until they fit, or are one; give their peak."""
+        for attempt in range(TRIES + 1):
+            model = _widened(probe.model(rows), margin)
+            needed = model.peak(rows) + rows * self._beside(slot)
+            if needed <= left or rows == 1 or not free:
+                break
+            share = rows * max(left, 0) * 0.9 / needed
+            fewer = [step for step in row_ladder(rows) if step <= share]
+            rows = fewer[-1] if fewer and attempt < TRIES - 1 else 1
+        return model
+
+    def _with_forecast(self, split: Plan, models: Sequence[PeakModel]) -> Plan:
+        self.footprint = self._footprint(split)
+        used = [0] * len(split.slots)
+        for batch in split.batches:
+            used[batch.slot] = len(batch.items)
+        if split.headroom and self.target.adapter.compiles:
+            used[-1] = split.rows[-1]
+        peaks = tuple(
+            model.peak(rows) + rows * self._beside(slot) if rows else 0
+            for slot, (rows, model) in enumerate(zip(used, models, strict=True))
+        )
+        sources = tuple(
+            dict.fromkeys(m.source for m, rows in zip(models, used, strict=True) if rows)
+        )
+        batches = len(split.batches)
+        under_way = 2 if self.target.adapter.compiles else 1
+        held = self.footprint.held_bytes(max(batches - under_way, 0) / batches)
+        idle = self.footprint.idle_bytes(used, copied=self.target.adapter.compiles)
+        return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle))
+
+    def _beside(self, slot: int) -> int:
+        """Bytes of a row beside its batch, where calls are compiled.
+
+        Its columns once more, on the host, and the outputs of the batch in flight; or of a gradient
+        the cotangents once more.
+        """
+        if not self.target.adapter.compiles:
+            return 0
+        return self.footprint.row_inputs[slot] + self.footprint.row_outputs[slot]
+
+    def _footprint(self, plan: Plan) -> Footprint:
+        return measure_footprint(
+            self.kernel,
+            self.columns,
+            plan,
+            moved=not self.source.same_as(self.target),
+            wanted=self.wanted,
+            traced=self.request.traced,
+            widths=self.widths,
+        )
+
+    def _excess(self, planned: Plan) -> int:
+        """Bytes by which a plan exceeds the budget."""
+        assert planned.memory is not None
+        return max((planned.memory.peak_bytes or 0) - self.budget.bytes, 0)
+
+    def _refuse(self, planned: Plan, models: Sequence[PeakModel], most: Sequence[int]) -> NoReturn:
+        """Say what the largest batch of a plan needs, and how it would fit."""
+        memory = planned.memory
+        assert memory is not None
+        slot = int(np.argmax(memory.batch_bytes))
+        rows, model = planned.rows[slot], models[slot]
+        shape = listed({dim: planned.slots[slot][dim] for dim in planned.dims})
+        which = "one row" if rows == 1 else f"a batch of rows={rows}"
+        cure = "fewer items at once, a smaller dtype, or items cut into smaller ones"
+        if rows > 1:
+            fewer = max(min(most[slot], rows - 1), 1)
+            cure = f"fewer rows, such as rows={fewer}, or leave rows out"
+        raise BudgetError(
+            f"{self.where}: {which} of {self.kernel.name}{f' at {shape}' if shape else ''} needs "
+            f"{memory.batch_bytes[slot]} bytes ({model.source}: {model.fixed_bytes} and "
+            f"{float(model.bytes_per_row):.6g} for each row), results and indices of "
+            f"{self.columns.items} items {max(memory.held_bytes, memory.idle_bytes)} more; the "
+            f"budget is {self.budget.bytes} bytes: {self.budget}. Give at least "
+            f"budget={memory.peak_bytes}, {cure}."
+        )
+
+
+def row_bytes(kernel: Kernel, columns: Columns, plan: Plan, terms: int) -> list[int]:
+    """Bytes that a row of each slot needs by the kernel's ``memory``, else those of its columns."""
+    text = plan.item_bytes or "1"
+    if kernel.memory is not None:
+        width = max(dtype_bytes(array.dtype) for array in columns.arrays)
+        text = f"{width * terms} * ({kernel.memory.text})"
+    expression = Expression.parse(text)
+    sizes = []
+    for slot in plan.slots:
+        known = {name: slot[name] for name in plan.dims}
+        known |= {name: rule.evaluate(known) for name, rule in kernel.derived.items()}
+        sizes.append(max(int(expression.evaluate(known)), 1))
+    return sizes
+
+
+def _cached_rows(plan: Plan, target: Place, sizes: Sequence[int]) -> list[int]:
+    """Rows of each slot that a cache holds, and no fewer than it carries."""
+    room = target.adapter.batch_bytes(target.device)
+    return [
+        max(room // size, slot.get("rows", 1), 1)
+        for slot, size in zip(plan.slots, sizes, strict=True)
+    ]
+
+
+def _widened(model: PeakModel, margin: float) -> PeakModel:
+    """Give the model with a margin, in exact fractions."""
+    factor = 1 + Fraction(margin).limit_denominator(1000)
+    return replace(
+        model,
+        fixed_bytes=math.ceil(model.fixed_bytes * factor),
+        bytes_per_row=Fraction(model.bytes_per_row) * factor,
+    )
