@@ -27,6 +27,7 @@ class EagerAdapter:
     compiles = False
     peak_probe = "real"
     peak_margin = 0.02
+    spare_bytes = 2**21
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.0

@@ -56,6 +56,7 @@ class JaxAdapter:
     compiles = True
     peak_probe = "compiled"
     peak_margin = 0.02
+    spare_bytes = 2**24
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.6
@@ -125,7 +126,9 @@ class JaxAdapter:
     def function(
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
-        compiled = cached_function(kernel.function, kernel.name, static_key(statics))
+        compiled = cached_function(
+            kernel.function, kernel.name, kernel.per_item, static_key(statics)
+        )
         if device is None or device == _default_device():
             return compiled
 
@@ -168,7 +171,9 @@ class JaxAdapter:
         compile: bool,
     ) -> Pullback:
         flags = tuple(jax.tree.leaves(shared_wanted))
-        return cached_pullback(kernel.function, kernel.name, static_key(statics), wanted, flags)
+        return cached_pullback(
+            kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted, flags
+        )
 
     def value_and_grad(
         self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
@@ -258,7 +263,7 @@ class JaxAdapter:
                 *_of_rows((tuple(arguments), dict(keywords)), rows),
                 jax.tree.map(lambda x: _shape(x, x.shape), dict(shared)),
             )
-            program = jitted(kernel.function, kernel.name, static_key(statics))
+            program = jitted(kernel.function, kernel.name, kernel.per_item, static_key(statics))
             if wanted is not None:
                 slopes = [
                     part if _is_floating(part) else None
@@ -266,7 +271,7 @@ class JaxAdapter:
                 ]
                 inputs = (*inputs, slopes)
                 program = jitted_gradient(
-                    kernel.function, kernel.name, static_key(statics), wanted[0],
+                    kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted[0],
                     tuple(jax.tree.leaves(wanted[1])),
                 )  # fmt: skip
             found = program.analysis(*inputs)
@@ -290,7 +295,7 @@ class JaxAdapter:
         *,
         device: Any,
     ) -> tuple[int, ...]:
-        program = jitted(kernel.function, kernel.name, static_key(statics))
+        program = jitted(kernel.function, kernel.name, kernel.per_item, static_key(statics))
         given = _of_rows((tuple(arguments), dict(keywords)), 1)
         outputs = program.shapes(*given, dict(shared))
         return tuple(part.dtype.itemsize for part in as_tuple(outputs))

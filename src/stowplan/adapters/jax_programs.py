@@ -64,7 +64,13 @@ def compiler_options() -> dict[str, str]:
     return options
 
 
-def _batched(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+def _batched(
+    kernel: Callable[..., Any], name: str, per_item: bool, statics: StaticKey
+) -> BatchFunction:
+    """Give a kernel on batches: it broadcasts itself, in the order of loops that it was written in.
+
+    ``vmap`` would make the rows the outermost axis of all that it computes.
+    """
     fixed = {name: value for name, _, value in statics}
 
     def batched(
@@ -76,22 +82,25 @@ def _batched(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Batch
             return kernel(*arguments, **keywords, **shared, **fixed)
 
         with jax.default_matmul_precision("highest"):  # a GPU would round float32 to 10 bits
-            return jax.vmap(one)(tuple(arguments), keywords)
+            call = jax.vmap(one) if per_item else one
+            return call(tuple(arguments), keywords)
 
     batched.__name__ = name  # what compile logs and profiles show
     return batched
 
 
 @functools.lru_cache(maxsize=256)
-def jitted(kernel: Callable[..., Any], name: str, statics: StaticKey) -> Program:
+def jitted(kernel: Callable[..., Any], name: str, per_item: bool, statics: StaticKey) -> Program:
     """Give the program of a kernel: ``(arguments, keywords, shared) -> outputs``."""
-    return Program(_batched(kernel, name, statics))
+    return Program(_batched(kernel, name, per_item, statics))
 
 
 @functools.lru_cache(maxsize=256)
-def cached_function(kernel: Callable[..., Any], name: str, statics: StaticKey) -> BatchFunction:
+def cached_function(
+    kernel: Callable[..., Any], name: str, per_item: bool, statics: StaticKey
+) -> BatchFunction:
     """Give a kernel as the loop over batches calls it."""
-    compiled = jitted(kernel, name, statics)
+    compiled = jitted(kernel, name, per_item, statics)
 
     def call(
         arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
@@ -105,12 +114,13 @@ def cached_function(kernel: Callable[..., Any], name: str, statics: StaticKey) -
 def jitted_gradient(
     kernel: Callable[..., Any],
     name: str,
+    per_item: bool,
     statics: StaticKey,
     wanted: tuple[bool, ...],
     shared_wanted: tuple[bool, ...],
 ) -> Program:
     """Give the program that pulls cotangents back, the last of its four operands."""
-    batched = _batched(kernel, name, statics)
+    batched = _batched(kernel, name, per_item, statics)
     flags = (*wanted, *shared_wanted)
 
     def gradient(
@@ -141,12 +151,13 @@ def jitted_gradient(
 def cached_pullback(
     kernel: Callable[..., Any],
     name: str,
+    per_item: bool,
     statics: StaticKey,
     wanted: tuple[bool, ...],
     shared_wanted: tuple[bool, ...],
 ) -> Pullback:
     """Give the gradient of a kernel as the loop over batches calls it."""
-    compiled = jitted_gradient(kernel, name, statics, wanted, shared_wanted)
+    compiled = jitted_gradient(kernel, name, per_item, statics, wanted, shared_wanted)
 
     def call(
         arguments: Sequence[Any],

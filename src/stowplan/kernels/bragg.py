@@ -24,9 +24,10 @@ Principles of the Diffraction of X-rays (1962); polarisation, R. Kahn et al., J.
 
 import math
 
-from array_api_compat import array_namespace, device, is_torch_namespace
+from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
+from stowplan.special import look_up
 
 __all__ = ["FLUENCE", "R_E_SQUARED", "intensity"]
 
@@ -280,7 +281,8 @@ def _structure_factor(xp, hkl, table, minima, default_factor, interpolation):
             "'constant'."
         )
     nodes = [xp.round(h) for h in hkl]
-    found = _look_up(xp, table, _index(xp, nodes, minima, table.shape, 1))
+    place = _index(xp, nodes, minima, table.shape, 1)
+    found = look_up(xp.reshape(table, (-1,)), place)
     return xp.where(_inside(nodes, minima, table.shape, 0), found, default_factor)
 
 
@@ -299,13 +301,14 @@ def _tricubic(xp, hkl, table, minima, default_factor):
     index = _index(xp, [xp.floor(h) - 1 for h in hkl], minima, table.shape, 4)
     first, middle, last = _offsets(xp, hkl, index, minima, table.shape)
     first, middle, last = (_weights(t - 1) for t in (first, middle, last))
+    flat = xp.reshape(table, (-1,))
     factor = 0.0
     for i, along_h in enumerate(first):
         plane = 0.0
         for j, along_k in enumerate(middle):
             line = 0.0
             for k, along_l in enumerate(last):
-                value = _look_up(xp, table, index + ((i * nk + j) * nl + k))
+                value = look_up(flat, index + ((i * nk + j) * nl + k))
                 line = line + along_l * value
             plane = plane + along_k * line
         factor = factor + along_h * plane
@@ -358,16 +361,6 @@ def _index(xp, nodes, minima, lengths, width):
         own = xp.clip(xp.astype(node, xp.int32) - low, 0, length - width)
         index = index * length + own
     return index
-
-
-def _look_up(xp, table, index):
-    """Entries of the table at flat indices, none of them negative."""
-    flat, places = xp.reshape(table, (-1,)), xp.reshape(index, (-1,))
-    if is_torch_namespace(xp):  # whose `take` first looks for negative ones, at thrice the cost
-        found = xp.index_select(flat, 0, places)
-    else:
-        found = xp.take(flat, places, axis=0)
-    return xp.reshape(found, index.shape)
 
 
 def _columns(vectors, rank):

@@ -36,6 +36,8 @@ __all__ = ["MemoryRequest", "fit_rows"]
 
 CONCEIVABLE = 64
 """A batch is probed unasked if this many times its inputs and outputs exceed the budget."""
+SPARE = Fraction(4, 100)
+"""Share of a budget that is left to pages, allocators and the interpreter: measured 0 to 3 %."""
 TRIES = 3
 """Shapes that are compiled to find one that fits, before a single row is tried."""
 
@@ -132,6 +134,7 @@ class _Fit:
             where,
             device=str(target.device),
         )
+        self.usable_bytes = self._usable(self.budget.bytes)
         self.widths: tuple[int, ...] | None = None
         self.footprint = self._footprint(made)
 
@@ -167,7 +170,7 @@ class _Fit:
                 split.rows, self.footprint.row_inputs, self.footprint.row_outputs, strict=True
             )
         )
-        if largest * CONCEIVABLE + self.footprint.held_bytes() > self.budget.bytes:
+        if largest * CONCEIVABLE + self.footprint.held_bytes() > self.usable_bytes:
             return None
         return f"not probed: inputs and outputs of a batch take {show_bytes(largest)}"
 
@@ -186,7 +189,7 @@ class _Fit:
             margin = self.target.adapter.peak_margin
             if self.target.adapter.peak_probe == "compiled":
                 return self._by_shapes(split, probes, margin, free=cached is not None)
-            left = max(self.budget.bytes - self.footprint.held_bytes(), 1)
+            left = max(self.usable_bytes - self.footprint.held_bytes(), 1)
             models = tuple(probe.model(most_bytes=left) for probe in probes)
         except PlanError as error:
             if self.request.budget is not None or isinstance(error, BudgetError):
@@ -204,7 +207,7 @@ class _Fit:
     ) -> Plan:
         """Split where lines say how many rows fit."""
         models = [_widened(model, margin) for model in models]
-        left = self.budget.bytes - self.footprint.held_bytes()
+        left = self.usable_bytes - self.footprint.held_bytes()
         most = []
         for slot, model in enumerate(models):
             each = Fraction(model.bytes_per_row) + self._beside(slot)
@@ -238,7 +241,7 @@ class _Fit:
         """Split where each shape is compiled to see what it takes, at most a few of them."""
         excess = 0
         while True:
-            left = self.budget.bytes - self._footprint(split).held_bytes() - excess
+            left = self.usable_bytes - self._footprint(split).held_bytes() - excess
             slots, models = [], []
             for slot, (rows, probe) in enumerate(zip(split.rows, probes, strict=True)):
                 model = PeakModel(0, 1, "")
@@ -302,6 +305,17 @@ class _Fit:
             return 0
         return self.footprint.row_inputs[slot] + self.footprint.row_outputs[slot]
 
+    def _usable(self, budget: int) -> int:
+        """Bytes of a budget without what is left to others."""
+        kept = min(self.target.adapter.spare_bytes, budget // 8)
+        return int(budget * (1 - SPARE)) - kept
+
+    def _enough(self, peak: int) -> int:
+        """Give the least budget whose usable bytes are so many, or hardly more."""
+        few = math.ceil(peak / (1 - SPARE - Fraction(1, 8))) + 2
+        many = math.ceil((peak + self.target.adapter.spare_bytes) / (1 - SPARE)) + 2
+        return min(few, many)
+
     def _footprint(self, plan: Plan) -> Footprint:
         return measure_footprint(
             self.kernel,
@@ -316,7 +330,7 @@ class _Fit:
     def _excess(self, planned: Plan) -> int:
         """Bytes by which a plan exceeds the budget."""
         assert planned.memory is not None
-        return max((planned.memory.peak_bytes or 0) - self.budget.bytes, 0)
+        return max((planned.memory.peak_bytes or 0) - self.usable_bytes, 0)
 
     def _refuse(self, planned: Plan, models: Sequence[PeakModel], most: Sequence[int]) -> NoReturn:
         """Say what the largest batch of a plan needs, and how it would fit."""
@@ -336,7 +350,7 @@ class _Fit:
             f"{float(model.bytes_per_row):.6g} for each row), results and indices of "
             f"{self.columns.items} items {max(memory.held_bytes, memory.idle_bytes)} more; the "
             f"budget is {self.budget.bytes} bytes: {self.budget}. Give at least "
-            f"budget={memory.peak_bytes}, {cure}."
+            f"budget={self._enough(memory.peak_bytes or 0)}, {cure}."
         )
 
 

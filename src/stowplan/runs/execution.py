@@ -104,7 +104,8 @@ def run(
     followed = source.same_as(target) and any(
         source.adapter.records(array) for array in arrays if is_array_api_obj(array)
     )
-    if followed and len(plan.batches) > 1:
+    probed = plan.memory is not None and plan.memory.peak_bytes is not None
+    if followed and (len(plan.batches) > 1 or (probed and target.adapter.compiles)):
         return RecomputedRun(
             kernel, columns, plan, source, statics, traced, compile=compile, progress=progress
         ).run()
