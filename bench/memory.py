@@ -165,7 +165,7 @@ def perform(kernel, data, plan, shared, on: str, gradient: bool):
         others = {**shared, **{k: v for k, v in values.items() if k in shared}}
         out = sp.run(kernel, mine, plan, **others)
         out = out[0] if isinstance(out, tuple) else out
-        flat = getattr(out, "values", out)
+        flat = out.values if isinstance(out, sp.Ragged) else out
         return (flat * flat).sum()
 
     if on == "torch":

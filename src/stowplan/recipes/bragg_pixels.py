@@ -29,7 +29,7 @@ __all__ = ["Prepared", "prepare"]
 class Prepared:
     """What ``sp.plan`` and ``sp.run`` take for the kernel `intensity`, and where pixels belong."""
 
-    columns: dict[str, Any]  # slow and fast index of each pixel, int32
+    columns: dict[str, Any]  # slow and fast index of each pixel, int16 where that holds them
     shared: dict[str, Any]  # arrays and static parameters
     detector: tuple[int, int]  # pixels along the slow and the fast axis
     region: NDArray[np.bool_] | None  # (slow, fast) pixels that are computed; None for all
@@ -96,8 +96,9 @@ def prepare(
         detector, beam, crystal, dmin=dmin, like=_like(where, given, place, dtype)
     )
     indices = pixel_columns(detector, mask)
+    narrow = np.int16 if max(detector.shape) <= np.iinfo(np.int16).max else np.int32
     columns = {
-        name: place.adapter.asarray(column.astype(np.int32), place.device)
+        name: place.adapter.asarray(column.astype(narrow), place.device)
         for name, column in indices.items()
     }
     slow, fast = detector.shape

@@ -27,7 +27,7 @@ from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import row_ladder
 from stowplan.planners.sizes import listed
 from stowplan.runs.columns import Columns
-from stowplan.runs.footprint import Footprint, dtype_bytes, measure_footprint
+from stowplan.runs.footprint import Footprint, measure_footprint, widest_input
 from stowplan.runs.places import Place
 from stowplan.runs.probes import Gradient, Probe, make_probes, wanted_parts
 from stowplan.runs.shared import leaves
@@ -82,7 +82,8 @@ def fit_rows(
     FrameworkError
         For a budget in a traced program.
     """
-    declared = row_bytes(kernel, columns, made, terms)
+    width = widest_input(columns, {} if request is None else request.traced)
+    declared = row_bytes(kernel, made, width, terms)
     cached = None if rows is not None else _cached_rows(made, target, declared)
     split = split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=cached)
     if request is None:
@@ -298,12 +299,13 @@ class _Fit:
     def _beside(self, slot: int) -> int:
         """Bytes of a row beside its batch, where calls are compiled.
 
-        Its columns once more, on the host, and the outputs of the batch in flight; or of a gradient
-        the cotangents once more.
+        Its columns once more, on the host, and the outputs of the batch in flight. Of a gradient
+        the cotangents once more, and columns that the compiled gradient does not read.
         """
         if not self.target.adapter.compiles:
             return 0
-        return self.footprint.row_inputs[slot] + self.footprint.row_outputs[slot]
+        times = 1 if self.wanted is None else 2
+        return times * self.footprint.row_inputs[slot] + self.footprint.row_outputs[slot]
 
     def _usable(self, budget: int) -> int:
         """Bytes of a budget without what is left to others."""
@@ -354,11 +356,10 @@ class _Fit:
         )
 
 
-def row_bytes(kernel: Kernel, columns: Columns, plan: Plan, terms: int) -> list[int]:
-    """Bytes that a row of each slot needs by the kernel's ``memory``, else those of its columns."""
+def row_bytes(kernel: Kernel, plan: Plan, width: int, terms: int) -> list[int]:
+    """Bytes of a row by the kernel's ``memory`` in numbers so wide, else those of its columns."""
     text = plan.item_bytes or "1"
     if kernel.memory is not None:
-        width = max(dtype_bytes(array.dtype) for array in columns.arrays)
         text = f"{width * terms} * ({kernel.memory.text})"
     expression = Expression.parse(text)
     sizes = []

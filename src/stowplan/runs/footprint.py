@@ -15,9 +15,9 @@ from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Sizes
-from stowplan.runs.shared import paired_leaves
+from stowplan.runs.shared import leaves, paired_leaves
 
-__all__ = ["Footprint", "array_bytes", "dtype_bytes", "measure_footprint"]
+__all__ = ["Footprint", "array_bytes", "dtype_bytes", "measure_footprint", "widest_input"]
 
 INDEX_BYTES = 8
 MASK_BYTES = 1
@@ -78,13 +78,13 @@ def measure_footprint(
 ) -> Footprint:
     """Add up what a run of a plan takes.
 
-    ``widths`` are the bytes of a number in each output; without them as those of the widest column.
+    ``widths`` are the bytes of a number in each output; without them that of the widest input.
     """
     sizes = Sizes(plan, kernel, columns.fixed)
     own = [dtype_bytes(array.dtype) for array in columns.arrays]
     inputs = [kernel.ragged_dims(core) for core in kernel.signature.inputs]
     outputs = [kernel.ragged_dims(core) for core in kernel.signature.outputs]
-    widths = widths or [max(own)] * len(outputs)
+    widths = widths or [widest_input(columns, traced)] * len(outputs)
     input_bytes = [
         width * math.prod(array.shape[1:]) for width, array in zip(own, columns.arrays, strict=True)
     ]
@@ -134,6 +134,12 @@ def measure_footprint(
         row_outputs=of_rows(outputs, output_bytes),
         row_places=of_rows(outputs, [2 * size + 2 * MASK_BYTES for size in output_bytes]),
     )
+
+
+def widest_input(columns: Columns, traced: Mapping[str, Any]) -> int:
+    """Bytes of a number in the widest of all columns and shared arrays."""
+    arrays = [*columns.arrays, *filter(is_array_api_obj, leaves(traced))]
+    return max(dtype_bytes(array.dtype) for array in arrays)
 
 
 def _wanted_bytes(arrays: Sequence[Any], traced: Mapping[str, Any], wanted: Wanted) -> int:
