@@ -60,9 +60,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Learn the charges of ten elements in a training loop of one's own, in JAX and torch."""
+    """Learn charges and refine a crystal by loops of one's own, in JAX and torch."""
     install(session, "examples", extras="all-cpu")
-    session.run("python", "examples/element_charges.py", *session.posargs, env=ONE_THREAD)
+    for name in ("element_charges", "refine_crystal"):
+        session.run("python", f"examples/{name}.py", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -11,21 +13,28 @@ import numpy as np
 import pytest
 
 import stowplan as sp
+from stowplan.memory import parse_bytes
 
-FILE = Path(__file__).parents[1] / "examples" / "element_charges.py"
+FOLDER = Path(__file__).parents[1] / "examples"
 STEPS = 400
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("element_charges", FILE)
+@contextmanager
+def loaded(name: str) -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["element_charges"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["element_charges"]
+    del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[ModuleType]:
+    with loaded("element_charges") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -61,4 +70,63 @@ def test_the_picture_is_drawn(
 ) -> None:
     pytest.importorskip("matplotlib")
     path = example.draw(list(learnt.values()), tmp_path / "new")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def refining() -> Iterator[ModuleType]:
+    with loaded("refine_crystal") as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def refined(refining: ModuleType) -> dict[str, object]:
+    """The crystal refined by every framework that is installed, from one small image."""
+    pytest.importorskip("torch")
+    measured = refining.photons(refining.SMALL, refining.TRUTH)
+    frameworks = [name for name in refining.GRADIENTS if importlib.util.find_spec(name)]
+    return {on: refining.refine(on, refining.SMALL, measured) for on in frameworks}
+
+
+def test_cell_misset_and_spread_are_refined_to_a_thousandth(refined: dict[str, object]) -> None:
+    for done in refined.values():
+        assert done.errors.max() < 1e-3
+        assert done.losses[-1] < 1e-6 * done.losses[0]
+
+
+def test_both_frameworks_refine_to_the_same_and_compile_once(refined: dict[str, object]) -> None:
+    if "jax" not in refined:
+        pytest.skip("JAX is not installed")
+    both = [done.found for done in refined.values()]
+    np.testing.assert_allclose(*both, rtol=5e-4)
+    np.testing.assert_allclose(*(done.losses[0] for done in refined.values()), rtol=1e-4)
+    assert refined["jax"].compiles[0] > 0
+    assert sum(refined["jax"].compiles[1:]) == 0
+
+
+@pytest.mark.parametrize("on", ["torch", "jax"])
+def test_the_gradient_of_the_image_takes_chunks_within_the_budget(
+    refining: ModuleType, on: str
+) -> None:
+    pytest.importorskip(on)
+    setup = refining.SMALL
+    plan = refining.planned(on, setup)
+    assert len(plan.batches) > 1
+    assert plan.memory.peak_bytes <= plan.memory.budget.bytes == parse_bytes(setup.budget)
+
+
+def test_the_gradient_of_the_image_at_once_is_beyond_the_budget(refining: ModuleType) -> None:
+    pytest.importorskip("torch")
+    for setup in (refining.SMALL, refining.FULL):
+        found = refining.forecast("torch", setup)
+        assert found.gradient.full_bytes > 1.5 * parse_bytes(setup.budget)
+        assert found.gradient.chunks[0].count > 1
+
+
+def test_the_picture_of_a_refinement_is_drawn(
+    refining: ModuleType, refined: dict[str, object], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    measured = refining.photons(refining.SMALL, refining.TRUTH)
+    path = refining.draw(list(refined.values()), refining.SMALL, measured, tmp_path / "new")
     assert path.read_bytes().startswith(b"\x89PNG")

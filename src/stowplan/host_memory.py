@@ -72,7 +72,7 @@ def large_blocks_apart() -> Iterator[None]:
         yield
         return
     give_back_host()
-    set_option(_MMAP_THRESHOLD, 2**18)
+    set_option(_MMAP_THRESHOLD, 2**16)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from stowplan.adapters.interface import BatchFunction, Pullback, StaticKey, as_tuple
 
@@ -83,7 +84,13 @@ def _batched(
 
         with jax.default_matmul_precision("highest"):  # a GPU would round float32 to 10 bits
             call = jax.vmap(one) if per_item else one
-            return call(tuple(arguments), keywords)
+            if any(array.size != 1 for array in arguments):
+                return call(tuple(arguments), keywords)
+            # XLA compiles a program of single numbers by other rules of rounding
+            twice = [jnp.concatenate([array, array]) for array in arguments]
+            masks = jax.tree.map(lambda mask: jnp.concatenate([mask, mask]), dict(keywords))
+            found = call(tuple(twice), masks)
+            return jax.tree.map(lambda part: part[:1] if getattr(part, "ndim", 0) else part, found)
 
     batched.__name__ = name  # what compile logs and profiles show
     return batched

@@ -27,7 +27,7 @@ import math
 from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
-from stowplan.special import look_up
+from stowplan.special import look_up, look_up_run
 
 __all__ = ["FLUENCE", "R_E_SQUARED", "intensity"]
 
@@ -287,7 +287,7 @@ def _structure_factor(xp, hkl, table, minima, default_factor, interpolation):
 
 
 def _tricubic(xp, hkl, table, minima, default_factor):
-    """Products of four-point Lagrange weights; 64 gathers of one number per term.
+    """Products of four-point Lagrange weights; 16 gathers of four neighbours along l.
 
     Each sum runs as it is gathered: the 64 values of a term never exist together, and where the
     framework fuses loops no array of terms does.
@@ -306,10 +306,7 @@ def _tricubic(xp, hkl, table, minima, default_factor):
     for i, along_h in enumerate(first):
         plane = 0.0
         for j, along_k in enumerate(middle):
-            line = 0.0
-            for k, along_l in enumerate(last):
-                value = look_up(flat, index + ((i * nk + j) * nl + k))
-                line = line + along_l * value
+            line = look_up_run(flat, index + (i * nk + j) * nl, last)
             plane = plane + along_k * line
         factor = factor + along_h * plane
     return xp.where(_inside(hkl, minima, table.shape, 2), factor, default_factor)
