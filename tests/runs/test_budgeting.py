@@ -102,8 +102,8 @@ def test_rows_by_hand_may_not_exceed_a_budget(framework, put):
 def test_peaks_by_hand_need_no_probe(framework, put, monkeypatch):
     monkeypatch.setattr(budgeting, "make_probes", None)
     data = put(columns([4] * 10))
-    plan = sp.plan(gram, data, peak=(1000, 100_000), budget="500 kB")
-    assert 1 < plan.rows[0] <= 4
+    plan = sp.plan(gram, data, peak=(1000, 100_000), budget="1.5 MB")
+    assert 1 < plan.rows[0] <= 14
     assert "peak= by hand" in str(plan)
     with pytest.raises(sp.BudgetError, match=r"needs 10\d* bytes"):
         sp.plan(gram, data, peak=(0, 10**7), budget="500 kB")

@@ -274,16 +274,13 @@ class JaxAdapter:
                     kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted[0],
                     tuple(jax.tree.leaves(wanted[1])),
                 )  # fmt: skip
-            found = program.analysis(*inputs)
+            found = program.peak_bytes(*inputs)
         if found is None:
             raise PlanError(
                 f"JAX does not say how much memory a compiled shape takes on {device}. Give the "
                 "bytes by hand: peak=(fixed_bytes, bytes_per_row)."
             )
-        return int(
-            found.temp_size_in_bytes + found.output_size_in_bytes + found.argument_size_in_bytes
-            - found.alias_size_in_bytes
-        )  # fmt: skip
+        return found
 
     def output_widths(
         self,

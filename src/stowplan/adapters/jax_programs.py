@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,8 +21,13 @@ __all__ = [
     "compiler_options",
     "jitted",
     "jitted_gradient",
+    "packed_bytes",
     "traces",
 ]
+
+_INSTRUCTION = re.compile(
+    r"\s*(?:ROOT )?(%[\w.-]+) = [a-z]+(\d*)\[([\d,]*)\]\S* ([\w-]+)\((?:[^,)]*, (%[\w.-]+))?"
+)
 
 traces: Counter[str] = Counter()
 """Number of times each kernel was traced, by name; a compiled call does not trace again."""
@@ -34,7 +41,8 @@ class Program:
     are those of the user.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, pulls_back: bool = False) -> None:
+        self.pulls_back = pulls_back
         self.inside = jax.jit(function)
         self.outside = jax.jit(function, compiler_options=compiler_options())
 
@@ -47,9 +55,59 @@ class Program:
         """Give shapes and dtypes of the outputs; what is traced for them is not traced again."""
         return self.outside.eval_shape(*operands)
 
-    def analysis(self, *operands: Any) -> Any:
-        """Compile for some shapes, which a later call needs not, and say what memory it takes."""
-        return self.outside.lower(*operands).compile().memory_analysis()
+    def peak_bytes(self, *operands: Any) -> int | None:
+        """Compile for some shapes, which a later call needs not, and say what memory it takes.
+
+        None where the compiler does not say.
+        """
+
+        def compiled() -> Any:
+            return self.outside.lower(*operands).compile()
+
+        program = _in_a_backward_pass(compiled) if self.pulls_back else compiled()
+        found = program.memory_analysis()
+        if found is None:
+            return None
+        counted = found.temp_size_in_bytes + found.output_size_in_bytes
+        counted += found.argument_size_in_bytes - found.alias_size_in_bytes
+        return int(counted) + (packed_bytes(program.as_text()) if compiler_options() else 0)
+
+
+def _in_a_backward_pass(call: Callable[[], Any]) -> Any:
+    """Call where gradients are called from: what JAX has compiled elsewhere it compiles again."""
+    found = []
+
+    def backward(kept: None, slope: Any) -> tuple[Any]:
+        found.append(call())
+        return (slope,)
+
+    same = jax.custom_vjp(lambda x: x)
+    same.defvjp(lambda x: (x, None), backward)
+    jax.grad(same)(0.0)
+    return found[0]
+
+
+def packed_bytes(program: str) -> int:
+    r"""Bytes of the copies that matrix products of a compiled program make of right operands.
+
+    XLA does not count them. Two products may run at a time: the largest two count.
+
+    >>> packed_bytes("%a = f64[2,3] parameter(0)\n%b = f64[3,9] parameter(1)\n"
+    ...              "%c = f64[2,9] dot(%a, %b), lhs_contracting_dims={1}")
+    216
+    """
+    sizes: dict[str, int] = {}
+    packed = [0, 0]
+    for line in program.splitlines():
+        made = _INSTRUCTION.match(line)
+        if made is None:
+            continue
+        name, bits, shape, operation, right = made.groups()
+        lengths = [int(length) for length in shape.split(",") if length]
+        sizes[name] = max(int(bits or 8) // 8, 1) * math.prod(lengths)
+        if operation == "dot":
+            packed.append(sizes.get(right, 0))
+    return sum(sorted(packed)[-2:])
 
 
 @functools.cache
@@ -151,7 +209,7 @@ def jitted_gradient(
         return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
 
     gradient.__name__ = f"gradient of {name}"
-    return Program(gradient)
+    return Program(gradient, pulls_back=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -38,6 +38,8 @@ CONCEIVABLE = 64
 """A batch is probed unasked if this many times its inputs and outputs exceed the budget."""
 SPARE = Fraction(4, 100)
 """Share of a budget that is left to pages, allocators and the interpreter: measured 0 to 3 %."""
+GAPS = 3
+"""Times that a batch of an eager framework fits, so that gaps in the heap need no care."""
 TRIES = 3
 """Shapes that are compiled to find one that fits, before a single row is tried."""
 
@@ -209,10 +211,11 @@ class _Fit:
         """Split where lines say how many rows fit."""
         models = [_widened(model, margin) for model in models]
         left = self.usable_bytes - self.footprint.held_bytes()
+        share = 1 if cached is None else GAPS  # rows by hand may take it all
         most = []
         for slot, model in enumerate(models):
             each = Fraction(model.bytes_per_row) + self._beside(slot)
-            most.append(max(math.floor((left - model.fixed_bytes) / each), 1))
+            most.append(max(math.floor((left / share - model.fixed_bytes) / each), 1))
         if cached is not None:
             if self.kernel.memory is None:
                 sizes = [math.ceil(model.bytes_per_row) for model in models]

@@ -131,6 +131,12 @@ def make_probes(
 
 
 _known: dict[Any, PeakModel] = {}
+_known_widths: dict[Any, tuple[int, ...]] = {}
+
+
+def _forget_some(known: dict[Any, Any]) -> None:
+    if len(known) > 1024:
+        known.pop(next(iter(known)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,16 +176,19 @@ class Probe:
                 _known[known] = self._probed(rows, most_bytes)
             except PlanError as error:
                 raise type(error)(f"{self.where}: {error}") from error
-            if len(_known) > 1024:
-                _known.pop(next(iter(_known)))
+            _forget_some(_known)
         return _known[known]
 
     def output_widths(self) -> tuple[int, ...]:
         """Bytes of a number in each output."""
-        return self.target.adapter.output_widths(
-            self.kernel, self.statics, self.arguments, self.keywords, self.shared,
-            device=self.target.device,
-        )  # fmt: skip
+        known = self._key()
+        if known not in _known_widths:
+            _known_widths[known] = self.target.adapter.output_widths(
+                self.kernel, self.statics, self.arguments, self.keywords, self.shared,
+                device=self.target.device,
+            )  # fmt: skip
+            _forget_some(_known_widths)
+        return _known_widths[known]
 
     def _key(self, *limits: int | None) -> tuple[Any, ...]:
         """Everything that the peak depends on."""
