@@ -1,9 +1,8 @@
 """Peak memory that plans predict against what the operating system measures.
 
-``python -m bench.memory`` prints the table and writes ``results/memory.json``. Each line is a fresh
-process: data and plan are made, libraries and compiled shapes loaded by another run, freed memory
-given back; counted is then the rise of the resident memory during the run, at its peak (VmHWM).
-Lines with a "tight" budget have batches of 400 MiB by hand, and what their plan predicts as budget.
+``python -m bench.memory``; see bench/README.md. Each case is a process of its own. Counted is the
+rise of the resident size during a run, at its peak, beside inputs, plan, libraries and compiled
+programs, which are there before.
 """
 
 from __future__ import annotations
@@ -13,288 +12,388 @@ import ctypes
 import gc
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+import stowplan as sp
+from stowplan.memory import parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 FRAMEWORKS = ("numpy", "torch", "jax")
 KERNELS = ("line", "gram", "bragg", "tricubic", "ewald")
 BUDGETS = ("96 MiB", "400 MiB", "2 GiB")
-LARGE = 400 * 2**20  # bytes of a batch that is meant to be large
+TIGHT = "tight"  # rows by hand, and a budget of little more than the plan predicts
+TIGHT_BYTES = 400 * 2**20  # of a batch there
+JUDGED_BYTES = 300e6  # batches from which on predictions are held to ACCURACY
+ACCURACY = 0.05
+COLUMNS = ("budget", "batch", "held", "predicted", "measured")  # of the table, in MB
 
 
-def cases(quick: bool) -> list[dict[str, object]]:
-    """Budgets with rows left to the plan, and large batches by hand."""
-    found = []
-    for kernel in KERNELS[:3] if quick else KERNELS:
+class Case(NamedTuple):
+    """One line of the table."""
+
+    kernel: str
+    framework: str
+    gradient: bool
+    budget: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A kernel with columns and shared parameters in a framework."""
+
+    kernel: sp.Kernel
+    data: dict[str, Any]
+    shared: dict[str, Any]
+
+    @property
+    def wanted(self) -> list[str]:
+        """What gradients are taken by: of diffraction what a crystal has, else all columns."""
+        crystal = [name for name in ("lattices", "table") if self.shared.get(name) is not None]
+        return crystal or list(self.data)
+
+
+@sp.kernel("(atoms)->(atoms)", ragged="atoms")
+def line(x):
+    """Result as large as what goes in, ``(atoms)->(atoms)``."""
+    return 2 * x + 1
+
+
+@sp.kernel("(atoms,3),(atoms)->(atoms)", ragged="atoms")
+def gram(positions, charges, *, smearing):
+    """Pairs of atoms, far more than what goes in, ``(atoms,3),(atoms)->(atoms)``."""
+    xp = array_namespace(positions)
+    products = xp.matmul(positions, xp.matrix_transpose(positions))  # (..., atoms, atoms)
+    return xp.sum(xp.exp(-smearing * products) * charges[..., None, :], axis=-1)
+
+
+def cases() -> Iterator[Case]:
+    """Budgets that leave the rows to the plan, and a tight one."""
+    for kernel in KERNELS:
         for framework in FRAMEWORKS:
             for gradient in (False, True):
-                if gradient and framework == "numpy":
+                if gradient and (framework == "numpy" or kernel == "ewald"):
                     continue
-                base = {"kernel": kernel, "on": framework, "gradient": gradient}
-                if kernel == "ewald" and gradient:
-                    continue
-                for budget in BUDGETS[1:2] if quick else BUDGETS:
-                    found += [{**base, "budget": budget}]
-                found.append({**base, "budget": "99 GiB", "large": True})
-    return found
+                for budget in (*BUDGETS, TIGHT):
+                    yield Case(kernel, framework, gradient, budget)
 
 
-def resolve(budget: str) -> int:
-    from stowplan.memory import parse_bytes
-
-    return parse_bytes(budget)
-
-
-def status(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(name)
-
-
-def settle() -> int:
-    """Give freed memory back, forget the last peak, and say what is resident."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def workload(name: str, on: str, count: int | None, large: bool = False):
-    """Kernel, data of some items in a framework, and shared parameters."""
-    import numpy as np
-    from array_api_compat import array_namespace
-
-    import stowplan as sp
-
-    rng = np.random.default_rng(7)
-    if name in ("bragg", "tricubic"):
-        from stowplan.io.reflections import StructureFactors
-        from stowplan.kernels.bragg import intensity
-        from stowplan.recipes import bragg_geometry as geometry
-        from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector
-
-        side = 1024 if count is None else 4
-        detector = Detector((side, side), oversample=1)
-        like = put(np.zeros(1, np.float32), on)
-        mosaic = geometry.mosaic_rotations(like[0] + 0.5, 9, seed=1)
-        table = None
-        if name == "tricubic":
-            n = np.arange(-12, 13.0)
-            values = 100 + 60 * np.cos(0.7 * n)[:, None, None] * np.cos(0.5 * n)[:, None] * n
-            table = StructureFactors(put(values.astype(np.float32), on), (-12, -12, -12))
-        crystal = Crystal(
-            (100.0, 100.0, 100.0, 90.0, 90.0, 90.0), mosaic=mosaic, table=table,
-            interpolation="tricubic" if table else "auto",
-        )  # fmt: skip
-        shared = geometry.kernel_arguments(detector, Beam(6.2), crystal, like=like)
-        columns = geometry.pixel_columns(detector)
-        return intensity, {n: put(c.astype(np.float32), on) for n, c in columns.items()}, shared
-    if name == "ewald":
-        from ase.build import bulk
-
-        from stowplan.kernels.ewald import kspace_field
-        from stowplan.recipes import ewald
-
-        salt = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
-        made = [salt.repeat((2, 2, 1 + i % 3)) for i in range(count or 300)]
-        kspace, _ = ewald.columns(made, charges={"Na": 1, "Cl": -1}, accuracy=1e-6)
-        data = {
-            key: column.map_values(lambda v: put(v, on))
-            if hasattr(column, "map_values")
-            else put(column, on)
-            for key, column in kspace.items()
-        }
-        return kspace_field, data, {"exponent": 1}
-
-    @sp.kernel("(atoms)->(atoms)", ragged="atoms")
-    def line(x):
-        """Elementwise."""
-        return 2 * x + 1
-
-    @sp.kernel("(atoms,3),(atoms)->(atoms)", ragged="atoms")
-    def gram(positions, charges, *, smearing):
-        """A product larger than what goes in."""
-        xp = array_namespace(positions)
-        each = xp.matmul(positions, xp.matrix_transpose(positions))
-        return xp.sum(xp.exp(-smearing * each) * charges[..., None, :], axis=-1)
-
-    atoms = 2000 if name == "line" else 256
-    count = count or (20000 if large and name == "line" else 1500)
-    sizes = np.full(count, atoms)
-    sizes[1::2] -= 7
-    total = int(sizes.sum())
-    if name == "line":
-        return line, {"x": sp.Ragged(put(rng.normal(size=total), on), sizes)}, {}
-    values = {
-        "positions": sp.Ragged(put(rng.normal(size=(total, 3)), on), sizes),
-        "charges": sp.Ragged(put(rng.normal(size=total), on), sizes),
-    }
-    return gram, values, {"smearing": 0.1}
-
-
-def put(array, on: str):
-    """A host array in a framework."""
-    if on == "torch":
+def array(framework: str, values: Any) -> Any:
+    """Give an array of a framework."""
+    if framework == "torch":
         import torch
 
-        return torch.from_numpy(array.copy())
-    if on == "jax":
+        return torch.from_numpy(values.copy())
+    if framework == "jax":
         import jax
 
-        return jax.device_put(array)
-    return array
+        return jax.device_put(values)
+    return values
 
 
-def perform(kernel, data, plan, shared, on: str, gradient: bool):
-    """Run, or take the gradient of the sum of squares of the first output."""
-    import stowplan as sp
+def problem(case: Case, items: int | None = None) -> Problem:
+    """Give a problem, of its usual size or with a few items to load libraries by.
 
-    if not gradient:
-        result = sp.run(kernel, data, plan, **shared)
-        return synchronised(result, on)
-    names = differentiable(data, shared)
+    Its usual size has a large batch: in XLA pairs take 27 kB a row, elsewhere half a megabyte.
+    """
+    tight = case.budget == TIGHT
+    if case.kernel == "ewald":
+        return salt_crystals(case.framework, items or (500 if tight else 300))
+    if case.kernel in ("bragg", "tricubic"):
+        return diffraction(case, 1024 if items is None else 4)
+    rng = np.random.default_rng(7)
+    atoms, count = 256, 15000 if tight and case.framework == "jax" else 1500
+    if case.kernel == "line":
+        atoms, count = 2000, 20000 if tight else 1500
+    sizes = np.full(items or count, atoms)
+    sizes[1::2] -= 7
+    total = int(sizes.sum())
 
-    def run(values):
-        mine = {**data, **{k: v for k, v in values.items() if k in data}}
-        others = {**shared, **{k: v for k, v in values.items() if k in shared}}
-        out = sp.run(kernel, mine, plan, **others)
-        out = out[0] if isinstance(out, tuple) else out
-        flat = out.values if isinstance(out, sp.Ragged) else out
-        return (flat * flat).sum()
+    def ragged(*shape: int) -> sp.Ragged:
+        return sp.Ragged(array(case.framework, rng.normal(size=(total, *shape))), sizes)
 
-    if on == "torch":
-        import torch
-
-        leaves = {}
-        values = {}
-        for name in names:
-            given = {**data, **shared}[name]
-            flat = given.values if isinstance(given, sp.Ragged) else given
-            leaves[name] = flat.detach().requires_grad_()
-            values[name] = (
-                sp.Ragged.from_layout(leaves[name], given.layout)
-                if isinstance(given, sp.Ragged)
-                else leaves[name]
-            )
-        loss = run(values)
-        return torch.autograd.grad(loss, list(leaves.values()))
-    import jax
-
-    return synchronised(jax.grad(run)({name: {**data, **shared}[name] for name in names}), on)
+    if case.kernel == "line":
+        return Problem(line, {"x": ragged()}, {})
+    return Problem(gram, {"positions": ragged(3), "charges": ragged()}, {"smearing": 0.1})
 
 
-def differentiable(data, shared) -> list[str]:
-    names = ["lattices", "table"] if "lattices" in shared else list(data)
-    return [name for name in names if {**data, **shared}.get(name) is not None]
+def diffraction(case: Case, side: int) -> Problem:
+    """Square images with 9 mosaic domains in float32, without a table or with 25^3 reflections."""
+    from stowplan.kernels.bragg import intensity
+    from stowplan.recipes import bragg
+
+    table = None
+    if case.kernel == "tricubic":
+        n = np.arange(-12, 13.0)
+        values = 100 + 60 * np.cos(0.7 * n)[:, None, None] * np.cos(0.5 * n)[:, None] * n
+        table = bragg.StructureFactors(values, (-12, -12, -12))
+    crystal = bragg.Crystal(
+        (100, 100, 100, 90, 90, 90), mosaic=bragg.mosaic_rotations(0.5, 9, seed=1), table=table,
+        interpolation="auto" if table is None else "tricubic",
+    )  # fmt: skip
+    made = bragg.prepare(
+        crystal, bragg.Detector((side, side), oversample=1), bragg.Beam(6.2),
+        on=case.framework, dtype="float32",
+    )  # fmt: skip
+    return Problem(intensity, made.columns, made.shared)
 
 
-def synchronised(result, on: str):
-    if on == "jax":
+def salt_crystals(framework: str, items: int) -> Problem:
+    """Sums in k space of supercells of rock salt, 32 to 96 atoms."""
+    from ase.build import bulk
+
+    from stowplan.kernels.ewald import kspace_field
+    from stowplan.recipes import ewald
+
+    salt = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    structures = [salt.repeat((2, 2, 1 + number % 3)) for number in range(items)]
+    columns, _ = ewald.columns(structures, charges={"Na": 1, "Cl": -1}, accuracy=1e-6)
+
+    def convert(column: Any) -> Any:
+        if isinstance(column, sp.Ragged):
+            return column.map_values(lambda values: array(framework, values))
+        return array(framework, column)
+
+    data = {name: convert(column) for name, column in columns.items()}
+    return Problem(kspace_field, data, {"exponent": 1})
+
+
+def run(given: Problem, plan: sp.Plan | None) -> Any:
+    """Run a problem, until its results are there."""
+    result = sp.run(given.kernel, given.data, plan, **given.shared)
+    if any("jax" in type(values).__module__ for values in flat_values(result)):
         import jax
 
         jax.block_until_ready(result)
     return result
 
 
-def measure(case: dict[str, object]) -> dict[str, object]:
-    """One line of the table, in this process."""
-    on = str(case["on"])
-    if on == "jax":
+def flat_values(result: Any) -> list[Any]:
+    """Give the arrays of a result."""
+    parts = result if isinstance(result, tuple) else (result,)
+    return [part.values if isinstance(part, sp.Ragged) else part for part in parts]
+
+
+def pull_back(given: Problem, plan: sp.Plan | None, framework: str) -> Any:
+    """Take the gradient of the sum of squares of the first output."""
+
+    def loss(wanted: Mapping[str, Any]) -> Any:
+        data = {name: wanted.get(name, column) for name, column in given.data.items()}
+        shared = {name: wanted.get(name, value) for name, value in given.shared.items()}
+        values, *_ = flat_values(sp.run(given.kernel, data, plan, **shared))
+        return (values * values).sum()
+
+    every = {**given.data, **given.shared}
+    wanted = {name: every[name] for name in given.wanted}
+    if framework == "jax":
+        import jax
+
+        return jax.block_until_ready(jax.grad(loss)(wanted))
+    import torch
+
+    leaves = []
+
+    def leaf(values: Any) -> Any:
+        leaves.append(values.detach().requires_grad_())
+        return leaves[-1]
+
+    tracked = {
+        name: value.map_values(leaf) if isinstance(value, sp.Ragged) else leaf(value)
+        for name, value in wanted.items()
+    }
+    return torch.autograd.grad(loss(tracked), leaves)
+
+
+def planned(given: Problem, case: Case) -> sp.Plan:
+    """Plan for a budget; for a tight one large batches, and little more than they ask for."""
+    gradient = given.wanted if case.gradient else False
+    slots = 1 if given.kernel.ragged else None
+
+    def plan(budget: float | str, rows: int | None = None) -> sp.Plan:
+        return sp.plan(
+            given.kernel, given.data, slots=slots, budget=budget, rows=rows, gradient=gradient,
+            **given.shared,
+        )  # fmt: skip
+
+    if case.budget != TIGHT:
+        return plan(case.budget)
+    probe, *_ = sp.calibrate(
+        given.kernel, given.data, rows=64, gradient=gradient, **given.shared
+    )  # fmt: skip
+    rows = max(int(TIGHT_BYTES / float(probe.bytes_per_row)), 1)
+    generous = plan("99 GiB", rows)
+    return plan(int(generous.memory.peak_bytes / 0.95) + 2**24, rows)
+
+
+def status(name: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    for entry in Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith(name + ":"):
+            return int(entry.split()[1]) * 1024
+    raise LookupError(name)
+
+
+def resident_rise(call: Callable[[], Any]) -> int:
+    """Bytes by which the resident size rises during a call, at its peak.
+
+    Before it freed memory is given back to the system, and the peak so far is forgotten.
+    """
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    result = call()
+    rise = status("VmHWM") - before
+    del result
+    return rise
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Bytes that a plan predicts, and those of its first run, in this process."""
+    if case.framework == "jax":
         import jax
 
         jax.config.update("jax_enable_x64", True)
-    if on == "torch":
+    if case.framework == "torch":
         import torch
 
         torch.set_num_threads(1)
-    import stowplan as sp
 
-    gradient = bool(case["gradient"])
-    kernel, data, shared = workload(str(case["kernel"]), on, None, bool(case.get("large")))
-    wanted = {}
-    if gradient:
-        wanted = {"gradient": differentiable(data, shared)}
-    options = {"budget": case["budget"], **wanted, **shared}
-    if case.get("large"):
-        names = differentiable(data, shared) if gradient else False
-        probe = sp.calibrate(kernel, data, None, gradient=names, rows=64, **shared)
-        rows = max(int(LARGE / float(probe[0].bytes_per_row)), 1)
-        options["rows"] = rows
-    slots = 1 if kernel.ragged else None
-    plan = sp.plan(kernel, data, slots=slots, **options)
-    if case.get("large"):  # no more than it asks for
-        options["budget"] = int(plan.memory.peak_bytes / 0.95) + 2**24
-        plan = sp.plan(kernel, data, slots=slots, **options)
-    tiny, few, others = workload(str(case["kernel"]), on, 4)
-    perform(tiny, few, None, others, on, gradient)
-    if on == "jax":  # compiles what the probe did not, forward before backward
-        perform(kernel, data, replace(plan), shared, on, gradient)
-    before = settle()
-    result = perform(kernel, data, plan, shared, on, gradient)
-    peak = status("VmHWM") - before
-    del result
-    assert plan.memory is not None
+    def perform(given: Problem, plan: sp.Plan | None) -> Any:
+        return pull_back(given, plan, case.framework) if case.gradient else run(given, plan)
+
+    given = problem(case)
+    plan = planned(given, case)
+    perform(problem(case, 4), None)  # what libraries load and keep
+    if case.framework == "jax":
+        perform(given, replace(plan))  # compiles; a copy, whose index arrays are not kept
+    rise = resident_rise(lambda: perform(given, plan))
+    memory = plan.memory
     return {
-        **case,
+        **case._asdict(),
         "rows": max(plan.rows),
         "batches": len(plan.batches),
-        "batch_bytes": max(plan.memory.batch_bytes),
-        "held_bytes": plan.memory.held_bytes,
-        "predicted": plan.memory.peak_bytes,
-        "measured": peak,
-        "budget_bytes": plan.memory.budget.bytes,
+        "budget_bytes": memory.budget.bytes,
+        "batch_bytes": max(memory.batch_bytes),
+        "held_bytes": memory.held_bytes,
+        "predicted_bytes": memory.peak_bytes,
+        "measured_bytes": rise,
     }
 
 
-def main() -> None:
+def measure_apart(case: Case) -> dict[str, Any]:
+    """Measure in a fresh process; a refused budget says which one would be enough."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.memory", "--case", json.dumps(case)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    needed = re.search(r"BudgetError: .*at least budget=(\d+)", done.stderr)
+    if needed and int(needed[1]) > parse_bytes(case.budget):
+        return {**case._asdict(), "refused_below_bytes": int(needed[1])}
+    return {**case._asdict(), "error": (done.stderr.strip().splitlines() or ["killed"])[-1][:300]}
+
+
+def is_kept(one: Mapping[str, Any]) -> bool:
+    """Say whether a run stayed within its budget; one that was refused did."""
+    if "measured_bytes" in one:
+        return bool(one["measured_bytes"] <= one["budget_bytes"])
+    return "refused_below_bytes" in one
+
+
+def ratio(one: Mapping[str, Any]) -> float:
+    """Give predicted over measured bytes."""
+    return float(one["predicted_bytes"] / one["measured_bytes"])
+
+
+def is_large(one: Mapping[str, Any]) -> bool:
+    """Say whether the prediction of a case is judged."""
+    return bool(one.get("batch_bytes", 0) >= JUDGED_BYTES)
+
+
+def table_line(one: Mapping[str, Any]) -> str:
+    """Markdown of one case."""
+    kind = "gradient" if one["gradient"] else "forward"
+    start = f"| {one['kernel']} | {one['framework']} | {kind} | {one['budget']} |"
+    if "measured_bytes" not in one:
+        reason = one.get("error") or f"refused, needs {one['refused_below_bytes'] / 1e6:.1f} MB"
+        return f"{start} {reason} |"
+    sizes = (f"{one[f'{name}_bytes'] / 1e6:.1f}" for name in COLUMNS)
+    kept = "yes" if is_kept(one) else "NO"
+    off = is_large(one) and abs(ratio(one) - 1) > ACCURACY
+    return (
+        f"{start} {one['rows']} x {one['batches']} | {' | '.join(sizes)} | "
+        f"{ratio(one):.3f}{' OFF' if off else ''} | {kept} |"
+    )
+
+
+def condensed(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Markdown: one line per framework, forward and gradient."""
+    yield "| | large batches | predicted / measured | within 5 % | kept, of all |"
+    yield "|" + "---|" * 5
+    for framework in FRAMEWORKS:
+        for gradient in (False, True):
+            mine = [one for one in found
+                    if (one["framework"], one["gradient"]) == (framework, gradient)]  # fmt: skip
+            ratios = [ratio(one) for one in mine if is_large(one)]
+            if not ratios:
+                continue
+            near = sum(abs(each - 1) <= ACCURACY for each in ratios)
+            yield (
+                f"| {framework}, {'gradient' if gradient else 'forward'} | {len(ratios)} | "
+                f"{min(ratios):.3f}-{max(ratios):.3f} | {near} | "
+                f"{sum(map(is_kept, mine))} of {len(mine)} |"
+            )
+
+
+def describe() -> dict[str, Any]:
+    """What it ran on."""
+    packages = ("stowplan", "numpy", "torch", "jax", "jaxlib")
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+    }
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", help="one case, as JSON; used by the parent process")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="words that a case must hold")
-    arguments = parser.parse_args()
-    if arguments.case:
-        print(json.dumps(measure(json.loads(arguments.case))))
-        return
-    rows = []
-    print(f"{'kernel':9}{'on':7}{'grad':6}{'budget':>9}{'rows':>9}{'batches':>8}{'batch MB':>9}"
-          f"{'held MB':>9}{'predicted':>10}{'measured':>9}{'ratio':>7}{'kept':>6}")  # fmt: skip
-    for case in cases(arguments.quick):
-        text = json.dumps(case)
-        if not all(word in text for word in arguments.only.split()):
-            continue
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.memory", "--case", text],
-            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
-        if "BudgetError" in done.stderr:
-            needed = int(re.search(r"at least budget=(\d+)", done.stderr)[1])
-            assert needed > resolve(str(case["budget"])), done.stderr[-900:]
-            rows.append({**case, "refused": needed})
-            print(f"{case['kernel']!s:9}{case['on']!s:7}{case['gradient']!s:6}{case['budget']!s:>9}"
-                  f" refused, needs {needed / 1e6:.1f} MB")  # fmt: skip
-            continue
-        if done.returncode:
-            print(text, "failed:", done.stderr.strip().splitlines()[-1][:300])
-            rows.append({**case, "error": done.stderr.strip().splitlines()[-1]})
-            continue
-        row = json.loads(done.stdout.splitlines()[-1])
-        rows.append(row)
-        print(
-            f"{row['kernel']:9}{row['on']:7}{row['gradient']!s:6}{row['budget']:>9}{row['rows']:>9}"
-            f"{row['batches']:>8}{row['batch_bytes'] / 1e6:>9.1f}{row['held_bytes'] / 1e6:>9.1f}"
-            f"{row['predicted'] / 1e6:>10.1f}{row['measured'] / 1e6:>9.1f}"
-            f"{row['predicted'] / row['measured']:>7.3f}"
-            f"{'yes' if row['measured'] <= row['budget_bytes'] else 'NO':>6}",
-            flush=True,
-        )  # fmt: skip
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
+    parser.add_argument("--only", nargs="+", default=[], help="kernels, frameworks or budgets")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(Case(*json.loads(options.case)))))
+        return 0
+    print(
+        f"| kernel | framework | | given | rows x batches | {' | '.join(COLUMNS)} | ratio | kept |"
+    )
+    print("|" + "---|" * 12, flush=True)
+    found = []
+    for case in cases():
+        if set(options.only) <= {str(part) for part in case}:
+            found.append(measure_apart(case))
+            print(table_line(found[-1]), flush=True)
+    print("", *condensed(found), sep="\n")
+    if not options.only:
+        report = {"environment": describe(), "cases": found}
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    met = all(is_kept(one) for one in found)
+    met = met and all(abs(ratio(one) - 1) <= ACCURACY for one in found if is_large(one))
+    return int(options.check and not met)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

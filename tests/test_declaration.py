@@ -11,7 +11,8 @@ import pytest
 from array_api_compat import array_namespace
 
 import stowplan as sp
-from stowplan.declaration import RESERVED, kernel
+from stowplan.contradictions import RESERVED
+from stowplan.declaration import kernel
 from stowplan.errors import SignatureError
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from stowplan.errors import BudgetError
 from stowplan.host_memory import free_host_bytes
 from stowplan.memory import (
-    PeakModel,
-    fit_peak,
     parse_bytes,
     resolve_budget,
+    scratch_folder,
     show_bytes,
 )
+from stowplan.peaks import PeakModel, fit_peak
 
 GIB = 2**30
 
@@ -293,3 +293,18 @@ def test_peaks_off_a_line_are_followed_from_above_and_said():
 def test_a_peak_that_is_none_is_refused(fixed, each):
     with pytest.raises(BudgetError, match=r"peak=\(fixed_bytes, bytes_per_row\)"):
         PeakModel(fixed, each, "by hand")
+
+
+def test_temporary_files_go_where_the_call_or_else_the_environment_says(tmp_path):
+    named = {"STOWPLAN_SCRATCH": str(tmp_path)}
+    assert scratch_folder(None, "run", environment=named) == tmp_path
+    assert scratch_folder(tmp_path / "..", "run", environment=named) == tmp_path / ".."
+    assert scratch_folder(None, "run", environment={}).is_dir()
+
+
+@pytest.mark.parametrize("scratch", [None, "there/is/none", "file"])
+def test_a_scratch_folder_that_is_none_is_named(tmp_path, scratch):
+    (tmp_path / "file").touch()
+    given = None if scratch is None else tmp_path / scratch
+    with pytest.raises(BudgetError, match=r"run: (scratch=|STOWPLAN_SCRATCH=).*no folder"):
+        scratch_folder(given, "run", environment={"STOWPLAN_SCRATCH": str(tmp_path / "gone")})

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Number
+from numbers import Integral
 from typing import Any
 
 from stowplan.by_hand import all_of_one_item, all_real
+from stowplan.contradictions import refuse_contradictions
 from stowplan.errors import DataError, PlanError, SignatureError
 from stowplan.expressions import Expression
-from stowplan.options import names, parameters, refuse_unknown, table, takes_dims
+from stowplan.options import names, parameters, refuse_unknown, table
 from stowplan.signature import CoreShape, Signature, parse_signature
 
-__all__ = ["RESERVED", "Kernel", "kernel"]
-
-RESERVED = frozenset(
-    "kernel data plan on device devices rows slots budget headroom order overflow costs progress "
-    "compile passes executor resume out loss wrt peak gradient items tolerance repeats".split()
-)
+__all__ = ["Kernel", "kernel"]
 
 
 class Kernel:
@@ -104,7 +100,7 @@ class Kernel:
             dim: rule if callable(rule) else self._parse(f"out_sizes {dim!r}", rule)
             for dim, rule in out_sizes.items()
         }
-        self._check()
+        refuse_contradictions(self)
 
     def __call__(self, *args: Any, **shared: Any) -> Any:
         """Evaluate on plain arrays; without mask and segments, every entry is real, of one item."""
@@ -183,117 +179,10 @@ class Kernel:
         taken = {"mask": self.takes_mask, "segments": self.takes_segments}
         return {name: value for name, value in made.items() if taken[name]}
 
-    def _check(self) -> None:
-        where = f"kernel {self.name}"
-        inputs = self.signature.inputs
-        if len(self.arguments) != len(inputs):
-            raise SignatureError(
-                f"{where}: the signature has {len(inputs)} inputs, the function has "
-                f"{len(self.arguments)} positional parameters: {', '.join(self.arguments)}. "
-                "Put a * before the parameters that all items share."
-            )
-        taken = sorted(RESERVED.intersection(self.shared))
-        if taken:
-            raise SignatureError(
-                f"{where}: run uses the name {taken[0]!r} itself; rename the parameter."
-            )
-        if "rows" in (*self.signature.dims, *self.signature.new_dims):
-            raise SignatureError(f"{where}: slots use the name 'rows' themselves; rename the dim.")
-        refuse_unknown(where, "exact", self.exact, self.ragged)
-        refuse_unknown(where, "static", self.static, self.shared)
-        refuse_unknown(where, "fill", self.fill, self.arguments)
-        for name, fill in self.fill.items():
-            if not isinstance(fill, Number):
-                raise SignatureError(f"{where}: fill of {name!r} is {fill!r}; give a number.")
-        refuse_unknown(where, "out_sizes", self.out_sizes, self._new_dims)
-        for name, core in zip(self.arguments, inputs, strict=True):
-            self._check_leading(f"{where}: argument {name}", core)
-        for core in self.signature.outputs:
-            self._check_leading(f"{where}: an output", core)
-        self._check_new_dims(where)
-        self._check_expressions(where)
-        self._check_index(where)
-        self._check_segments(where)
-
     @property
-    def _new_dims(self) -> tuple[str, ...]:
+    def new_dims(self) -> tuple[str, ...]:
+        """Output dims that no input has, without the one that counts items."""
         return tuple(dim for dim in self.signature.new_dims if dim != self.segments)
-
-    def _check_index(self, where: str) -> None:
-        refuse_unknown(where, "index", self.index, self.arguments)
-        for name, dim in self.index.items():
-            refuse_unknown(where, f"index {name!r}", (dim,), self.ragged)
-            fill = self.fill.get(name)
-            if not isinstance(fill, Integral) or fill >= 0:
-                raise SignatureError(
-                    f"{where}: index names {name!r}, whose padding must be told from an index; "
-                    f"declare a negative integer: fill={{{name!r}: -1}}."
-                )
-
-    def _check_segments(self, where: str) -> None:
-        if self.segments is None and not self.takes_segments:
-            return
-        if self.segments is None:
-            raise SignatureError(
-                f"{where}: the parameter segments says which item of a row each entry belongs to; "
-                "declare the dim that counts the items, segments='molecules', or rename it."
-            )
-        if not self.takes_segments:
-            raise SignatureError(
-                f"{where}: segments={self.segments!r} puts several items into a row, so the "
-                f"function must tell them apart: def {self.name}(..., *, segments)."
-            )
-        if len(self.ragged) == 1:
-            raise SignatureError(
-                f"{where}: nothing is ragged beside {self.segments!r}, so there is nothing to join."
-            )
-        for core in (*self.signature.inputs, *self.signature.outputs):
-            if self.segments in core and self.ragged_dims(core) != (self.segments,):
-                raise SignatureError(
-                    f"{where}: the core shape ({', '.join(map(str, core))}) has "
-                    f"{self.segments!r} beside another ragged dim; per-item values have it alone."
-                )
-
-    def _check_new_dims(self, where: str) -> None:
-        missing = [dim for dim in self._new_dims if dim not in self.out_sizes]
-        if missing:
-            raise SignatureError(
-                f"{where}: no input has the output dim {missing[0]!r}; "
-                f"give its length: out_sizes={{{missing[0]!r}: '...'}}."
-            )
-        varying = (*self.ragged, *self.derived)
-        for dim, rule in self.out_sizes.items():
-            if isinstance(rule, Expression):
-                ragged = any(name in varying for name in rule.names)
-                allowed = varying if ragged else (*varying, *self.signature.dims)
-                refuse_unknown(
-                    where, f"out_sizes {dim!r}", rule.names, tuple(dict.fromkeys(allowed))
-                )
-            else:
-                takes_dims(f"{where}: out_sizes {dim!r}", rule, self.ragged)
-
-    def _check_leading(self, where: str, core: CoreShape) -> None:
-        leading = self.ragged_dims(core)
-        if core[: len(leading)] != leading:
-            raise SignatureError(
-                f"{where} has core shape ({', '.join(map(str, core))}): "
-                f"the ragged dims ({', '.join(leading)}) must lead."
-            )
-
-    def _check_expressions(self, where: str) -> None:
-        clash = sorted(set(self.derived).intersection(self.signature.dims))
-        if clash:
-            raise SignatureError(f"{where}: {clash[0]!r} is a dim, so it cannot be derived.")
-        for name in self.derived:
-            if name == "rows" or not name.isidentifier():
-                raise SignatureError(
-                    f"{where}: {name!r} cannot name a derived size; take a word other than rows."
-                )
-        for name, expression in self.derived.items():
-            refuse_unknown(where, f"derived {name!r}", expression.names, self.ragged)
-        refuse_unknown(where, "work", self.work.names, (*self.ragged, *self.derived))
-        if self.memory is not None:
-            refuse_unknown(where, "memory", self.memory.names, (*self.ragged, *self.derived))
 
     def _parse(self, option: str, text: Any) -> Expression:
         try:

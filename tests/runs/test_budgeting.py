@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stowplan as sp
-from stowplan.memory import PeakModel
+from stowplan.peaks import PeakModel
 from stowplan.runs import budgeting, probes
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stowplan.errors import PlanError
 from stowplan.expressions import Expression
-from stowplan.memory import Forecast
+from stowplan.peaks import Forecast
 from stowplan.planners.cost import Costs, predict_seconds
 from stowplan.planners.sizes import Measure
 

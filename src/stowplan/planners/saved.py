@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import PlanError
-from stowplan.memory import Budget, Forecast
+from stowplan.memory import Budget
+from stowplan.peaks import Forecast
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs
 

@@ -10,7 +10,8 @@ from typing import Any
 from stowplan.adapters import Adapter, get_adapter
 from stowplan.errors import BudgetError
 from stowplan.kernels.bragg import intensity
-from stowplan.memory import Budget, Forecast, PeakModel, resolve_budget, show_bytes
+from stowplan.memory import Budget, resolve_budget, show_bytes
+from stowplan.peaks import Forecast, PeakModel
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector
 from stowplan.recipes.bragg_geometry import arrays_of, terms
 from stowplan.recipes.bragg_pixels import Prepared, prepare

@@ -14,14 +14,8 @@ from array_api_compat import is_array_api_obj
 from stowplan.declaration import Kernel
 from stowplan.errors import BudgetError, FrameworkError, PlanError
 from stowplan.expressions import Expression
-from stowplan.memory import (
-    Budget,
-    Forecast,
-    PeakModel,
-    peak_models_by_hand,
-    resolve_budget,
-    show_bytes,
-)
+from stowplan.memory import Budget, resolve_budget, show_bytes
+from stowplan.peaks import Forecast, PeakModel, peak_models_by_hand
 from stowplan.planners.batches import Plan
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import row_ladder

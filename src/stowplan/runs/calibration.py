@@ -7,7 +7,7 @@ from typing import Any
 
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
-from stowplan.memory import PeakModel
+from stowplan.peaks import PeakModel
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import bind
 from stowplan.runs.matching import check_sizes

@@ -14,7 +14,7 @@ from stowplan.adapters import Adapter, framework_of
 from stowplan.adapters.interface import Wanted, static_key
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
-from stowplan.memory import PeakModel, fit_peak
+from stowplan.peaks import PeakModel, fit_peak
 from stowplan.planners.batches import Batch, Plan, empty_batch
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
