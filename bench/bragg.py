@@ -1,13 +1,12 @@
 """Diffraction images in chunks of pixels, against one evaluation of all terms in torch.
 
 ``python -m bench.bragg``; see bench/README.md. Times are CPU times of one thread, memory is the
-rise of the resident size at its peak in a process of its own.
+rise of the resident size at its peak in a process of its own, or what torch allocates and XLA says.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import math
@@ -16,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 import stowplan as sp
-from stowplan.io.reflections import StructureFactors
+from bench.memory import resident_rise
 from stowplan.kernels.bragg import FLUENCE, R_E_SQUARED, intensity
-from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector
-from stowplan.recipes.bragg_geometry import kernel_arguments, mosaic_rotations, pixel_columns
+from stowplan.recipes import bragg
+from stowplan.recipes.bragg_geometry import kernel_arguments
 
 RESULTS = Path(__file__).parent / "results" / "bragg.json"
 ONE_THREAD = {
@@ -46,6 +46,7 @@ FINER = 32  # ... of an image of 512 x 512, half as large as a forward pass like
 ACCURACY = 5e-5  # of the largest pixel, float32 against double precision
 GRADIENT_ACCURACY = 2e-3  # of the largest entry of each gradient, likewise
 ONE_SHOT = "one-shot torch"
+COMPILED = "torch compiled"  # compile=True
 
 
 def structure_factors() -> np.ndarray:
@@ -78,24 +79,27 @@ def array(framework: str, values: Any, dtype: str = "float32") -> Any:
     return jnp.asarray(np.asarray(values, dtype))
 
 
+def framework_of(side: str) -> str:
+    """Name the framework that a side computes in."""
+    return side if side in ("numpy", "jax") else "torch"
+
+
+def experiment(size: int, domains: int, numbers: Mapping[str, Any] = NUMBERS) -> tuple[Any, ...]:
+    """Give crystal, detector and beam."""
+    crystal = bragg.Crystal(
+        numbers["cell"], cells=(5, 5, 5), misset=numbers["misset"], interpolation="tricubic",
+        table=bragg.StructureFactors(numbers["table"], (-HMAX,) * 3),
+        mosaic=bragg.mosaic_rotations(numbers["spread"], domains),
+    )  # fmt: skip
+    return crystal, bragg.Detector((size, size)), bragg.Beam(6.2)
+
+
 def problem(
-    framework: str,
-    size: int,
-    domains: int,
-    dtype: str = "float32",
-    numbers: Mapping[str, Any] = NUMBERS,
+    side: str, size: int, domains: int, dtype: str = "float32"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the pixels of an image and what they share."""
-    detector = Detector((size, size))
-    crystal = Crystal(
-        numbers["cell"], cells=(5, 5, 5), misset=numbers["misset"], interpolation="tricubic",
-        table=StructureFactors(numbers["table"], (-HMAX,) * 3),
-        mosaic=mosaic_rotations(numbers["spread"], domains),
-    )  # fmt: skip
-    like = array(framework, np.zeros(0), dtype)
-    shared = kernel_arguments(detector, Beam(6.2), crystal, like=like)
-    columns = pixel_columns(detector)
-    return {name: array(framework, c, dtype) for name, c in columns.items()}, shared
+    made = bragg.prepare(*experiment(size, domains), on=framework_of(side), dtype=dtype)
+    return made.columns, made.shared
 
 
 def one_shot(
@@ -167,15 +171,14 @@ def forward(side: str, size: int, domains: int, parts: int | None = None) -> Cal
 
     In one batch for ``parts=1``, in so many equal ones for more, as planned by default for None.
     """
-    framework = "torch" if side == ONE_SHOT else side
-    columns, shared = problem(framework, size, domains)
+    columns, shared = problem(side, size, domains)
     if side == ONE_SHOT:
         return lambda: one_shot(**columns, **shared)
     plan = planned(columns, shared, parts)
 
     def call() -> Any:
         found = sp.run(intensity, columns, plan, **shared)
-        return found.block_until_ready() if framework == "jax" else found
+        return found.block_until_ready() if side == "jax" else found
 
     return call
 
@@ -196,18 +199,19 @@ def gradient(
     side: str, size: int, domains: int, parts: int | None = None, dtype: str = "float32"
 ) -> Callable[[], list[Any]]:
     """Give a call that computes the gradient of a weighted image by all of NUMBERS."""
-    framework = "torch" if side == ONE_SHOT else side
-    columns, shared = problem(framework, size, domains, dtype)
+    framework = framework_of(side)
+    columns, shared = problem(side, size, domains, dtype)
     plan = planned(columns, shared, parts)
     weights = array(framework, weights_of(size), dtype)
     leaves = {name: array(framework, value, dtype) for name, value in NUMBERS.items()}
 
     def loss(leaves: Mapping[str, Any]) -> Any:
-        _, shared = problem(framework, size, domains, dtype, leaves)
+        crystal, detector, beam = experiment(size, domains, leaves)
+        shared = kernel_arguments(detector, beam, crystal, like=weights)
         if side == ONE_SHOT:
             found = one_shot(**columns, **shared)
         else:
-            found = sp.run(intensity, columns, plan, **shared)
+            found = sp.run(intensity, columns, plan, compile=side == COMPILED, **shared)
         return (found * weights).sum()
 
     if framework == "torch":
@@ -245,30 +249,17 @@ def cpu_seconds(
     }
 
 
-def status(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(name)
-
-
 def rise_here(kind: str, side: str, size: int, domains: int, parts: int | None) -> int:
     """Bytes by which the resident size rises during a call, in this process.
 
-    A small image is computed first, with all that libraries load and keep; a shape of JAX is
-    compiled without being run.
+    A small image is computed first, with all that libraries load and keep, and the call itself
+    where it compiles: that takes more than the arrays.
     """
     CALLS[kind](side, 16, domains)()
     call = CALLS[kind](side, size, domains, parts)
-    if side == "jax":
-        call()  # a compile takes more than the arrays
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    call()
-    return status("VmHWM") - before
+    if side in ("jax", COMPILED):
+        call()
+    return resident_rise(call)
 
 
 def rise(kind: str, side: str, size: int, domains: int, parts: int | None = None) -> int:
@@ -337,12 +328,23 @@ def measure_gradient(size: int, domains: int, rounds: int) -> dict[str, Any]:
 
 
 def live_peak(call: Callable[[], Any]) -> int:
-    """Most bytes in torch's storages during a call."""
+    """Most bytes in torch's storages during a call, inputs included."""
     from stowplan.adapters.torch_memory import LiveStorages
 
     with LiveStorages() as storages:
         call()
     return int(storages.peak_bytes)
+
+
+def allocated_peak(call: Callable[[], Any]) -> int:
+    """Most bytes that torch has allocated during a call, in compiled graphs as elsewhere."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.cumsum(changes).max())
 
 
 def compiled_peak(size: int, domains: int, parts: int, *, gradient: bool) -> int:
@@ -364,17 +366,48 @@ def measure_chunks(side: str, domains: int, rounds: int, size: int = 256) -> dic
         "forward_bytes_per_term": one_batch / terms,
         "table_bytes_per_term": 4 * NUMBERS["table"].size / terms,
     }
-    if side == "jax" and domains > 1:  # gradients take half a minute to compile
-        return found
     calls = {str(parts): gradient(side, size, domains, parts) for parts in (1, PARTS)}
+    cpu = cpu_seconds(calls, rounds)
     if side == "torch":
-        peaks = {name: live_peak(call) for name, call in calls.items()}
+        peaks = {name: allocated_peak(call) for name, call in calls.items()}
         found["gradient_rise_bytes"] = {
             name: rise("gradient", side, size, domains, int(name)) for name in calls
         }
     else:
         peaks = {name: compiled_peak(size, domains, int(name), gradient=True) for name in calls}
-    return {**found, "gradient_peak_bytes": peaks, "gradient_cpu": cpu_seconds(calls, rounds)}
+    return {**found, "gradient_peak_bytes": peaks, "gradient_cpu": cpu}
+
+
+def measure_compiled(domains: int, rounds: int, size: int = 256) -> dict[str, Any]:
+    """Peak and time of a gradient in chunks against one batch, both compiled, and their compiles."""
+    calls = {str(parts): gradient(COMPILED, size, domains, parts) for parts in (1, PARTS)}
+    compile_seconds = {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        call()
+        compile_seconds[name] = time.perf_counter() - start
+    plain = {f"{name}, not compiled": gradient("torch", size, domains, int(name)) for name in calls}
+    return {
+        "compile_seconds": compile_seconds,
+        "gradient_cpu": cpu_seconds({**calls, **plain}, rounds),
+        "gradient_peak_bytes": {name: allocated_peak(call) for name, call in calls.items()},
+        "gradient_rise_bytes": {
+            name: rise("gradient", COMPILED, size, domains, int(name)) for name in calls
+        },
+    }
+
+
+def measure_all_chunks(rounds: int, *, compiled: bool) -> dict[str, Any]:
+    """Measure chunks of torch and JAX, and of torch with ``compile=True``."""
+    found = {
+        f"{side}, {domains}": measure_chunks(side, domains, rounds)
+        for side in ("torch", "jax")
+        for domains in DOMAINS
+    }
+    if compiled:
+        for domains in DOMAINS[:2]:
+            found[f"{COMPILED}, {domains}"] = measure_compiled(domains, rounds)
+    return found
 
 
 def measure_ratio(size: int, rounds: int) -> dict[str, Any]:
@@ -404,11 +437,10 @@ def judge(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield verdict(f"{kind}, torch: times faster >= {least:g}", faster, faster >= least)
         yield verdict(f"{kind}, torch: share of its memory <= 0.1", share, share <= 0.1)
     for case, one in report["chunks"]["cases"].items():
-        most = 200 if case.startswith("torch") else 20
-        each = one["forward_bytes_per_term"]
-        yield verdict(f"{case} domains: bytes a term <= {most}", each, each <= most)
-        if "gradient_cpu" not in one:
-            continue
+        if "forward_bytes_per_term" in one:
+            most = 200 if case.startswith("torch") else 20
+            each = one["forward_bytes_per_term"]
+            yield verdict(f"{case} domains: bytes a term <= {most}", each, each <= most)
         peaks, cpu = one["gradient_peak_bytes"], one["gradient_cpu"]
         share = peaks[str(PARTS)] / peaks["1"]
         yield verdict(f"{case} domains: share of the gradient's peak <= 0.1", share, share <= 0.1)
@@ -432,6 +464,25 @@ def table(sides: Mapping[str, Any], terms: int) -> str:
     return "\n".join(lines)
 
 
+def chunk_table(cases: Mapping[str, Any]) -> str:
+    """Markdown: one line per framework and number of domains."""
+    lines = ["| | forward, bytes a term | of these the table | peak of the gradient | CPU ms "
+             "| time |", "|" + "---|" * 6]  # fmt: skip
+    for name, one in cases.items():
+        each, share = (
+            f"{one[key]:.1f}" if key in one else ""
+            for key in ("forward_bytes_per_term", "table_bytes_per_term")
+        )
+        peaks = [one["gradient_peak_bytes"][parts] / 2**20 for parts in (str(PARTS), "1")]
+        times = [one["gradient_cpu"][parts]["median"] * 1e3 for parts in (str(PARTS), "1")]
+        lines.append(
+            f"| {name} | {each} | {share} | {peaks[0]:.1f} / {peaks[1]:.1f} MiB = "
+            f"{peaks[0] / peaks[1]:.1%} | {times[0]:.0f} / {times[1]:.0f} | "
+            f"{times[0] / times[1]:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
 def describe() -> dict[str, Any]:
     """What it ran on."""
     packages = ("stowplan", "numpy", "torch", "jax", "jaxlib")
@@ -447,6 +498,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", nargs="+", default=["forward", "gradient", "chunks", "ratio"])
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True,
+                        help="measure compile=True, too, a minute for each graph")  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--rise", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -456,6 +509,8 @@ def main() -> int:
         size, domains, *parts = map(int, numbers)
         print(rise_here(kind, side, size, domains, parts[0] if parts else None))
         return 0
+    cache = tempfile.TemporaryDirectory()  # compiled here for the first time, read by --rise
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache.name)
     report = json.loads(options.out.read_text()) if options.out.exists() else {}
     report["environment"] = describe()
     measures: dict[str, tuple[dict[str, int], Callable[[], Any]]] = {
@@ -463,11 +518,7 @@ def main() -> int:
         "gradient": ({"size": 512, "domains": 9}, partial(measure_gradient, 512, 9, 3)),
         "chunks": (
             {"size": 256},
-            lambda: {
-                f"{side}, {domains}": measure_chunks(side, domains, options.rounds)
-                for side in ("torch", "jax")
-                for domains in DOMAINS
-            },
+            partial(measure_all_chunks, options.rounds, compiled=options.compile),
         ),
         "ratio": ({"size": 1024}, partial(measure_ratio, 1024, options.rounds)),
     }
@@ -477,6 +528,8 @@ def main() -> int:
         found = measure()
         report[part] = {**case, "sides" if "domains" in case else "cases": found}
         print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
+        if part == "chunks":
+            print(chunk_table(found), flush=True)
         if "domains" in case:
             print(table(found, case["size"] ** 2 * case["domains"]), flush=True)
     if all(part in report for part in measures):

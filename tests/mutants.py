@@ -16,11 +16,11 @@ TESTS = ["tests/test_gather.py", "tests/test_ragged.py", "tests/planners", "test
 
 # file, what stands there, what is planted: off by one, or a step left out
 MUTANTS = [
-    ("gather.py", "place[None, :] < column[:, None]", "place[None, :] <= column[:, None]"),
-    ("gather.py", "place[None, :] < column[:, None]", "place[None, :] < column[:, None] - 1"),
+    ("gather.py", "        < shapes[:, dim][:, None]", "        <= shapes[:, dim][:, None]"),
+    ("gather.py", "        < shapes[:, dim][:, None]", "        < shapes[:, dim][:, None] - 1"),
     ("gather.py", "index = index + starts[", "index = index + 1 + starts["),
     ("gather.py", "return xp.where(inside_all(masks), index, elsewhere)", "return index"),
-    ("gather.py", "xp.full_like(index, padding)", "xp.full_like(index, padding - 1)"),
+    ("gather.py", "xp.full_like(starts[:1], padding)", "xp.full_like(starts[:1], padding - 1)"),
     ("gather.py", "if inside is None:\n        return padded", "if True:\n        return padded"),
     ("gather.py", "mask[:count] for mask", "mask[: count + 1] for mask"),
     ("gather.py", "mask[:count] for mask", "mask[: max(count - 1, 0)] for mask"),
@@ -60,6 +60,19 @@ MUTANTS = [
     ("runs/prefetching.py", "raise item.error", "return"),
     ("planners/batches.py", "int(np.argmax(fits))", "0"),
     ("planners/slots.py", "math.ceil(headroom * length)", "int(headroom * length)"),
+    ("runs/indices.py", "return slice(int(starts[0]), int(ends[-1]))",
+     "return slice(0, int(ends[-1]))"),
+    ("runs/indices.py", "np.repeat(starts, counts) + within", "np.repeat(starts, counts)"),
+    ("runs/indices.py", "if full and (shapes == np.array(capacity)).all():", "if full:"),
+    ("runs/assembly.py", "return flat if order is None else", "return flat if True else"),
+    ("runs/jobs.py", "self.done = number + 1", "self.done = number"),
+    ("runs/footprint.py", "results = sum(size", "results = 0 * sum(size"),
+    ("runs/footprint.py", "index += arrays *", "index += 0 * arrays *"),
+    ("runs/budgeting.py", "if self._excess(planned):\n            self._refuse",
+     "if False:\n            self._refuse"),
+    ("runs/budgeting.py", "largest * CONCEIVABLE", "0 * largest"),
+    ("peaks.py", "fixed = max(0, *(", "fixed = 0 * max(0, *("),
+    ("runs/probes.py", "(least, 2 * least, 3 * least)", "(least, least + 1)"),
 ]  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_waiting_for_the_result_counts():
         time.sleep(0.01)
         return x.sum(axis=-1)
 
-    @sp.kernel("(n)->()", ragged="n")
+    @sp.kernel("(n)->()", ragged="n", per_item=True)
     def wait(x):
         return jax.pure_callback(
             slow, jax.ShapeDtypeStruct((), x.dtype), x, vmap_method="sequential"
