@@ -366,6 +366,8 @@ def measure_chunks(side: str, domains: int, rounds: int, size: int = 256) -> dic
         "forward_bytes_per_term": one_batch / terms,
         "table_bytes_per_term": 4 * NUMBERS["table"].size / terms,
     }
+    if side == "jax" and domains > 1:  # its gradients take more than a minute to compile
+        return found
     calls = {str(parts): gradient(side, size, domains, parts) for parts in (1, PARTS)}
     cpu = cpu_seconds(calls, rounds)
     if side == "torch":
@@ -379,7 +381,7 @@ def measure_chunks(side: str, domains: int, rounds: int, size: int = 256) -> dic
 
 
 def measure_compiled(domains: int, rounds: int, size: int = 256) -> dict[str, Any]:
-    """Peak and time of a gradient in chunks against one batch, both compiled, and their compiles."""
+    """Peak and time of a compiled gradient in chunks against one batch, and of its compiles."""
     calls = {str(parts): gradient(COMPILED, size, domains, parts) for parts in (1, PARTS)}
     compile_seconds = {}
     for name, call in calls.items():
@@ -441,6 +443,8 @@ def judge(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             most = 200 if case.startswith("torch") else 20
             each = one["forward_bytes_per_term"]
             yield verdict(f"{case} domains: bytes a term <= {most}", each, each <= most)
+        if "gradient_cpu" not in one:
+            continue
         peaks, cpu = one["gradient_peak_bytes"], one["gradient_cpu"]
         share = peaks[str(PARTS)] / peaks["1"]
         yield verdict(f"{case} domains: share of the gradient's peak <= 0.1", share, share <= 0.1)
@@ -466,13 +470,16 @@ def table(sides: Mapping[str, Any], terms: int) -> str:
 
 def chunk_table(cases: Mapping[str, Any]) -> str:
     """Markdown: one line per framework and number of domains."""
-    lines = ["| | forward, bytes a term | of these the table | peak of the gradient | CPU ms "
-             "| time |", "|" + "---|" * 6]  # fmt: skip
+    head = "| | forward, bytes a term | of these the table | gradient's peak | CPU ms | time |"
+    lines = [head, "|" + "---|" * 6]
     for name, one in cases.items():
         each, share = (
             f"{one[key]:.1f}" if key in one else ""
             for key in ("forward_bytes_per_term", "table_bytes_per_term")
         )
+        if "gradient_cpu" not in one:
+            lines.append(f"| {name} | {each} | {share} | | | |")
+            continue
         peaks = [one["gradient_peak_bytes"][parts] / 2**20 for parts in (str(PARTS), "1")]
         times = [one["gradient_cpu"][parts]["median"] * 1e3 for parts in (str(PARTS), "1")]
         lines.append(

@@ -99,6 +99,17 @@ def test_rows_by_hand_may_not_exceed_a_budget(framework, put):
     assert sp.plan(gram, data, rows=20, budget=needed(error), scale=0.1).rows == (20,)
 
 
+def test_rows_that_slots_carry_are_kept_or_refused(framework, put):
+    data = put(columns([40, 64] * 20))
+    free = sp.plan(gram, data, slots=2, rows=8, budget="1 GB", scale=0.1)
+    kept = sp.plan(gram, data, slots=free.slots, budget="1 GB", scale=0.1)
+    assert kept.rows == free.rows
+    mixed = [dict(free.slots[0]), {"atoms": 64}]
+    for slots in (free.slots, mixed):
+        with pytest.raises(sp.BudgetError, match="needs"):
+            sp.plan(gram, data, slots=slots, budget="60 kB", scale=0.1)
+
+
 def test_peaks_by_hand_need_no_probe(framework, put, monkeypatch):
     monkeypatch.setattr(budgeting, "make_probes", None)
     data = put(columns([4] * 10))

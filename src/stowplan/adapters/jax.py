@@ -30,6 +30,7 @@ from stowplan.adapters.jax_programs import (
     jitted,
     jitted_gradient,
     traces,
+    within_a_program,
 )
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
@@ -127,7 +128,7 @@ class JaxAdapter:
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
         compiled = cached_function(
-            kernel.function, kernel.name, kernel.per_item, static_key(statics)
+            kernel.function, kernel.name, kernel.per_item, static_key(statics), within_a_program()
         )
         if device is None or device == _default_device():
             return compiled
@@ -172,8 +173,9 @@ class JaxAdapter:
     ) -> Pullback:
         flags = tuple(jax.tree.leaves(shared_wanted))
         return cached_pullback(
-            kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted, flags
-        )
+            kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted, flags,
+            within_a_program(),
+        )  # fmt: skip
 
     def value_and_grad(
         self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]

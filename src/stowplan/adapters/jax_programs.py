@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ __all__ = [
     "jitted_gradient",
     "packed_bytes",
     "traces",
+    "within_a_program",
 ]
 
 _INSTRUCTION = re.compile(
@@ -38,7 +40,7 @@ class Program:
 
     On a CPU XLA hands sums to a library that takes as much again as their operands, which its
     analysis does not count; it keeps matrix products alone. Inside of a user's program the options
-    are those of the user.
+    are those of the user, and what has values already is computed at once, apart from it.
     """
 
     def __init__(self, function: Callable[..., Any], *, pulls_back: bool = False) -> None:
@@ -46,10 +48,11 @@ class Program:
         self.inside = jax.jit(function)
         self.outside = jax.jit(function, compiler_options=compiler_options())
 
-    def __call__(self, *operands: Any) -> Any:
+    def __call__(self, *operands: Any, within: bool = False) -> Any:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(operands)):
             return self.inside(*operands)
-        return self.outside(*operands)
+        with jax.ensure_compile_time_eval() if within else nullcontext():
+            return self.outside(*operands)
 
     def shapes(self, *operands: Any) -> Any:
         """Give shapes and dtypes of the outputs; what is traced for them is not traced again."""
@@ -71,6 +74,11 @@ class Program:
         counted = found.temp_size_in_bytes + found.output_size_in_bytes
         counted += found.argument_size_in_bytes - found.alias_size_in_bytes
         return int(counted) + (packed_bytes(program.as_text()) if compiler_options() else 0)
+
+
+def within_a_program() -> bool:
+    """Say whether a user's program is traced now, whatever the operands are."""
+    return isinstance(jax.lax.neg(0), jax.core.Tracer)
 
 
 def _in_a_backward_pass(call: Callable[[], Any]) -> Any:
@@ -162,15 +170,15 @@ def jitted(kernel: Callable[..., Any], name: str, per_item: bool, statics: Stati
 
 @functools.lru_cache(maxsize=256)
 def cached_function(
-    kernel: Callable[..., Any], name: str, per_item: bool, statics: StaticKey
+    kernel: Callable[..., Any], name: str, per_item: bool, statics: StaticKey, within: bool
 ) -> BatchFunction:
-    """Give a kernel as the loop over batches calls it."""
+    """Give a kernel as the loop over batches calls it, ``within`` a user's program or not."""
     compiled = jitted(kernel, name, per_item, statics)
 
     def call(
         arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
     ) -> Any:
-        return compiled(tuple(arguments), keywords, dict(shared))
+        return compiled(tuple(arguments), keywords, dict(shared), within=within)
 
     return call
 
@@ -220,8 +228,9 @@ def cached_pullback(
     statics: StaticKey,
     wanted: tuple[bool, ...],
     shared_wanted: tuple[bool, ...],
+    within: bool,
 ) -> Pullback:
-    """Give the gradient of a kernel as the loop over batches calls it."""
+    """Give the gradient of a kernel as the loop over batches calls it, likewise."""
     compiled = jitted_gradient(kernel, name, per_item, statics, wanted, shared_wanted)
 
     def call(
@@ -230,6 +239,7 @@ def cached_pullback(
         shared: Mapping[str, Any],
         cotangents: Sequence[Any],
     ) -> Any:
-        return compiled(tuple(arguments), keywords, dict(shared), list(cotangents))
+        operands = (tuple(arguments), keywords, dict(shared), list(cotangents))
+        return compiled(*operands, within=within)
 
     return call

@@ -217,7 +217,7 @@ class _Fit:
             most = [min(pair) for pair in zip(most, cached, strict=True)]
             split = self._split_at_most(most)
         planned = self._with_forecast(split, models)
-        while self._excess(planned) and cached is not None and max(planned.rows) > 1:
+        while self._excess(planned) and cached is not None and self._can_shrink(planned):
             most = [
                 max(min(n, rows) * 9 // 10, 1) for n, rows in zip(most, split.rows, strict=True)
             ]
@@ -226,6 +226,11 @@ class _Fit:
         if self._excess(planned):
             self._refuse(planned, models, most)
         return planned
+
+    def _can_shrink(self, planned: Plan) -> bool:
+        """Whether a slot without rows of its own has more than one."""
+        pairs = zip(self.made.slots, planned.rows, strict=True)
+        return any(rows > 1 and "rows" not in slot for slot, rows in pairs)
 
     def _split_at_most(self, most: Sequence[int]) -> Plan:
         ladder = self.target.adapter.compiles
@@ -255,7 +260,7 @@ class _Fit:
             excess += self._excess(planned)
             if not self._excess(planned):
                 return planned
-            if not free or max(planned.rows) == 1:
+            if not (free and self._can_shrink(planned)):
                 self._refuse(planned, models, [1] * len(models))
             split = planned
 
