@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stowplan import host_memory
 from stowplan.errors import BudgetError
 from stowplan.host_memory import free_host_bytes
 from stowplan.memory import (
@@ -308,3 +309,21 @@ def test_a_scratch_folder_that_is_none_is_named(tmp_path, scratch):
     given = None if scratch is None else tmp_path / scratch
     with pytest.raises(BudgetError, match=r"run: (scratch=|STOWPLAN_SCRATCH=).*no folder"):
         scratch_folder(given, "run", environment={"STOWPLAN_SCRATCH": str(tmp_path / "gone")})
+
+
+def test_large_blocks_lie_apart_until_the_last_caller_leaves(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    options = []
+    monkeypatch.setattr(
+        host_memory,
+        "_from_libc",
+        lambda name: lambda *option: options.append(option) or 1,
+    )
+    first, second = host_memory.large_blocks_apart(), host_memory.large_blocks_apart()
+    first.__enter__()
+    second.__enter__()
+    while_both = len(options)
+    first.__exit__(None, None, None)
+    assert len(options) == while_both
+    second.__exit__(None, None, None)
+    assert len(options) > while_both

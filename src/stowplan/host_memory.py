@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,11 @@ from stowplan.errors import BudgetError
 
 __all__ = ["free_host_bytes", "give_back_host", "large_blocks_apart", "resident_host_bytes"]
 
+_NO_LIMIT = 2**62  # of control groups: version 1 writes 2**63 less a page
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+
+_lock = threading.Lock()
+_inside: list[None] = []  # one for each caller whose large blocks lie apart
 
 
 def free_host_bytes(root: str | Path = "/") -> int:
@@ -30,7 +35,7 @@ def free_host_bytes(root: str | Path = "/") -> int:
     root
         Where ``proc`` and ``sys`` are looked for.
     """
-    root = Path(root)
+    root = str(root).rstrip("/")
     available = _available_bytes(root)
     found = [*_group_bytes(root), *([] if available is None else [available])]
     return max(min(found), 0) if found else max(_sysconf_bytes(), 0)
@@ -72,12 +77,17 @@ def large_blocks_apart() -> Iterator[None]:
         yield
         return
     give_back_host()
-    set_option(_MMAP_THRESHOLD, 2**16)
+    with _lock:
+        _inside.append(None)
+        set_option(_MMAP_THRESHOLD, 2**16)
     try:
         yield
     finally:
-        set_option(_MMAP_THRESHOLD, 2**25)  # where glibc settles by itself
-        set_option(_TRIM_THRESHOLD, 2**26)
+        with _lock:
+            _inside.pop()
+            if not _inside:  # of all threads, which share the heap
+                set_option(_MMAP_THRESHOLD, 2**25)  # where glibc settles by itself
+                set_option(_TRIM_THRESHOLD, 2**26)
 
 
 @functools.cache
@@ -95,8 +105,9 @@ def _page_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE")
 
 
-def _available_bytes(root: Path) -> int | None:
-    match = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+def _available_bytes(root: str) -> int | None:
+    text = _read(f"{root}/proc/meminfo")
+    match = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
     return int(match.group(1)) * 1024 if match else None
 
 
@@ -112,9 +123,9 @@ def _sysconf_bytes() -> int:
     )
 
 
-def _group_bytes(root: Path) -> Iterator[int]:
+def _group_bytes(root: str) -> Iterator[int]:
     """Give what each control group with a limit has left."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in _read(f"{root}/proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
@@ -127,21 +138,25 @@ def _group_bytes(root: Path) -> Iterator[int]:
         inner = PurePosixPath(path.lstrip("/"))
         for mount in dict.fromkeys(mounts):
             for group in (inner, *inner.parents):  # a container may see its own group as the root
-                left = _left(root / "sys/fs/cgroup" / mount / group, *files)
+                left = _left(f"{root}/sys/fs/cgroup/{mount}/{group}", *files)
                 if left is not None:
                     yield left
 
 
-def _left(group: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    most, used = _read(group / limit).strip(), _read(group / usage).strip()
-    if not (most.isdigit() and used.isdigit()):  # "max", or no such file
+def _left(group: str, limit: str, usage: str, reclaimable: str) -> int | None:
+    most = _read(f"{group}/{limit}").strip()
+    if not most.isdigit() or int(most) > _NO_LIMIT:  # "max", or no such file
         return None
-    match = re.search(rf"^{reclaimable} (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+    used = _read(f"{group}/{usage}").strip()
+    if not used.isdigit():
+        return None
+    match = re.search(rf"^{reclaimable} (\d+)$", _read(f"{group}/memory.stat"), re.MULTILINE)
     return int(most) - int(used) + (int(match.group(1)) if match else 0)
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text()
+        with open(path) as file:  # noqa: PTH123 - each plan reads some ten files
+            return file.read()
     except OSError:
         return ""

@@ -108,13 +108,17 @@ def _model_by_hand(peak: Any, where: str) -> PeakModel:
         return peak
     numbers_given = isinstance(peak, Sequence) and len(peak) == 2
     if not numbers_given or not all(
-        isinstance(part, numbers.Real) and not isinstance(part, bool) for part in peak
+        isinstance(part, numbers.Real) and not isinstance(part, bool) and math.isfinite(part)
+        for part in peak
     ):
         raise BudgetError(
             f"{where}: peak={peak!r}; give two numbers, (fixed_bytes, bytes_per_row), such as "
             "(0, 4096), or what sp.calibrate returns."
         )
-    return PeakModel(math.ceil(peak[0]), peak[1], "peak= by hand")
+    fixed, each = peak
+    if not isinstance(each, Fraction):
+        each = float(each)  # a number of NumPy makes no fraction
+    return PeakModel(math.ceil(fixed), each, "peak= by hand")
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,32 @@ def test_a_plan_used_under_jit_is_not_spoilt_by_it():
         jax.jit(lambda columns: sp.run(kernel, columns, plan, scale=2.0)[0])(data)
 
 
+@pytest.mark.parametrize("options", [{}, {"rows": 1}, {"rows": 2}, {"budget": "40 MB"}])
+@pytest.mark.parametrize("where", ["numpy", "jax"])
+def test_data_that_are_constants_of_a_users_program_are_computed_as_without_it(where, options):
+    @sp.kernel("(n)->(n)", ragged="n")
+    def squares(x, *, scale):
+        return scale * x * x
+
+    values = np.arange(10.0)
+    constant = jnp.asarray(values)
+    data = {"x": sp.Ragged(values if where == "numpy" else constant, [1, 2, 3, 4])}
+
+    def scaled(factor):
+        return factor * sp.run(squares, data, on="jax", scale=3.0, **options).values
+
+    def slope(factor):
+        def summed(x):
+            column = {"x": sp.Ragged(x, [1, 2, 3, 4])}
+            return sp.run(squares, column, scale=3.0, **options).values.sum()
+
+        return factor * jax.grad(summed)(constant)
+
+    np.testing.assert_allclose(jax.jit(scaled)(2.0), 6 * values**2)
+    np.testing.assert_allclose(jax.jit(slope)(2.0), 12 * values)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda f: scaled(f).sum()))(2.0), 3 * 285)
+
+
 def test_no_items_under_a_trace():
     kernel, data = make_kernel(), make_data([])
     found = jax.jit(lambda columns: sp.run(kernel, columns, scale=1.0))(data)

@@ -118,6 +118,8 @@ def test_peaks_by_hand_need_no_probe(framework, put, monkeypatch):
     assert "peak= by hand" in str(plan)
     with pytest.raises(sp.BudgetError, match=r"needs 10\d* bytes"):
         sp.plan(gram, data, peak=(0, 10**7), budget="500 kB")
+    of_numpy = sp.plan(gram, data, peak=(np.int64(1000), np.float32(100_000)), budget="1.5 MB")
+    assert of_numpy.memory == plan.memory
     models = (PeakModel(0, 1000, "mine"), PeakModel(0, 9000, "mine"))
     two = sp.plan(gram, data, slots=[{"atoms": 3}, {"atoms": 4}], peak=models, budget="500 kB")
     assert two.memory.sources == ("mine",)
@@ -131,7 +133,21 @@ def test_what_calibrate_gives_is_taken_as_a_peak(framework, put):
 
 
 @pytest.mark.parametrize(
-    "peak", [(1,), (1, 2, 3), "1000", 5, (None, 3), (0, 0), (-1, 5), (1, "2"), [(0, 1), (0, 2)]]
+    "peak",
+    [
+        (np.inf, 1),
+        (np.nan, 1),
+        (0, np.inf),
+        (1,),
+        (1, 2, 3),
+        "1000",
+        5,
+        (None, 3),
+        (0, 0),
+        (-1, 5),
+        (1, "2"),
+        [(0, 1), (0, 2)],
+    ],
 )
 def test_a_peak_that_is_none(kernels, peak):
     with pytest.raises(sp.BudgetError, match="peak"):
@@ -207,6 +223,34 @@ def test_a_kernel_that_closes_over_a_tensor_is_named(load_framework):
         sp.plan(weighs, {"x": sp.Ragged(torch.ones(8), [4, 4])}, budget="1 MB")
 
 
+def test_a_budget_that_is_none_is_refused_for_no_items_too():
+    nothing = {"x": sp.Ragged(np.zeros(0), [])}
+    assert sp.run(gram, nothing, budget="1 MB", scale=0.1).values.shape == (0,)
+    with pytest.raises(sp.BudgetError, match="is no budget"):
+        sp.run(gram, nothing, budget="plenty", scale=0.1)
+
+
+def test_a_share_of_free_memory_is_probed_once_while_the_rest_of_it_changes(
+    framework, put, monkeypatch
+):
+    adapter = type(sp.adapters.get_adapter(framework))
+    free = iter(range(10**9, 10**10, 10**6))
+    monkeypatch.setattr(adapter, "free_bytes", lambda self, device: next(free))
+    counted, count = [], adapter.peak_bytes
+
+    def counting(*args, **options):
+        counted.append(options["rows"])
+        return count(*args, **options)
+
+    monkeypatch.setattr(adapter, "peak_bytes", counting)
+    data = put(columns([16] * 40))
+    first = sp.plan(gram, data, budget=0.5, scale=0.1)
+    probes_made = len(counted)
+    second = sp.plan(gram, data, budget=0.5, scale=0.1)
+    assert first.memory.budget.bytes < second.memory.budget.bytes
+    assert probes_made == len(counted) > 0
+
+
 @pytest.mark.parametrize("budget", [0, -5, "many", "3 parsecs", "", 1.5, True])
 def test_a_budget_that_is_no_number_of_bytes(kernels, budget):
     with pytest.raises(sp.BudgetError, match="budget="):
@@ -228,6 +272,24 @@ def test_a_gradient_takes_more_and_is_planned_for_by_itself(load_framework):
         sp.plan(gram, data, budget="3 MB", scale=0.1, gradient="y")
     with pytest.raises(sp.FrameworkError, match="numpy has no gradients"):
         sp.plan(gram, columns([4]), budget="3 MB", scale=0.1, gradient=True)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+def test_a_gradient_names_floating_columns_and_parameters_or_nothing(framework, put, kernels):
+    sizes = [3, 5]
+    data = put(
+        {
+            "charges": sp.Ragged(np.ones(8), sizes),
+            "neighbours": sp.Ragged(np.zeros((8, 2), np.int64), sizes),
+        }
+    )
+    with pytest.raises(sp.PlanError, match=r"gradient names 'neighbours', which is .*int64"):
+        sp.plan(kernels.near, data, budget="1 MB", gradient="neighbours")
+    with pytest.raises(sp.PlanError, match=r"gradient=5.*gradient=\['x'\]"):
+        sp.plan(kernels.near, data, budget="1 MB", gradient=5)
+    for nothing in ((), False):
+        plan = sp.plan(kernels.near, data, budget="40 MB", gradient=nothing)
+        assert "gradient" not in str(plan)
 
 
 def test_an_eager_gradient_in_jax_is_planned_with_values_and_compiles_nothing_again(load_framework):
@@ -252,6 +314,28 @@ def test_an_eager_gradient_in_jax_is_planned_with_values_and_compiles_nothing_ag
     before = adapter.traces["gram"]
     jax.grad(loss)(2 * x, "1 MB")
     assert adapter.traces["gram"] == before
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_loss_and_its_gradient_keep_a_budget(framework, load_framework):
+    load_framework(framework)
+    data = columns([64] * 30)
+    x = importlib.import_module("jax.numpy" if framework == "jax" else "torch").asarray(
+        data["x"].values
+    )
+    data = {"x": sp.Ragged(x, [64] * 30)}
+    options = {"loss": _squares, "wrt": "x", "scale": 0.1}
+    value, slopes = sp.value_and_grad(gram, data, **options)
+    tight, same = sp.value_and_grad(gram, data, budget="1 MB", **options)
+    np.testing.assert_allclose(float(tight), float(value), rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(same["x"].values), np.asarray(slopes["x"].values))
+    with pytest.raises(sp.BudgetError, match="gradient of gram"):
+        sp.value_and_grad(gram, data, budget="1 kB", **options)
+
+
+def _squares(out):
+    xp = array_namespace(out.values)
+    return xp.sum(xp.reshape(out.values**2, (30, 64)), axis=-1)
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])

@@ -78,7 +78,7 @@ class Program:
 
 def within_a_program() -> bool:
     """Say whether a user's program is traced now, whatever the operands are."""
-    return isinstance(jax.lax.neg(0), jax.core.Tracer)
+    return isinstance(jax.device_put(0), jax.core.Tracer)  # which compiles nothing
 
 
 def _in_a_backward_pass(call: Callable[[], Any]) -> Any:

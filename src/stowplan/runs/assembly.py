@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from array_api_compat import array_namespace
+
 from stowplan.adapters import Adapter
 from stowplan.gather import select
 from stowplan.runs.indices import Indices
@@ -40,7 +42,14 @@ class Assembly:
         if self.total is None:
             self.parts.append(rows)
         else:
+            if rows.dtype != self.total.dtype:  # NumPy's eigenvalues are complex where they must
+                self._widen(rows.dtype)
             self.adapter.put_rows(self.total, indices.destination(number, self.dims, rows), rows)
+
+    def _widen(self, dtype: Any) -> None:
+        """Let the total hold numbers of another dtype, as joined parts would."""
+        xp = array_namespace(self.total)
+        self.total = xp.astype(self.total, xp.result_type(self.total.dtype, dtype), copy=False)
 
     def whole(self, indices: Indices) -> Any:
         """Give all rows in input order; nothing is kept of them here."""

@@ -95,9 +95,20 @@ def fit_rows(
             )
         return split
     if not made.slots or not columns.items:
+        if request.budget is not None:
+            _resolved(where, target, request)  # wrong ones are told, whatever the data
         return split
     fit = _Fit(where, kernel, columns, made, source, target, request, declared)
     return fit.fitted(split, cached)
+
+
+def _resolved(where: str, target: Place, request: MemoryRequest) -> Budget:
+    return resolve_budget(
+        request.budget,
+        lambda: target.adapter.free_bytes(target.device),
+        where,
+        device=str(target.device),
+    )
 
 
 class _Fit:
@@ -125,12 +136,7 @@ class _Fit:
         self.wanted = wanted_parts(
             where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
         )
-        self.budget: Budget = resolve_budget(
-            request.budget,
-            lambda: target.adapter.free_bytes(target.device),
-            where,
-            device=str(target.device),
-        )
+        self.budget = _resolved(where, target, request)
         self.usable_bytes = self._usable(self.budget.bytes)
         self.widths: tuple[int, ...] | None = None
         self.footprint = self._footprint(made)
@@ -348,6 +354,8 @@ class _Fit:
         if rows > 1:
             fewer = max(min(most[slot], rows - 1), 1)
             cure = f"fewer rows, such as rows={fewer}, or leave rows out"
+            if planned.rows[slot] == self.made.slots[slot].get("rows"):
+                cure = f'slots with fewer rows, such as "rows": {fewer}, or without "rows"'
         raise BudgetError(
             f"{self.where}: {which} of {self.kernel.name}{f' at {shape}' if shape else ''} needs "
             f"{memory.batch_bytes[slot]} bytes ({model.source}: {model.fixed_bytes} and "

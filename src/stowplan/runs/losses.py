@@ -28,13 +28,15 @@ def value_and_grad(
     *,
     loss: Callable[..., Any],
     wrt: str | Sequence[str],
+    budget: float | str | None = None,
+    peak: Any = None,
     **shared: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Sum a loss over all items, and give its gradient, with the memory of one batch.
 
     Parameters
     ----------
-    kernel, data, plan, **shared
+    kernel, data, plan, budget, peak, **shared
         As in `run`; arrays of torch or JAX.
     loss
         Takes the outputs of `run`, in their order, and returns a loss per item, (items,).
@@ -91,6 +93,8 @@ def value_and_grad(
             kernel,
             {name: changed[name] for name in kernel.arguments},
             plan,
+            budget=budget,
+            peak=peak,
             **{name: changed[name] for name in shared},
         )
         each = loss(*results) if isinstance(results, tuple) else loss(results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -59,7 +59,7 @@ def wanted_parts(
     if gradient is False:
         return None
     if gradient is not None and gradient is not True:
-        names = (gradient,) if isinstance(gradient, str) else tuple(gradient)
+        names = _names(where, gradient)
         known = (*kernel.arguments, *traced)
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -67,6 +67,14 @@ def wanted_parts(
                 f"{where}: gradient names {unknown[0]!r}, which {kernel.name} does not take; it "
                 f"can name: {', '.join(known)}."
             )
+        for name, array in zip(kernel.arguments, columns.arrays, strict=True):
+            if name in names and not _is_floating(array):
+                raise PlanError(
+                    f"{where}: gradient names {name!r}, which is {array.dtype} and has none. Leave "
+                    "it out, or give it in a floating dtype."
+                )
+        if not names:
+            return None
         return tuple(name in names for name in kernel.arguments), {
             name: map_leaves(_is_floating if name in names else _is_nothing, value)
             for name, value in traced.items()
@@ -130,7 +138,7 @@ def make_probes(
     return probes
 
 
-_known: dict[Any, PeakModel] = {}
+_known: dict[Any, int] = {}
 _known_widths: dict[Any, tuple[int, ...]] = {}
 
 
@@ -156,7 +164,7 @@ class Probe:
     def model(self, rows: int | None = None, *, most_bytes: int | None = None) -> PeakModel:
         """Give the peak as a line in the rows, or where shapes are compiled for these rows.
 
-        What was found for a kernel, its static arguments, capacity, dtypes and place is kept.
+        What was found for a kernel, its static arguments, shapes, dtypes and place is kept.
 
         Parameters
         ----------
@@ -170,14 +178,10 @@ class Probe:
         PlanError
             In torch for a kernel that reads values or uses other tensors than its parameters.
         """
-        known = self._key(rows, most_bytes)
-        if known not in _known:
-            try:
-                _known[known] = self._probed(rows, most_bytes)
-            except PlanError as error:
-                raise type(error)(f"{self.where}: {error}") from error
-            _forget_some(_known)
-        return _known[known]
+        try:
+            return self._probed(rows, most_bytes)
+        except PlanError as error:
+            raise type(error)(f"{self.where}: {error}") from error
 
     def output_widths(self) -> tuple[int, ...]:
         """Bytes of a number in each output."""
@@ -190,12 +194,12 @@ class Probe:
             _forget_some(_known_widths)
         return _known_widths[known]
 
-    def _key(self, *limits: int | None) -> tuple[Any, ...]:
+    def _key(self, rows: int = 0) -> tuple[Any, ...]:
         """Everything that the peak depends on."""
         given = map_leaves(_spec, [list(self.arguments), self.keywords, self.shared])
         place = (self.target.adapter.name, str(self.target.device))
         return (
-            self.kernel, static_key(self.statics), repr(given), *place, repr(self.wanted), *limits
+            self.kernel, static_key(self.statics), repr(given), *place, repr(self.wanted), rows
         )  # fmt: skip
 
     def _probed(self, rows: int | None, most_bytes: int | None) -> PeakModel:
@@ -234,10 +238,14 @@ class Probe:
 
     def _peak(self, rows: int) -> int:
         """Bytes of a batch of so many rows."""
-        return self.target.adapter.peak_bytes(
-            self.kernel, self.statics, self.arguments, self.keywords, self.shared,
-            rows=rows, device=self.target.device, wanted=self.wanted,
-        )  # fmt: skip
+        known = self._key(rows)
+        if known not in _known:
+            _known[known] = self.target.adapter.peak_bytes(
+                self.kernel, self.statics, self.arguments, self.keywords, self.shared,
+                rows=rows, device=self.target.device, wanted=self.wanted,
+            )  # fmt: skip
+            _forget_some(_known)
+        return _known[known]
 
     def _fewer(self, rows: int) -> list[int]:
         """Rows of small batches: few, and the most whose temporaries are not reused."""
@@ -289,6 +297,17 @@ def _moved(value: Any, source: Place, target: Place) -> Any:
 
 def _spec(value: Any) -> Any:
     return (tuple(value.shape), str(value.dtype)) if hasattr(value, "ndim") else value
+
+
+def _names(where: str, gradient: Any) -> tuple[str, ...]:
+    """Give the names of what gets a gradient."""
+    names = (gradient,) if isinstance(gradient, str) else gradient
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise PlanError(
+            f"{where}: gradient={gradient!r}; give True, False, or names of columns and shared "
+            "parameters: gradient=['x']."
+        )
+    return tuple(names)
 
 
 def _is_nothing(value: Any) -> bool:
