@@ -26,7 +26,7 @@ class EagerAdapter:
     name: str
     compiles = False
     peak_probe = "real"
-    peak_margin = 0.02
+    peak_margin = 0.01
     spare_bytes = 2**21
     work_seconds = 1e-9
     launch_seconds = 4e-4

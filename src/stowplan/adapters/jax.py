@@ -56,7 +56,7 @@ class JaxAdapter:
     traces = traces
     compiles = True
     peak_probe = "compiled"
-    peak_margin = 0.02
+    peak_margin = 0.01
     spare_bytes = 2**24
     work_seconds = 1e-9
     launch_seconds = 4e-4

@@ -49,7 +49,7 @@ class TorchAdapter:
     name = "torch"
     compiles = False
     peak_probe = "fake"
-    peak_margin = 0.02
+    peak_margin = 0.01
     spare_bytes = 2**21
     work_seconds = 1e-9
     launch_seconds = 8e-4

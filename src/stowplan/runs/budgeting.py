@@ -286,34 +286,36 @@ class _Fit:
 
     def _with_forecast(self, split: Plan, models: Sequence[PeakModel]) -> Plan:
         self.footprint = self._footprint(split)
+        batches = len(split.batches)
         used = [0] * len(split.slots)
         for batch in split.batches:
             used[batch.slot] = len(batch.items)
         if split.headroom and self.target.adapter.compiles:
             used[-1] = split.rows[-1]
         peaks = tuple(
-            model.peak(rows) + rows * self._beside(slot) if rows else 0
+            model.peak(rows) + rows * self._beside(slot, single=batches == 1) if rows else 0
             for slot, (rows, model) in enumerate(zip(used, models, strict=True))
         )
         sources = tuple(
             dict.fromkeys(m.source for m, rows in zip(models, used, strict=True) if rows)
         )
-        batches = len(split.batches)
-        under_way = 2 if self.target.adapter.compiles else 1
-        held = self.footprint.held_bytes(max(batches - under_way, 0) / batches)
-        idle = self.footprint.idle_bytes(used, copied=self.target.adapter.compiles)
+        held = self.footprint.held_bytes((batches - 1) / batches)
+        idle = self.footprint.idle_bytes(split, copied=self.target.adapter.compiles)
         return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle))
 
-    def _beside(self, slot: int) -> int:
+    def _beside(self, slot: int, *, single: bool = False) -> int:
         """Bytes of a row beside its batch, where calls are compiled.
 
-        Its columns once more, on the host, and the outputs of the batch in flight. Of a gradient
-        the cotangents once more, and columns that the compiled gradient does not read.
+        Its columns once more, on the host, and where there are several batches the outputs of the
+        last one, put away meanwhile. Of a gradient the cotangents once more, and columns that the
+        compiled gradient does not read.
         """
         if not self.target.adapter.compiles:
             return 0
-        times = 1 if self.wanted is None else 2
-        return times * self.footprint.row_inputs[slot] + self.footprint.row_outputs[slot]
+        inputs, outputs = self.footprint.row_inputs[slot], self.footprint.row_outputs[slot]
+        if self.wanted is not None:
+            return 2 * inputs + outputs
+        return inputs if single else inputs + 2 * outputs
 
     def _usable(self, budget: int) -> int:
         """Bytes of a budget without what is left to others."""

@@ -38,8 +38,8 @@ class Footprint:
         All outputs, once; columns where they are computed, if they are moved there.
     gradient_bytes
         Gradients of columns and shared parameters; 0 without a gradient.
-    row_inputs, row_outputs, row_places
-        Of one row in each slot: columns, outputs, and what putting the latter away takes.
+    row_inputs, row_outputs, row_masks
+        Of one row in each slot: columns, outputs, and which places of the latter are real.
     """
 
     index_bytes: int
@@ -49,7 +49,7 @@ class Footprint:
     gradient_bytes: int
     row_inputs: tuple[int, ...]
     row_outputs: tuple[int, ...]
-    row_places: tuple[int, ...]
+    row_masks: tuple[int, ...]
 
     def held_bytes(self, put_away: float = 1.0) -> int:
         """Alive beside a batch when so large a share of the results is put away."""
@@ -58,12 +58,20 @@ class Footprint:
             return own + self.gradient_bytes + 3 * self.result_bytes
         return own + math.ceil(self.result_bytes * put_away)
 
-    def idle_bytes(self, rows: Sequence[int], *, copied: bool) -> int:
-        """Most that is alive while no batch is computed: before the first, or after the last."""
-        own = self.index_bytes + self.staged_bytes
-        places = max((n * each for n, each in zip(rows, self.row_places, strict=True)), default=0)
-        last = max(places, self.result_bytes if copied else 0)
-        return own + max(self.locating_bytes, self.result_bytes + last)
+    def idle_bytes(self, plan: Plan, *, copied: bool) -> int:
+        """Most that is alive while no batch is computed: before, after, or while rows are put away.
+
+        A result is an array whose pages are taken as they are written to; ``copied`` says that it
+        is copied once more in the end.
+        """
+        most = max(self.locating_bytes, (2 if copied else 1) * self.result_bytes)
+        share = self.result_bytes / max(len(plan.lengths), 1)
+        done = 0
+        for batch in plan.batches:
+            done += batch.count
+            each = self.row_outputs[batch.slot] + 2 * self.row_masks[batch.slot]
+            most = max(most, math.ceil(share * (done + batch.count)) + len(batch.items) * each)
+        return self.index_bytes + self.staged_bytes + most
 
 
 def measure_footprint(
@@ -132,7 +140,7 @@ def measure_footprint(
         gradient_bytes=0 if wanted is None else _wanted_bytes(columns.arrays, traced, wanted),
         row_inputs=of_rows(inputs, input_bytes),
         row_outputs=of_rows(outputs, output_bytes),
-        row_places=of_rows(outputs, [2 * size + 2 * MASK_BYTES for size in output_bytes]),
+        row_masks=of_rows(outputs, [MASK_BYTES] * len(outputs)),
     )
 
 
