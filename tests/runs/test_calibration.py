@@ -240,7 +240,8 @@ def test_jax_says_what_the_compiler_says(case, gradient, load_framework):
 
         given = (*given, cotangents)
     programs = importlib.import_module("stowplan.adapters.jax_programs")
-    jitted = jax.jit(function, compiler_options=programs.compiler_options())
+    options = programs.compiler_options() if gradient else None
+    jitted = jax.jit(function, compiler_options=options)
     compiled = jitted.lower(*given).compile()
     stats = compiled.memory_analysis()
     by_hand = stats.temp_size_in_bytes + stats.output_size_in_bytes + stats.argument_size_in_bytes
