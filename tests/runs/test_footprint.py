@@ -71,5 +71,5 @@ def test_a_gradient_holds_results_cotangents_and_its_own():
     found = footprint(mixed, [4] * 10, slots=1, rows=5, wanted=wanted)
     plain = footprint(mixed, [4] * 10, slots=1, rows=5)
     assert found.gradient_bytes == 8 * 40
-    assert found.index_bytes == plain.index_bytes + 8 * (40 + 10)  # where rows are added
+    assert found.index_bytes == plain.index_bytes + 8 * 40  # where rows of x are added
     assert found.held_bytes() == found.index_bytes + 8 * 40 + 3 * plain.result_bytes

@@ -27,6 +27,7 @@ class EagerAdapter:
     compiles = False
     peak_probe = "real"
     peak_margin = 0.01
+    spare_share = 0.04
     spare_bytes = 2**21
     work_seconds = 1e-9
     launch_seconds = 4e-4

@@ -51,8 +51,8 @@ class Adapter(Protocol):
         "compiled" shape itself.
     peak_margin
         Share that a batch was measured to take beyond `peak_bytes`, at most.
-    spare_bytes
-        What its allocator keeps between calls, of a budget of some size.
+    spare_share, spare_bytes
+        Of a budget what is left to pages, allocators and the interpreter, as measured.
     work_seconds, launch_seconds, compile_seconds
         Shipped constants of the cost objective: a unit of work, a kernel call, a new shape.
     """
@@ -61,6 +61,7 @@ class Adapter(Protocol):
     compiles: bool
     peak_probe: str
     peak_margin: float
+    spare_share: float
     spare_bytes: int
     work_seconds: float
     launch_seconds: float

@@ -57,6 +57,7 @@ class JaxAdapter:
     compiles = True
     peak_probe = "compiled"
     peak_margin = 0.01
+    spare_share = 0.12
     spare_bytes = 2**24
     work_seconds = 1e-9
     launch_seconds = 4e-4

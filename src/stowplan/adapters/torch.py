@@ -50,6 +50,7 @@ class TorchAdapter:
     compiles = False
     peak_probe = "fake"
     peak_margin = 0.01
+    spare_share = 0.04
     spare_bytes = 2**21
     work_seconds = 1e-9
     launch_seconds = 8e-4

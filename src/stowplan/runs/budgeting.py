@@ -30,8 +30,6 @@ __all__ = ["MemoryRequest", "fit_rows"]
 
 CONCEIVABLE = 64
 """A batch is probed unasked if this many times its inputs and outputs exceed the budget."""
-SPARE = Fraction(4, 100)
-"""Share of a budget that is left to pages, allocators and the interpreter: measured 0 to 3 %."""
 GAPS = 3
 """Times that a batch of an eager framework fits, so that gaps in the heap need no care."""
 TRIES = 3
@@ -137,6 +135,7 @@ class _Fit:
             where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
         )
         self.budget = _resolved(where, target, request)
+        self.spare = Fraction(target.adapter.spare_share).limit_denominator(100)
         self.usable_bytes = self._usable(self.budget.bytes)
         self.widths: tuple[int, ...] | None = None
         self.footprint = self._footprint(made)
@@ -320,12 +319,12 @@ class _Fit:
     def _usable(self, budget: int) -> int:
         """Bytes of a budget without what is left to others."""
         kept = min(self.target.adapter.spare_bytes, budget // 8)
-        return int(budget * (1 - SPARE)) - kept
+        return int(budget * (1 - self.spare)) - kept
 
     def _enough(self, peak: int) -> int:
         """Give the least budget whose usable bytes are so many, or hardly more."""
-        few = math.ceil(peak / (1 - SPARE - Fraction(1, 8))) + 2
-        many = math.ceil((peak + self.target.adapter.spare_bytes) / (1 - SPARE)) + 2
+        few = math.ceil(peak / (1 - self.spare - Fraction(1, 8))) + 2
+        many = math.ceil((peak + self.target.adapter.spare_bytes) / (1 - self.spare)) + 2
         return min(few, many)
 
     def _footprint(self, plan: Plan) -> Footprint:

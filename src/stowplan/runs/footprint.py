@@ -124,7 +124,12 @@ def measure_footprint(
     for batch in plan.batches:
         rows, capacity = len(batch.items), batch.capacity
         index += sum(_entry_bytes(dims) * rows * padded(dims, capacity) for dims in gathered)
-        index += sum(INDEX_BYTES * rows * padded(dims, capacity) for dims in set(scattered))
+        shared = batch.count == rows  # indices of items serve both ways
+        index += sum(
+            INDEX_BYTES * rows * padded(dims, capacity)
+            for dims in set(scattered)
+            if dims or not shared or dims not in gathered
+        )
         index += MASK_BYTES * rows * sum(capacity) if kernel.takes_mask else 0
         locating = max(locating, INDEX_BYTES * rows * max(padded(d, capacity) for d in gathered))
     for dims in set(outputs):

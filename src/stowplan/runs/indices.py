@@ -116,6 +116,9 @@ class Indices:
 
         A row without an item holds nothing.
         """
+        batch = self.plan.batches[number]
+        if not dims and batch.count == len(batch.items):
+            return self.gather(number, dims, None, like)[0]  # nothing is wasted: the same array
         packed = layout is None or layout.contiguous
         key = ("rows", number, dims, None if packed else layout, waste)
         return self._beside(like, key, lambda: self._rows_or_waste(number, dims, layout, waste))
