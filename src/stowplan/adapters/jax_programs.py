@@ -31,6 +31,8 @@ _INSTRUCTION = re.compile(
     r"\s*(?:ROOT )?(%[\w.-]+) = [a-z]+(\d*)\[([\d,]*)\]\S* ([\w-]+)\((?:[^,)]*, (%[\w.-]+))?"
 )
 
+_CONTRACTED = re.compile(r"rhs_contracting_dims=\{[\d,]*?(\d+)\}")
+
 traces: Counter[str] = Counter()
 """Number of times each kernel was traced, by name; a compiled call does not trace again."""
 
@@ -100,13 +102,14 @@ def _in_a_backward_pass(call: Callable[[], Any]) -> Any:
 def packed_bytes(program: str) -> int:
     r"""Bytes of the copies that matrix products of a compiled program make of right operands.
 
-    XLA does not count them. Two products may run at a time: the largest two count.
+    XLA does not count them. Operands whose contracted axis is the last one are taken as they are.
+    Two products may run at a time: the largest two count.
 
     >>> packed_bytes("%a = f64[2,3] parameter(0)\n%b = f64[3,9] parameter(1)\n"
-    ...              "%c = f64[2,9] dot(%a, %b), lhs_contracting_dims={1}")
+    ...              "%c = f64[2,9] dot(%a, %b), rhs_contracting_dims={0}")
     216
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}  # bytes and last axis
     packed = [0, 0]
     for line in program.splitlines():
         made = _INSTRUCTION.match(line)
@@ -114,9 +117,12 @@ def packed_bytes(program: str) -> int:
             continue
         name, bits, shape, operation, right = made.groups()
         lengths = [int(length) for length in shape.split(",") if length]
-        sizes[name] = max(int(bits or 8) // 8, 1) * math.prod(lengths)
+        sizes[name] = max(int(bits or 8) // 8, 1) * math.prod(lengths), len(lengths) - 1
         if operation == "dot":
-            packed.append(sizes.get(right, 0))
+            size, last = sizes.get(right, (0, 0))
+            contracted = _CONTRACTED.search(line)
+            if contracted is None or int(contracted[1]) != last:
+                packed.append(size)
     return sum(sorted(packed)[-2:])
 
 
