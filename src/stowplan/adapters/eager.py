@@ -101,9 +101,6 @@ class EagerAdapter:
         shape = (count, *like.shape[1:])
         return xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
 
-    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
-        total[rows] = values
-
     def deliver(self, array: Any, device: Any) -> Any:
         return array
 

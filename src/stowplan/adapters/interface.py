@@ -121,10 +121,7 @@ class Adapter(Protocol):
         """Bring one output of a batch to where the rows are put together."""
 
     def room(self, count: int, like: Any) -> Any:
-        """Give room for so many rows like those of an array; None where none can be written to."""
-
-    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
-        """Write to rows of such room, a slice or indices."""
+        """Give an array of so many rows like those of another; None where none can be assigned."""
 
     def deliver(self, array: Any, device: Any) -> Any:
         """Give a result, put together from collected outputs, to the user of this framework."""

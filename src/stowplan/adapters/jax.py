@@ -220,9 +220,6 @@ class JaxAdapter:
             return None
         return np.empty((count, *like.shape[1:]), like.dtype)
 
-    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
-        total[rows] = values
-
     def deliver(self, array: Any, device: Any) -> Any:
         return jax.device_put(array, device) if isinstance(array, np.ndarray) else array
 

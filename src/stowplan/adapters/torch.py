@@ -187,9 +187,6 @@ class TorchAdapter:
             return None
         return like.new_empty((count, *like.shape[1:]))
 
-    def put_rows(self, total: Any, rows: Any, values: Any) -> None:
-        total[rows] = values
-
     def deliver(self, array: Any, device: Any) -> Any:
         return array
 

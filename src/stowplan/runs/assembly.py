@@ -38,13 +38,13 @@ class Assembly:
     def keep(self, indices: Indices, number: int, rows: Any) -> None:
         """Put the real rows of a batch away."""
         if self.total is None and not self.parts:
-            self.total = self.adapter.room(indices.total(self.dims), rows)
+            self.total = self.adapter.room(indices.sizes.total(self.dims), rows)
         if self.total is None:
             self.parts.append(rows)
         else:
             if rows.dtype != self.total.dtype:  # NumPy's eigenvalues are complex where they must
                 self._widen(rows.dtype)
-            self.adapter.put_rows(self.total, indices.destination(number, self.dims, rows), rows)
+            self.total[indices.destination(number, self.dims, rows)] = rows
 
     def _widen(self, dtype: Any) -> None:
         """Let the total hold numbers of another dtype, as joined parts would."""

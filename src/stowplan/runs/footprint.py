@@ -104,9 +104,6 @@ def measure_footprint(
     def padded(dims: Dims, capacity: tuple[int, ...]) -> int:
         return math.prod(sizes.capacity_of(capacity, dims))
 
-    def real(dims: Dims) -> int:
-        return int(sizes.layout(dims).counts.sum()) if dims else len(plan.lengths)
-
     def of_rows(groups: Sequence[Dims], each: Sequence[int]) -> tuple[int, ...]:
         return tuple(
             sum(
@@ -134,9 +131,11 @@ def measure_footprint(
         locating = max(locating, INDEX_BYTES * rows * max(padded(d, capacity) for d in gathered))
     for dims in set(outputs):
         places = sum(len(batch.items) * padded(dims, batch.capacity) for batch in plan.batches)
-        arrays = (places != real(dims)) + (not _in_order(plan))
-        index += arrays * INDEX_BYTES * real(dims)
-    results = sum(size * real(dims) for size, dims in zip(output_bytes, outputs, strict=True))
+        arrays = (places != sizes.total(dims)) + (not _in_order(plan))
+        index += arrays * INDEX_BYTES * sizes.total(dims)
+    results = sum(
+        size * sizes.total(dims) for size, dims in zip(output_bytes, outputs, strict=True)
+    )
     return Footprint(
         index_bytes=index,
         locating_bytes=locating,

@@ -179,11 +179,7 @@ class RecomputedRun:
             return function(arguments, keywords, shared)
 
         kinds = job.checked(0, adapter.abstract(lambda: compute(job, 0)))
-        layout = job.indices.sizes.layout
-        counts = [
-            int(layout(output.dims).counts.sum()) if output.dims else len(job.plan.lengths)
-            for output in job.outputs
-        ]
+        counts = [job.indices.sizes.total(output.dims) for output in job.outputs]
 
         def step(job: Job, number: int, totals: list[Any]) -> list[Any]:
             parts = job.checked(number, compute(job, number))

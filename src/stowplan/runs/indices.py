@@ -37,6 +37,10 @@ class Sizes:
             self._layouts[dims] = Layout(np.stack(columns, axis=1))
         return self._layouts[dims]
 
+    def total(self, dims: tuple[str, ...]) -> int:
+        """Give the flat rows of all items along some dims."""
+        return int(self.layout(dims).counts.sum()) if dims else len(self.plan.lengths)
+
     def capacity(self, batch: Batch, dims: tuple[str, ...]) -> tuple[int, ...]:
         """Give the padded lengths of a batch along some dims."""
         return self.capacity_of(batch.capacity, dims)
@@ -138,10 +142,6 @@ class Indices:
     def places(self, number: int, dims: tuple[str, ...], like: Any) -> Any:
         """Give the real places of a padded output of a batch, None where all are."""
         return self._beside(like, ("places", number, dims), lambda: self._places(number, dims))
-
-    def total(self, dims: tuple[str, ...]) -> int:
-        """Give the flat rows of all items along some dims."""
-        return int(self.sizes.layout(dims).counts.sum()) if dims else len(self.plan.lengths)
 
     def destination(self, number: int, dims: tuple[str, ...], like: Any) -> Any:
         """Give the flat rows, in input order, of the real places of a batch: indices or a slice."""

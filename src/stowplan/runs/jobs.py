@@ -23,7 +23,7 @@ from stowplan.runs.columns import Columns
 from stowplan.runs.heap import HeapLimit
 from stowplan.runs.indices import Indices
 from stowplan.runs.places import Place
-from stowplan.runs.recovery import halve_batches
+from stowplan.runs.recovery import attempt, halve_batches
 from stowplan.runs.shared import map_leaves
 from stowplan.signature import CoreShape
 
@@ -167,27 +167,21 @@ class Job:
         if not self.target.adapter.compiles:
             for number in numbers:  # what stays lies apart from what batches take and give back
                 self._locate(number)
-        failed = None
-        try:
+
+        def compute_all() -> None:
             for number in _with_bar(numbers) if progress else numbers:
                 self.heap.before_batch(number)
                 waiting.append((number, compute(number)))
                 if len(waiting) > in_flight:
                     self.scatter(*waiting.popleft())
-        except Exception as error:  # noqa: BLE001 - others than out of memory are raised again
-            failed = self._out_of_memory(error)
-        try:
-            while waiting:  # computed before the one that failed, if any did
-                self.scatter(*waiting.popleft())
-        except Exception as error:  # noqa: BLE001 - likewise
-            found = self._out_of_memory(error)
-            failed = failed or found
-        return failed
 
-    def _out_of_memory(self, error: Exception) -> str:
-        if not self.target.adapter.is_out_of_memory(error):
-            raise error
-        return f"{type(error).__name__}: {error}"
+        def put_away() -> None:  # what was computed before the one that failed, if any did
+            while waiting:
+                self.scatter(*waiting.popleft())
+
+        _, failed = attempt(self.target.adapter, compute_all)
+        _, found = attempt(self.target.adapter, put_away)
+        return failed or found
 
     def _use(self, plan: Plan) -> None:
         """Go on with a plan whose first batches are those that are kept."""
