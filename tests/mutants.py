@@ -66,7 +66,7 @@ MUTANTS = [
     ("runs/indices.py", "if full and (shapes == np.array(capacity)).all():", "if full:"),
     ("runs/assembly.py", "return flat if order is None else", "return flat if True else"),
     ("runs/jobs.py", "self.done = number + 1", "self.done = number"),
-    ("runs/footprint.py", "results = sum(size", "results = 0 * sum(size"),
+    ("runs/footprint.py", "results = sum(", "results = 0 * sum("),
     ("runs/footprint.py", "index += arrays *", "index += 0 * arrays *"),
     ("runs/budgeting.py", "if self._excess(planned):\n            self._refuse",
      "if False:\n            self._refuse"),

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from stowplan.errors import DataError, FrameworkError
 from stowplan.io.reflections import StructureFactors
+from stowplan.kernels.bragg import intensity
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector, Sources
 from stowplan.recipes.bragg_geometry import (
     auto_oversample,
     kernel_arguments,
     mosaic_rotations,
     pixel_columns,
-    terms,
 )
 
 CUBIC = (100.0, 100.0, 100.0, 90.0, 90.0, 90.0)
@@ -171,10 +171,10 @@ def test_statics_say_which_code_runs():
     assert given["shape"] == "round"
     assert given["minima"] == (-2, -3, -3)
     assert hash(tuple(given[name] for name in ("oversample", "interpolation", "minima", "shape")))
-    assert terms(given) == 9
+    assert intensity.terms(given) == 9
     crystal = replace(crystal, mosaic=mosaic_rotations(1.0, 4), phi_steps=5)
     beam = Beam(1.0, dispersion=1.0, dispersion_steps=2)
-    assert terms(shared(Detector((4, 6), oversample=3), beam, crystal)) == 9 * 2 * 5 * 4
+    assert intensity.terms(shared(Detector((4, 6), oversample=3), beam, crystal)) == 9 * 2 * 5 * 4
 
 
 @pytest.mark.parametrize(

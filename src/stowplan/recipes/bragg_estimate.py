@@ -13,7 +13,7 @@ from stowplan.kernels.bragg import intensity
 from stowplan.memory import Budget, resolve_budget, show_bytes
 from stowplan.peaks import Forecast, PeakModel
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector
-from stowplan.recipes.bragg_geometry import arrays_of, terms
+from stowplan.recipes.bragg_geometry import arrays_of
 from stowplan.recipes.bragg_pixels import Prepared, prepare
 from stowplan.runs.calibration import calibrate
 from stowplan.runs.places import find_places
@@ -161,7 +161,7 @@ def estimate(
     return Estimate(
         detector=made.detector,
         pixels=made.pixels,
-        terms=terms(made.shared),
+        terms=intensity.count_terms({**intensity.defaults, **made.shared}),
         where=f"{adapter.name} {dtype}",
         image=_Search(made, adapter, on, device, gradient=False).peaks(budgets),
         gradient=_Search(made, adapter, on, device, gradient=True).peaks(budgets)

@@ -8,7 +8,7 @@ detector is z, its slow axis -y, its normal x; two-theta turns about -z, the spi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -27,7 +27,6 @@ __all__ = [
     "kernel_arguments",
     "mosaic_rotations",
     "pixel_columns",
-    "terms",
     "widest",
 ]
 
@@ -209,20 +208,6 @@ def pixel_columns(detector: Detector, mask: Any = None) -> dict[str, NDArray[np.
         )
     slow, fast = np.nonzero(mask)
     return {"slow": slow.astype(np.float64), "fast": fast.astype(np.float64)}
-
-
-def terms(shared: Mapping[str, Any]) -> int:
-    """Give the terms of one pixel: sub-pixels x sources x phi steps x mosaic domains.
-
-    Takes what `kernel_arguments` gives.
-
-    >>> crystal = Crystal((100, 100, 100, 90, 90, 90), mosaic=mosaic_rotations(0.5, 7))
-    >>> terms(kernel_arguments(Detector((64, 64), oversample=3), Beam(6.2), crystal))
-    63
-    """
-    return int(
-        shared["oversample"] ** 2 * shared["wavelengths"].shape[0] * shared["lattices"].shape[0]
-    )
 
 
 def _detector_arrays(detector: Detector) -> dict[str, Any]:
