@@ -30,7 +30,8 @@ __all__ = [
     "widest",
 ]
 
-BEAM, TWO_THETA_AXIS, SPINDLE = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 0.0, 1.0)
+BEAM, TWO_THETA_AXIS = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)
+SPINDLE = POLARIZATION_AXIS = (0.0, 0.0, 1.0)
 
 
 def kernel_arguments(
@@ -255,12 +256,18 @@ def _beam_arrays(beam: Beam) -> dict[str, Any]:
         )
         directions = _array(np.tile(BEAM, (count, 1)), like)
         weights = _array(np.ones(count), like)
+    polarized = {}
+    if beam.polarization is not None:
+        axis = _array(POLARIZATION_AXIS, like)
+        axis = axis - xp.sum(axis * directions[0, :]) * directions[0, :]
+        polarized["polarization"] = beam.polarization
+        polarized["polarization_axis"] = axis / xp.sqrt(xp.sum(axis * axis))
     return {
         "directions": directions,
         "wavelengths": wavelengths,
         "shares": weights / xp.sum(weights),
         "fluence": beam.fluence,
-        "polarization": 0.0 if beam.polarization is None else beam.polarization,
+        **polarized,
     }
 
 
