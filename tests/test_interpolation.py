@@ -45,7 +45,7 @@ def slow_tricubic(table, place):
 
 
 def as_vector(xp, places):
-    return vector(xp.asarray(places), places.shape[1:])
+    return vector(xp, xp.asarray(places), places.shape[1:])
 
 
 def test_a_window_is_summed_as_lagrange_has_it(xp):
@@ -95,7 +95,7 @@ def test_gradients_are_weights_and_differences(framework, blocks, load_framework
     weights = RNG.normal(size=20)
 
     def loss(table, places):
-        return xp.sum(xp.asarray(weights) * tricubic(table, vector(places, (20,))))
+        return xp.sum(xp.asarray(weights) * tricubic(table, vector(xp, places, (20,))))
 
     by_table, by_places = gradients(framework, xp, loss, [TABLE, places])
     entries = np.zeros_like(TABLE)
@@ -133,10 +133,12 @@ def test_jax_differentiates_gradients_in_reverse_and_refuses_forward_mode(load_f
 
     def slope(x):
         moved = xp.asarray(places).at[0, 0].set(x)
-        return jax.grad(lambda p: xp.sum(tricubic(xp.asarray(TABLE), vector(p, (3,)))))(moved)[1, 0]
+        return jax.grad(lambda p: xp.sum(tricubic(xp.asarray(TABLE), vector(xp, p, (3,)))))(moved)[
+            1, 0
+        ]
 
     x, step = places[0, 0], 1e-6
     difference = (slope(x + step) - slope(x - step)) / (2 * step)
     assert float(jax.grad(slope)(x)) == pytest.approx(float(difference), rel=1e-6)
     with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda p: tricubic(xp.asarray(TABLE), vector(p, (3,))), (places,), (places,))
+        jax.jvp(lambda p: tricubic(xp.asarray(TABLE), vector(xp, p, (3,))), (places,), (places,))

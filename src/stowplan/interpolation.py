@@ -40,7 +40,7 @@ def nearest(table: Any, places: Any) -> Any:
     """
     xp = array_namespace(table)
     nodes = _within(xp, each(xp.round, places), 0, [length - 1 for length in table.shape])
-    return _look_up(xp, xp.reshape(table, (-1,)), _flat(nodes, table.shape))
+    return _look_up(xp, xp.reshape(table, (-1,)), _flat(xp, nodes, table.shape))
 
 
 def tricubic(table: Any, places: Any) -> Any:
@@ -69,7 +69,7 @@ def tricubic(table: Any, places: Any) -> Any:
     nodes = _within(xp, places, 1, [length - 3 for length in table.shape])
     _, n, p = table.shape
     strides = (n * p, p, 1)
-    index = _flat(nodes, table.shape) - sum(strides)
+    index = _flat(xp, nodes, table.shape) - sum(strides)
     framework = framework_of(xp)
     if framework == "jax":
         nodes = _nodes(xp, index, table.shape, table.dtype)
@@ -79,8 +79,11 @@ def tricubic(table: Any, places: Any) -> Any:
     del nodes  # as many numbers as weights along one axis
     flat = xp.reshape(table, (-1,))
     if framework in ("torch", "cupy"):
-        return _sum_of_windows(xp, flat, index, strides, parts(xp.stack(weights, axis=1)))
-    return _sum_of_entries(xp, flat, index, strides, zip(*map(parts, weights), strict=True))
+        weights = xp.stack(weights, axis=1)
+        return _sum_of_windows(xp, flat, index, strides, parts(xp, weights))
+    return _sum_of_entries(
+        xp, flat, index, strides, zip(*(parts(xp, each) for each in weights), strict=True)
+    )
 
 
 def _sum_of_windows(
@@ -97,11 +100,14 @@ def _sum_of_windows(
     def lines(steps: Any) -> Any:
         return xp.sum(_look_up(xp, flat, index + steps) * last, axis=-1 - index.ndim)
 
+    def plane(steps: Any) -> Any:
+        halves = [lines(steps[:2, ...]), lines(steps[2:, ...])]
+        return xp.sum(xp.concat(halves) * middle, axis=0)
+
     if any(getattr(array, "requires_grad", False) for array in (flat, first)):
         planes = xp.sum(lines(steps) * middle, axis=1)
     else:
-        halves = ([lines(steps[i, :2, ...]), lines(steps[i, 2:, ...])] for i in range(_NODES))
-        planes = xp.stack([xp.sum(xp.concat(pair) * middle, axis=0) for pair in halves])
+        planes = xp.stack([plane(steps[i, ...]) for i in range(_NODES)])
     return xp.sum(planes * first, axis=0)
 
 
@@ -225,8 +231,8 @@ def _slopes(t: Any) -> tuple[Any, Any, Any, Any]:
 
 def _within(xp: Any, places: Any, least: int, most: Sequence[int]) -> Any:
     """Whole part of places, in int32 and within limits."""
-    place = parts(places)[0]
-    top = vector(xp.asarray(most, dtype=xp.int32, device=device(place)), (1,) * place.ndim)
+    place = parts(xp, places)[0]
+    top = vector(xp, xp.asarray(most, dtype=xp.int32, device=device(place)), (1,) * place.ndim)
 
     def within(place: Any, most: Any) -> Any:
         return xp.minimum(xp.clip(xp.astype(place, xp.int32), least), most)
@@ -234,9 +240,9 @@ def _within(xp: Any, places: Any, least: int, most: Sequence[int]) -> Any:
     return each(within, places, top)
 
 
-def _flat(nodes: Any, lengths: Sequence[int]) -> Any:
+def _flat(xp: Any, nodes: Any, lengths: Sequence[int]) -> Any:
     """Index in the flat table."""
-    h, k, l = parts(nodes)  # noqa: E741 - as crystallographers write it
+    h, k, l = parts(xp, nodes)  # noqa: E741 - as crystallographers write it
     return (h * lengths[1] + k) * lengths[2] + l
 
 

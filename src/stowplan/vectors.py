@@ -2,31 +2,28 @@
 
 Where calls are dear, in torch and CuPy, one array with the components along its first axis: a third
 of the calls. Else three arrays: in NumPy they fit a cache; XLA fuses a component into the loops
-that need it, but keeps an array of all three.
+that need it, but keeps an array of all three. Functions take the namespace ``xp`` of the arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, cast
-
-from array_api_compat import array_namespace
 
 from stowplan.special import framework_of
 
 __all__ = ["dot", "each", "parts", "turned", "vector"]
 
 
-def vector(array: Any, shape: tuple[int, ...]) -> Any:
+def vector(xp: Any, array: Any, shape: tuple[int, ...]) -> Any:
     """Make a vector of an array (3, ...), with components of a shape.
 
     >>> import numpy as np
-    >>> vector(np.asarray([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), (-1, 1)).shape
-    (3, 2, 1)
+    >>> [part.shape for part in vector(np, np.ones((3, 2)), (-1, 1))]
+    [(2, 1), (2, 1), (2, 1)]
     """
-    xp = array_namespace(array)
     whole = xp.reshape(array, (3, *shape))
     return xp.unstack(whole) if framework_of(xp) in ("numpy", "jax") else whole
 
@@ -46,52 +43,52 @@ def each(function: Callable[..., Any], *vectors: Any) -> Any:
     return tuple(zip(*found, strict=True)) if isinstance(found[0], tuple) else found
 
 
-def parts(vector: Any) -> tuple[Any, Any, Any]:
+def parts(xp: Any, vector: Any) -> tuple[Any, Any, Any]:
     """Give the three components of a vector, each an array.
 
     >>> import numpy as np
-    >>> [float(part) for part in parts(np.asarray([1.0, 2.0, 3.0]))]
+    >>> [float(part) for part in parts(np, np.asarray([1.0, 2.0, 3.0]))]
     [1.0, 2.0, 3.0]
     """
     if isinstance(vector, tuple):
         return vector
-    xp = array_namespace(vector)
     # the compatible ``unstack`` of torch calls what its vmap does not know
     x, y, z = vector.unbind() if framework_of(xp) == "torch" else xp.unstack(vector)
     return x, y, z
 
 
-def dot(u: Any, v: Any) -> Any:
+def dot(xp: Any, u: Any, v: Any) -> Any:
     """Give the products of vectors, component by component, summed.
 
     >>> import numpy as np
-    >>> float(dot(np.asarray([1.0, 2.0, 3.0]), np.asarray([1.0, 10.0, 100.0])))
+    >>> float(dot(np, np.asarray([1.0, 2.0, 3.0]), np.asarray([1.0, 10.0, 100.0])))
     321.0
     """
     products = each(lambda x, y: x * y, u, v)
     if isinstance(products, tuple):
         x, y, z = products
         return x + y + z
-    return array_namespace(products).sum(products, axis=0)
+    return xp.sum(products, axis=0)
 
 
-def turned(matrices: Any, vector: Any) -> Any:
+def turned(xp: Any, matrices: Any, vector: Any) -> Any:
     """Multiply vectors by matrices (n, 3, 3); components (1, ...) become (n, ...).
 
     >>> import numpy as np
     >>> matrices = np.asarray([2 * np.eye(3), np.ones((3, 3))])
-    >>> turned(matrices, np.asarray([[1.0], [2.0], [3.0]])).tolist()
-    [[2.0, 6.0], [4.0, 6.0], [6.0, 6.0]]
+    >>> x, y, z = turned(np, matrices, vector(np, np.asarray([1.0, 2.0, 3.0]), (1,)))
+    >>> x.tolist(), y.tolist(), z.tolist()
+    ([2.0, 6.0], [4.0, 6.0], [6.0, 6.0])
     """
-    jax = framework_of(array_namespace(matrices)) == "jax"
-    return (_turned_in_jax() if jax else _turned)(matrices, vector)
+    if framework_of(xp) == "jax":
+        return _turned_in_jax()(matrices, vector)
+    return _turned(xp, matrices, vector)
 
 
-def _turned(matrices: Any, v: Any) -> Any:
-    x, y, z = parts(v)
-    xp = array_namespace(matrices)
-    columns = parts(xp.permute_dims(matrices, (2, 1, 0)))
-    axes = (vector(column, (-1, *(1,) * (x.ndim - 1))) for column in columns)
+def _turned(xp: Any, matrices: Any, v: Any) -> Any:
+    x, y, z = parts(xp, v)
+    columns = parts(xp, xp.permute_dims(matrices, (2, 1, 0)))
+    axes = (vector(xp, column, (-1, *(1,) * (x.ndim - 1))) for column in columns)
     return each(lambda a, b, c: a * x + b * y + c * z, *axes)
 
 
@@ -105,7 +102,7 @@ def _turned_in_jax() -> Callable[[Any, Any], Any]:
     xp = jax.numpy
 
     def forward(matrices: Any, vector: Any) -> Any:
-        return _turned(matrices, vector), (matrices, vector)
+        return _turned(xp, matrices, vector), (matrices, vector)
 
     def backward(kept: Any, slopes: Any) -> Any:
         matrices, vector = kept
@@ -118,6 +115,6 @@ def _turned_in_jax() -> Callable[[Any, Any], Any]:
             tuple(xp.reshape(part, vector[0].shape) for part in by_vector),
         )
 
-    product = jax.custom_vjp(_turned)
+    product = jax.custom_vjp(partial(_turned, xp))
     product.defvjp(forward, backward)
     return cast("Callable[[Any, Any], Any]", product)

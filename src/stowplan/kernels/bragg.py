@@ -160,8 +160,8 @@ def intensity(
         brightness = brightness * factor
     q = rays.scattering(directions, wavelengths)
     del rays
-    inside = dot(q, q) * dmin**2 <= 1
-    hkl = turned(lattices, q)
+    inside = dot(xp, q, q) * dmin**2 <= 1
+    hkl = turned(xp, lattices, q)
     del q
     amplitude = _structure_factor(xp, hkl, table, minima, default_factor, interpolation)
     over, under = _lattice_factor(xp, hkl, cells, shape, fudge)
@@ -186,10 +186,10 @@ class _Rays:
         )
         v = pixel_size * (slow + along_slow)
         u = pixel_size * (fast + along_fast)
-        axes = (vector(axis, (1, 1, 1, 1)) for axis in (origin, slow_axis, fast_axis))
+        axes = (vector(xp, axis, (1, 1, 1, 1)) for axis in (origin, slow_axis, fast_axis))
         self.places = each(lambda start, slow, fast: start + v * slow + u * fast, *axes)
         self.xp, self.pixel_size = xp, pixel_size
-        self.inverse = 1 / xp.sqrt(dot(self.places, self.places))
+        self.inverse = 1 / xp.sqrt(dot(xp, self.places, self.places))
 
     def solid_angle(self, point_pixel, close_distance):
         """Of the first sub-pixel, (1, 1, 1, pixels)."""
@@ -204,19 +204,22 @@ class _Rays:
         That is (1 + c^2 - K cos 2psi (1 - c^2))/2; c is the component along the beam, e along the
         axis.
         """
+        xp = self.xp
         places, inverse = each(_first_subpixel, self.places), _first_subpixel(self.inverse)
-        c, e = (dot(places, vector(along, (1, 1, 1, 1))) * inverse for along in (beam, axis))
+        c, e = (
+            dot(xp, places, vector(xp, along, (1, 1, 1, 1))) * inverse for along in (beam, axis)
+        )
         half = 0.5 * factor + 0.5
         return half + (1 - half) * (c * c) - factor * (e * e)
 
     def scattering(self, directions, wavelengths):
         """Vectors (X/r - b) / wavelength, (1, sources, sub-pixels, pixels)."""
         xp, inverse = self.xp, self.inverse
-        beams = vector(xp.matrix_transpose(directions), (1, -1, 1, 1))
-        distance = dot(self.places, beams)
+        beams = vector(xp, xp.matrix_transpose(directions), (1, -1, 1, 1))
+        distance = dot(xp, self.places, beams)
         cosine = distance * inverse
         across = each(lambda x, b: (x - b * distance) * inverse, self.places, beams)
-        near = dot(across, across) * reciprocal(1 + xp.abs(cosine))
+        near = dot(xp, across, across) * reciprocal(1 + xp.abs(cosine))
         shortfall = xp.where(cosine > 0, near, 1 - cosine)
         numbers = xp.reshape(1 / wavelengths, (1, -1, 1, 1))
         return each(lambda x, b: (x - b * shortfall) * numbers, across, beams)
@@ -229,15 +232,15 @@ def _first_subpixel(values):
 def _lattice_factor(xp, hkl, cells, shape, fudge):
     """Sum of the phases of all unit cells, as a numerator and a denominator."""
     deltas = each(lambda h: h - xp.round(h), hkl)
-    counts = vector(cells, (1, 1, 1, 1))
+    counts = vector(xp, cells, (1, 1, 1, 1))
     if shape == "round":
         along = each(lambda n, delta: n * delta, counts, deltas)
-        over, under = _sinc3(xp, (math.pi**2 * fudge) * dot(along, along))
+        over, under = _sinc3(xp, (math.pi**2 * fudge) * dot(xp, along, along))
         return (_ROUND * cells[0] * cells[1] * cells[2]) * over, under
     if shape != "square":
         raise ValueError(f"intensity: shape={shape!r}; it must be 'square' or 'round'.")
     waves = each(lambda delta, n: _sincg(xp, math.pi * delta, n), deltas, counts)
-    return (x * y * z for x, y, z in map(parts, waves))
+    return (x * y * z for x, y, z in (parts(xp, wave) for wave in waves))
 
 
 def _sincg(xp, u, n):
@@ -278,7 +281,7 @@ def _structure_factor(xp, hkl, table, minima, default_factor, interpolation):
         )
     margin = _MARGINS[interpolation]
     low, last = (
-        vector(xp.asarray(ends, dtype=table.dtype, device=device(table)), (1, 1, 1, 1))
+        vector(xp, xp.asarray(ends, dtype=table.dtype, device=device(table)), (1, 1, 1, 1))
         for ends in (minima, [length - 1 - margin for length in table.shape])
     )
     places = each(lambda h, low: h - low, hkl, low)
@@ -287,7 +290,6 @@ def _structure_factor(xp, hkl, table, minima, default_factor, interpolation):
         found = nearest(table, places)
     else:
         found = tricubic(table, places)
-    h, k, l = parts(  # noqa: E741
-        each(lambda place, last: (place >= margin) & (place <= last), places, last)
-    )
+    within = each(lambda place, last: (place >= margin) & (place <= last), places, last)
+    h, k, l = parts(xp, within)  # noqa: E741 - as crystallographers write it
     return xp.where(h & k & l, found, default_factor)
