@@ -185,20 +185,24 @@ def flat_values(result: Any) -> list[Any]:
 
 
 def pull_back(given: Problem, plan: sp.Plan | None, framework: str) -> Any:
-    """Take the gradient of the sum of squares of the first output."""
+    """Take the gradient of the sum of squares of the first output, and keep the results.
 
-    def loss(wanted: Mapping[str, Any]) -> Any:
+    A caller has them until its step is done, so that plans count them.
+    """
+
+    def loss(wanted: Mapping[str, Any]) -> tuple[Any, Any]:
         data = {name: wanted.get(name, column) for name, column in given.data.items()}
         shared = {name: wanted.get(name, value) for name, value in given.shared.items()}
-        values, *_ = flat_values(sp.run(given.kernel, data, plan, **shared))
-        return (values * values).sum()
+        result = sp.run(given.kernel, data, plan, **shared)
+        values, *_ = flat_values(result)
+        return (values * values).sum(), result
 
     every = {**given.data, **given.shared}
     wanted = {name: every[name] for name in given.wanted}
     if framework == "jax":
         import jax
 
-        return jax.block_until_ready(jax.grad(loss)(wanted))
+        return jax.block_until_ready(jax.grad(loss, has_aux=True)(wanted))
     import torch
 
     leaves = []
@@ -211,7 +215,8 @@ def pull_back(given: Problem, plan: sp.Plan | None, framework: str) -> Any:
         name: value.map_values(leaf) if isinstance(value, sp.Ragged) else leaf(value)
         for name, value in wanted.items()
     }
-    return torch.autograd.grad(loss(tracked), leaves)
+    total, result = loss(tracked)
+    return torch.autograd.grad(total, leaves), result
 
 
 def planned(given: Problem, case: Case) -> sp.Plan:
