@@ -81,6 +81,8 @@ def test_a_gradient_holds_results_cotangents_and_its_own():
     assert found.index_bytes == plain.index_bytes + 8 * 40  # where rows of x are added
     assert found.held_bytes() == found.index_bytes + 8 * 40 + 3 * plain.result_bytes
     assert found.held_beside(4) == [found.index_bytes + 8 * 40 + 4 * plain.result_bytes] * 2
+    first, second = found.held_beside(on_demand=True)  # zeros whose pages are not taken yet
+    assert (first, second) == (found.held_bytes() - 8 * 40, found.held_bytes() - 8 * 20)
 
 
 def test_pages_of_results_and_places_are_taken_as_rows_are_put_away():

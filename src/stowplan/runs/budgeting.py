@@ -293,7 +293,8 @@ class _Fit:
         used = [0] * len(split.slots)
         for batch in split.batches:
             used[batch.slot] = len(batch.items)
-        catch_all = split.headroom and self.target.adapter.compiles
+        compiles = self.target.adapter.compiles
+        catch_all = split.headroom and compiles
         if catch_all:
             used[-1] = split.rows[-1]
         single = len(split.batches) == 1 and not catch_all
@@ -306,14 +307,14 @@ class _Fit:
         sources = tuple(
             dict.fromkeys(m.source for m, rows in zip(models, used, strict=True) if rows)
         )
-        beside = self.footprint.held_beside(self.result_sets)
+        beside = self.footprint.held_beside(self.result_sets, on_demand=compiles)  # in NumPy
         together = [
             held + peaks[batch.slot] for held, batch in zip(beside, split.batches, strict=True)
         ]
         if catch_all:
             together.append(self._held_bytes() + peaks[-1])
         held = max(together) - max(peaks)
-        idle = self.footprint.idle_bytes(self.result_sets, copied=self.target.adapter.compiles)
+        idle = self.footprint.idle_bytes(self.result_sets, copied=compiles)
         return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle, in_flight))
 
     def _held_bytes(self) -> int:

@@ -31,6 +31,8 @@ class PutAway:
 
     Attributes
     ----------
+    slot, rows, items
+        Of the batch; rows past the items are padding.
     index_bytes
         Where real rows are and where they go, found then and kept.
     row_bytes
@@ -41,6 +43,7 @@ class PutAway:
 
     slot: int
     rows: int
+    items: int
     index_bytes: int
     row_bytes: int
     taken_bytes: int
@@ -58,8 +61,8 @@ class Footprint:
         What making those of the largest batch takes beside them.
     result_bytes, staged_bytes
         All outputs, once; columns where they are computed, if they are moved there.
-    gradient_bytes
-        Gradients of columns and shared parameters; None without a gradient.
+    gradient_bytes, column_gradient_bytes
+        Gradients of columns and shared parameters, None without a gradient; those of columns.
     put_away
         Of each batch, in their order.
     row_inputs, row_outputs, row_masks
@@ -73,6 +76,7 @@ class Footprint:
     result_bytes: int
     staged_bytes: int
     gradient_bytes: int | None
+    column_gradient_bytes: int
     put_away: tuple[PutAway, ...]
     row_inputs: tuple[int, ...]
     row_outputs: tuple[int, ...]
@@ -90,11 +94,19 @@ class Footprint:
             return own + self.result_bytes
         return own + self.gradient_bytes + result_sets * self.result_bytes
 
-    def held_beside(self, result_sets: int = 3) -> list[int]:
-        """Alive beside each batch: pages of results are taken as rows are put away."""
-        if self.gradient_bytes is not None:  # the backward pass finds all in place
-            return [self.held_bytes(result_sets)] * len(self.put_away)
-        return self._before_putting_away()
+    def held_beside(self, result_sets: int = 3, *, on_demand: bool = False) -> list[int]:
+        """Alive beside each batch: pages of results are taken as rows are put away.
+
+        ``on_demand`` says that those of the gradients of columns are taken likewise.
+        """
+        if self.gradient_bytes is None:
+            return self._before_putting_away()
+        held = self.held_bytes(result_sets)
+        counts = [batch.items for batch in self.put_away]
+        pages = self.column_gradient_bytes if on_demand else 0
+        total = max(sum(counts), 1)
+        done = list(itertools.accumulate(counts, initial=0))[:-1]
+        return [held - pages + math.ceil(pages * items / total) for items in done]
 
     def idle_bytes(self, result_sets: int = 3, *, copied: bool) -> int:
         """Most that is alive while no batch is computed: before, after, or while rows are put away.
@@ -195,6 +207,7 @@ def measure_footprint(
         result_bytes=results,
         staged_bytes=sum(map(array_bytes, columns.arrays)) if moved else 0,
         gradient_bytes=None if wanted is None else _wanted_bytes(columns.arrays, traced, wanted),
+        column_gradient_bytes=0 if wanted is None else _wanted_bytes(columns.arrays, {}, wanted),
         put_away=put_away,
         row_inputs=of_rows(inputs, input_bytes),
         row_outputs=of_rows(outputs, output_bytes),
@@ -214,7 +227,7 @@ def _put_away(batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]]) -
         index[dims] = INDEX_BYTES * real * ((padding > 0) + (not in_order))
         row_bytes += size * real
         taken += size * real if padding else 0
-    return PutAway(batch.slot, places, sum(index.values()), row_bytes, taken)
+    return PutAway(batch.slot, places, batch.count, sum(index.values()), row_bytes, taken)
 
 
 def widest_input(columns: Columns, traced: Mapping[str, Any]) -> int:
@@ -225,7 +238,9 @@ def widest_input(columns: Columns, traced: Mapping[str, Any]) -> int:
 
 def _wanted_bytes(arrays: Sequence[Any], traced: Mapping[str, Any], wanted: Wanted) -> int:
     flags, nest = wanted
-    pairs = [*zip(flags, arrays, strict=True), *((f, a) for a, f in paired_leaves(traced, nest))]
+    pairs = [*zip(flags, arrays, strict=True)]
+    if traced:
+        pairs += [(flag, array) for array, flag in paired_leaves(traced, nest)]
     return sum(array_bytes(array) for flag, array in pairs if flag)
 
 
