@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("jax")
 
-from stowplan.adapters.jax_programs import compiler_options, packed_bytes
+from stowplan.adapters.jax_programs import compiler_options, library_bytes
 
 MEASURE = """
 import ctypes, gc, json, os, pathlib, sys
@@ -18,7 +18,7 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one fusion at a time
 libc = ctypes.CDLL("libc.so.6")
 libc.mallopt(-3, 2**16)  # large blocks come and go, so that none is taken from what was freed
 import jax, jax.numpy as jnp, numpy as np
-from stowplan.adapters.jax_programs import compiler_options, packed_bytes
+from stowplan.adapters.jax_programs import compiler_options, library_bytes
 jax.config.update("jax_enable_x64", True)
 
 def status(name):
@@ -32,6 +32,12 @@ def product(contracted):
 def reduced(a, b):
     return jnp.exp(jnp.einsum("rik,rjk->rij", a, b)).sum(-1)
 
+def over_the_first(a):
+    return jnp.exp(a).sum(0)
+
+def over_the_last(a):
+    return jnp.exp(a).sum(-1)
+
 def computed(a, b):
     return jnp.einsum("rik,rjk->rij", 2 * a, jnp.exp(b))
 
@@ -42,6 +48,8 @@ cases = {
     "few rows": (product("rik,rkj->rij"), (900, 8, 64), (900, 64, 24), {}),
     "a few columns of much": (product("ik,kj->ij"), (8, 8), (8, 2000000), {}),
     "summed": (reduced, (900, 16, 64), (900, 24, 64), {}),
+    "over the first axis": (over_the_first, (9, 300000), {}),
+    "over the last axis": (over_the_last, (3000, 16, 64), {}),
     "computed": (computed, (900, 16, 64), (900, 24, 64), compiler_options()),
 }
 found = {}
@@ -60,14 +68,14 @@ for name, (function, *shapes, options) in cases.items():
         rises.append(status("VmHWM") - before)
         del result
     beyond = sorted(rises)[1] - said.temp_size_in_bytes - said.output_size_in_bytes
-    right = given[1].nbytes
-    found[name] = (packed_bytes(program.as_text(), cores=1) / right, beyond / right)
+    right = given[-1].nbytes
+    found[name] = (library_bytes(program.as_text(), cores=1) / right, beyond / right)
 print(json.dumps(found))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are read from /proc")
-def test_what_is_read_of_products_is_what_the_process_takes_beyond_what_xla_says():
+def test_what_is_read_of_a_program_is_what_the_process_takes_beyond_what_xla_says():
     if not compiler_options():
         pytest.skip("this XLA has no such library")
     done = subprocess.run(
@@ -104,11 +112,24 @@ CALL = '  %f = f64[2,3] fusion(%a, %b), kind=kCustom, calls=%fused, config={"__y
     ],
 )
 def test_copies_counted_by_hand(program, expected):
-    assert packed_bytes(program, cores=1) == expected
+    assert library_bytes(program, cores=1) == expected
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"), [("0", 8 * 70), ("0,1", 8 * 70), ("1", 0), ("0,2", 0), ("0,1,2", 0)]
+)
+def test_what_is_summed_along_the_first_axes_counts(axes, expected):
+    summed = (
+        "%fused (p: f64[2,5,7]) -> f64[7] {\n"
+        "  %p = f64[2,5,7]{2,1,0} parameter(0)\n"
+        f"  ROOT %r = f64[7]{{0}} reduce(%p, %zero), dimensions={{{axes}}}, to_apply=%add\n"
+        "}\n"
+    )
+    assert library_bytes(summed + CALL, cores=1) == expected
 
 
 def test_as_many_products_count_as_there_are_cores():
     one = product("ROOT ") + CALL
     two = one.replace("%fused", "%other").replace("3,30", "7,30").replace("%f ", "%g ")
-    assert packed_bytes(one + two, cores=1) == 8 * 8 * 30
-    assert packed_bytes(one + two, cores=2) == packed_bytes(one + two, cores=3) == 8 * 12 * 30
+    assert library_bytes(one + two, cores=1) == 8 * 8 * 30
+    assert library_bytes(one + two, cores=2) == library_bytes(one + two, cores=3) == 8 * 12 * 30

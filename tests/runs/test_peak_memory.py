@@ -54,8 +54,8 @@ def status(name):
         if entry.startswith(name + ":"):
             return int(entry.split()[1]) * 1024
 
-data = columns(12000)
-rows = 5000 if several else 12000
+data = columns(8000)
+rows = 3000 if several else 8000
 options = dict(slots=1, rows=rows, gradient=["x"] if gradient else False)
 peak = sp.plan(line, data, budget="99 GB", **options).memory.peak_bytes
 plan = sp.plan(line, data, budget=int(peak * 1.2), **options)

@@ -23,7 +23,7 @@ __all__ = [
     "compiler_options",
     "jitted",
     "jitted_gradient",
-    "packed_bytes",
+    "library_bytes",
     "traces",
     "within_a_program",
 ]
@@ -33,6 +33,7 @@ _INSTRUCTION = re.compile(r"\s*(ROOT )?(%[\w.-]+) = [a-z]+(\d*)\[([\d,]*)\]\S* (
 _NAME = re.compile(r"%[\w.-]+")
 _OF_LIBRARY = re.compile(r"calls=(%[\w.-]+).*__ynn_fusion")
 _CONTRACTED = re.compile(r"rhs_contracting_dims=\{([\d,]*)\}")
+_SUMMED = re.compile(r", dimensions=\{([\d,]*)\}")
 _BATCHED = re.compile(r"rhs_batch_dims=\{([\d,]*)\}")
 _READ = ("parameter", "constant", "broadcast", "bitcast")  # what a product reads where it lies
 _FEW = 10  # rows for which the library copies no right operand in float64,
@@ -81,7 +82,7 @@ class Program:
             return None
         counted = found.temp_size_in_bytes + found.output_size_in_bytes
         counted += found.argument_size_in_bytes - found.alias_size_in_bytes
-        return int(counted) + (packed_bytes(program.as_text()) if compiler_options() else 0)
+        return int(counted) + (library_bytes(program.as_text()) if compiler_options() else 0)
 
 
 def within_a_program() -> bool:
@@ -103,16 +104,17 @@ def _in_a_backward_pass(call: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def packed_bytes(program: str, cores: int | None = None) -> int:
-    r"""Bytes that XLA's library of fused sums takes in a compiled program for matrix products.
+def library_bytes(program: str, cores: int | None = None) -> int:
+    r"""Bytes that XLA's library of fused sums takes in a compiled program.
 
-    XLA does not count them. The library copies the whole right operand of a product that ends its
+    XLA does not count them. Of sums the library keeps what is summed along the first axes, whole,
+    and nothing along others. It copies the whole right operand of a product that ends its
     fusion, columns rounded up to whole tiles; not where more is computed of the product, a tile at
     a time, nor in float64 where the left operand has few rows and the right one is not transposed.
     An operand that the fusion computes first is whole, too. Other products copy nothing. Each core
     may compute a fusion at a time: as many of them count, the largest.
 
-    >>> packed_bytes(
+    >>> library_bytes(
     ...     "%fused (a: f64[2,30], b: f64[3,30]) -> f64[2,3] {\n"
     ...     "  %a = f64[2,30] parameter(0)\n  %b = f64[3,30] parameter(1)\n"
     ...     "  ROOT %c = f64[2,3] dot(%a, %b), rhs_contracting_dims={1}\n}\n"
@@ -137,6 +139,11 @@ def packed_bytes(program: str, cores: int | None = None) -> int:
         if operation == "dot":
             left, right = (made[each] for each in _NAME.findall(operands))
             taken[within] += _product_bytes(left, right, line, ends=root is not None)
+        if operation == "reduce":
+            summed = made[_NAME.findall(operands)[0]]
+            along = _axes(_SUMMED, line)
+            if along == list(range(len(along))) and len(along) < len(summed.lengths):
+                taken[within] += summed.width * math.prod(summed.lengths)
     return sum(sorted(taken.values())[-(cores or _cores()) :])
 
 
@@ -158,10 +165,7 @@ def _product_bytes(left: _Array, right: _Array, line: str, *, ends: bool) -> int
     size = left.computed_bytes + right.computed_bytes
     if not ends:
         return size
-    contracted, batched = (
-        [int(axis) for text in pattern.findall(line) for axis in text.split(",") if axis]
-        for pattern in (_CONTRACTED, _BATCHED)
-    )
+    contracted, batched = _axes(_CONTRACTED, line), _axes(_BATCHED, line)
     depth = math.prod(right.lengths[axis] for axis in contracted)
     repeated = math.prod(right.lengths[axis] for axis in batched)
     columns = math.prod(right.lengths) // max(depth * repeated, 1)
@@ -171,6 +175,11 @@ def _product_bytes(left: _Array, right: _Array, line: str, *, ends: bool) -> int
         return size
     tile = 4 if right.width < 8 or columns <= 4 else 8
     return size + right.width * depth * repeated * (-(-columns // tile) * tile)
+
+
+def _axes(pattern: re.Pattern[str], line: str) -> list[int]:
+    """Give the axes that an instruction names."""
+    return [int(axis) for text in pattern.findall(line) for axis in text.split(",") if axis]
 
 
 def _cores() -> int:
