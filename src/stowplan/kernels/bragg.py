@@ -165,14 +165,14 @@ def intensity(
     del q
     amplitude = _structure_factor(xp, hkl, table, minima, default_factor, interpolation)
     over, under = _lattice_factor(xp, hkl, cells, shape, fudge)
-    # XLA keeps what it divides, or else each of the 64 gradients of a table begins from q again;
-    # it fuses all before a select, or else it keeps several arrays of terms for the sum
+    # one division, since XLA keeps what it divides; and all before a select, which it fuses, or
+    # else it keeps several arrays of pixels and of terms for the sum
     amplitude = amplitude * over / under
-    amplitude = xp.where(inside, amplitude, xp.zeros_like(amplitude))
-    total = xp.sum(amplitude * amplitude, axis=0)  # (sources, sub-pixels, pixels)
+    photons = amplitude * amplitude * brightness
+    photons = xp.where(inside, photons, xp.zeros_like(photons))
+    total = xp.sum(photons, axis=0)  # (sources, sub-pixels, pixels)
     total = xp.sum(total * xp.reshape(shares, (-1, 1, 1)), axis=(0, 1))
-    total = brightness * total / (lattices.shape[0] * oversample**2)
-    return xp.reshape(total, shape_of_pixels)
+    return xp.reshape(total / (lattices.shape[0] * oversample**2), shape_of_pixels)
 
 
 class _Rays:
