@@ -103,7 +103,7 @@ def fit_rows(
 def _resolved(where: str, target: Place, request: MemoryRequest) -> Budget:
     return resolve_budget(
         request.budget,
-        lambda: target.adapter.free_bytes(target.device),
+        lambda: target.free_bytes(where),
         where,
         device=str(target.device),
     )
