@@ -12,6 +12,7 @@ from stowplan.runs.columns import bind
 from stowplan.runs.footprint import measure_footprint
 from stowplan.runs.upper_bounds import largest_batch_bytes, most_held_bytes
 
+
 @sp.kernel("(n)->(n)", ragged="n")
 def same(x, *, mask):
     """As many bytes out as in."""
