@@ -130,14 +130,17 @@ class Forecast:
     budget : Budget
         Most bytes of a run, and who said so.
     held_bytes : int
-        Index arrays, results and gradients, alive beside the last batch; 0 where they are so few
-        that no limit is conceivable.
+        Index arrays, results and gradients, alive beside the batch with which they take most; 0
+        where they are so few that no limit is conceivable.
     batch_bytes : tuple of int
         Peak of a batch in each slot, 0 where a slot is empty; empty where nothing was probed.
     sources : tuple of str
         Where those come from; why there are none.
     idle_bytes : int
-        Index arrays and results while there is no batch: before the first and after the last.
+        Index arrays and results while there is no batch: before the first, while rows are put
+        away, and after the last.
+    in_flight : bool
+        Whether a batch that is compiled may be computed while the rows of the last are put away.
     """
 
     budget: Budget
@@ -145,6 +148,7 @@ class Forecast:
     batch_bytes: tuple[int, ...]
     sources: tuple[str, ...]
     idle_bytes: int = 0
+    in_flight: bool = True
 
     @property
     def peak_bytes(self) -> int | None:

@@ -15,6 +15,12 @@ def mixed(x, weight):
     return x, weight, weight[..., None] + np.zeros(3)
 
 
+@sp.kernel("(n)->(n)", ragged="n")
+def masked_line(x, *, mask):
+    """One output along n."""
+    return x * mask["n"]
+
+
 @sp.kernel("(n)->()", ragged="n")
 def masked(x, *, mask):
     """Takes a mask."""
@@ -40,8 +46,9 @@ def test_results_are_counted_once_and_indices_per_padded_place():
     assert found.row_inputs == (8 * (4 + 1),)
     assert found.row_outputs == (8 * (4 + 1 + 3),)
     assert found.held_bytes() == found.index_bytes + found.result_bytes
-    assert found.held_bytes(0.5) == found.index_bytes + found.result_bytes / 2
-    assert found.gradient_bytes == found.staged_bytes == 0
+    assert found.held_beside() == [found.index_bytes, found.index_bytes + found.result_bytes // 2]
+    assert found.gradient_bytes is None
+    assert found.staged_bytes == 0
 
 
 def test_padding_and_another_order_take_places_and_destinations():
@@ -55,7 +62,7 @@ def test_padding_and_another_order_take_places_and_destinations():
 
 def test_rows_without_an_item_take_indices_too():
     found = footprint(mixed, [4] * 3, slots=1, rows=[2])
-    assert found.index_bytes == 9 * 4 * 4 + 8 * 4 + 8 * (12 + 3)
+    assert found.index_bytes == 9 * 4 * 4 + 8 * 4 + 8 * (4 + 1)  # places in the second batch only
 
 
 def test_masks_widths_and_moved_columns_count():
@@ -73,3 +80,27 @@ def test_a_gradient_holds_results_cotangents_and_its_own():
     assert found.gradient_bytes == 8 * 40
     assert found.index_bytes == plain.index_bytes + 8 * 40  # where rows of x are added
     assert found.held_bytes() == found.index_bytes + 8 * 40 + 3 * plain.result_bytes
+    assert found.held_beside(4) == [found.index_bytes + 8 * 40 + 4 * plain.result_bytes] * 2
+    first, second = found.held_beside(on_demand=True)  # zeros whose pages are not taken yet
+    assert (first, second) == (found.held_bytes() - 8 * 40, found.held_bytes() - 8 * 20)
+
+
+def test_pages_of_results_and_places_are_taken_as_rows_are_put_away():
+    found = footprint(masked_line, [4, 3] * 4, slots=1, rows=4)
+    gathered, real = (9 + 1) * 32, 14  # indices, whether they are real, a mask; rows of a batch
+    assert found.index_bytes == gathered + 8 * 28
+    assert found.held_beside() == [gathered, gathered + 8 * real + 8 * real]
+    # the second batch: its padded outputs, its places, a copy of its real rows, all results
+    assert found.idle_bytes(copied=False) == gathered + 8 * 16 + 8 * 28 + 8 * real + 8 * 28
+    # with what it was computed from, which JAX has not let go of
+    assert found.idle_bytes(copied=True) == found.idle_bytes(copied=False) + 8 * 16
+
+
+def test_rows_that_nothing_pads_are_put_away_without_a_copy():
+    found = footprint(masked_line, [4] * 8, slots=1, rows=4)
+    assert found.idle_bytes(copied=False) == (9 + 1) * 32 + 8 * 16 + 8 * 32
+
+
+def test_gathering_takes_the_last_column_twice():
+    found = footprint(mixed, [4] * 10, slots=1, rows=5)
+    assert found.row_gathered == (8 * 4 * 2,)  # x, then x and twice the weight: no more

@@ -29,6 +29,7 @@ class EagerAdapter:
     peak_margin = 0.01
     spare_share = 0.04
     spare_bytes = 2**21
+    result_sets = 0
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.0

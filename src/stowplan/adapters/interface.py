@@ -53,6 +53,10 @@ class Adapter(Protocol):
         Share that a batch was measured to take beyond `peak_bytes`, at most.
     spare_share, spare_bytes
         Of a budget what is left to pages, allocators and the interpreter, as measured.
+    result_sets
+        Arrays as large as the results that are alive in a backward pass: the results, which a
+        caller or a loss keeps, their cotangents, and those staged; in JAX one more that its own
+        pass through the loss still holds. 0 without gradients.
     work_seconds, launch_seconds, compile_seconds
         Shipped constants of the cost objective: a unit of work, a kernel call, a new shape.
     """
@@ -63,6 +67,7 @@ class Adapter(Protocol):
     peak_margin: float
     spare_share: float
     spare_bytes: int
+    result_sets: int
     work_seconds: float
     launch_seconds: float
     compile_seconds: float

@@ -60,6 +60,7 @@ class JaxAdapter:
     peak_margin = 0.01
     spare_share = 0.12
     spare_bytes = 2**24
+    result_sets = 4
     work_seconds = 1e-9
     launch_seconds = 4e-4
     compile_seconds = 0.6

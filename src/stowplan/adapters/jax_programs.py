@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +23,20 @@ __all__ = [
     "compiler_options",
     "jitted",
     "jitted_gradient",
-    "packed_bytes",
+    "library_bytes",
     "traces",
     "within_a_program",
 ]
 
-_INSTRUCTION = re.compile(
-    r"\s*(?:ROOT )?(%[\w.-]+) = [a-z]+(\d*)\[([\d,]*)\]\S* ([\w-]+)\((?:[^,)]*, (%[\w.-]+))?"
-)
-
-_CONTRACTED = re.compile(r"rhs_contracting_dims=\{[\d,]*?(\d+)\}")
+_COMPUTATION = re.compile(r"(?:ENTRY )?(%[\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s*(ROOT )?(%[\w.-]+) = [a-z]+(\d*)\[([\d,]*)\]\S* ([\w-]+)\(([^)]*)\)")
+_NAME = re.compile(r"%[\w.-]+")
+_OF_LIBRARY = re.compile(r"calls=(%[\w.-]+).*__ynn_fusion")
+_CONTRACTED = re.compile(r"rhs_contracting_dims=\{([\d,]*)\}")
+_SUMMED = re.compile(r", dimensions=\{([\d,]*)\}")
+_BATCHED = re.compile(r"rhs_batch_dims=\{([\d,]*)\}")
+_READ = ("parameter", "constant", "broadcast", "bitcast")  # what a product reads where it lies
+_FEW = 10  # rows for which the library copies no right operand in float64,
 
 traces: Counter[str] = Counter()
 """Number of times each kernel was traced, by name; a compiled call does not trace again."""
@@ -77,7 +82,7 @@ class Program:
             return None
         counted = found.temp_size_in_bytes + found.output_size_in_bytes
         counted += found.argument_size_in_bytes - found.alias_size_in_bytes
-        return int(counted) + (packed_bytes(program.as_text()) if compiler_options() else 0)
+        return int(counted) + (library_bytes(program.as_text()) if compiler_options() else 0)
 
 
 def within_a_program() -> bool:
@@ -99,31 +104,90 @@ def _in_a_backward_pass(call: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def packed_bytes(program: str) -> int:
-    r"""Bytes of the copies that matrix products of a compiled program make of right operands.
+def library_bytes(program: str, cores: int | None = None) -> int:
+    r"""Bytes that XLA's library of fused sums takes in a compiled program.
 
-    XLA does not count them. Operands whose contracted axis is the last one are taken as they are.
-    Two products may run at a time: the largest two count.
+    XLA does not count them. Of sums the library keeps what is summed along the first axes, whole,
+    and nothing along others. It copies the whole right operand of a product that ends its
+    fusion, columns rounded up to whole tiles; not where more is computed of the product, a tile at
+    a time, nor in float64 where the left operand has few rows and the right one is not transposed.
+    An operand that the fusion computes first is whole, too. Other products copy nothing. Each core
+    may compute a fusion at a time: as many of them count, the largest.
 
-    >>> packed_bytes("%a = f64[2,3] parameter(0)\n%b = f64[3,9] parameter(1)\n"
-    ...              "%c = f64[2,9] dot(%a, %b), rhs_contracting_dims={0}")
-    216
+    >>> library_bytes(
+    ...     "%fused (a: f64[2,30], b: f64[3,30]) -> f64[2,3] {\n"
+    ...     "  %a = f64[2,30] parameter(0)\n  %b = f64[3,30] parameter(1)\n"
+    ...     "  ROOT %c = f64[2,3] dot(%a, %b), rhs_contracting_dims={1}\n}\n"
+    ...     "  %d = f64[2,3] fusion(%x, %y), calls=%fused, config={\"__ynn_fusion\"}"
+    ... )
+    960
     """
-    sizes: dict[str, tuple[int, int]] = {}  # bytes and last axis
-    packed = [0, 0]
+    ours = set(_OF_LIBRARY.findall(program))
+    taken: dict[str, int] = dict.fromkeys(ours, 0)
+    within = ""
+    made: dict[str, _Array] = {}
     for line in program.splitlines():
-        made = _INSTRUCTION.match(line)
-        if made is None:
+        opened = _COMPUTATION.match(line)
+        if opened is not None:
+            within, made = opened[1], {}
+        found = _INSTRUCTION.match(line) if within in ours else None
+        if found is None:
             continue
-        name, bits, shape, operation, right = made.groups()
-        lengths = [int(length) for length in shape.split(",") if length]
-        sizes[name] = max(int(bits or 8) // 8, 1) * math.prod(lengths), len(lengths) - 1
+        root, name, bits, shape, operation, operands = found.groups()
+        lengths = tuple(int(length) for length in shape.split(",") if length)
+        made[name] = _Array(lengths, max(int(bits or 8) // 8, 1), operation)
         if operation == "dot":
-            size, last = sizes.get(right, (0, 0))
-            contracted = _CONTRACTED.search(line)
-            if contracted is None or int(contracted[1]) != last:
-                packed.append(size)
-    return sum(sorted(packed)[-2:])
+            left, right = (made[each] for each in _NAME.findall(operands))
+            taken[within] += _product_bytes(left, right, line, ends=root is not None)
+        if operation == "reduce":
+            summed = made[_NAME.findall(operands)[0]]
+            along = _axes(_SUMMED, line)
+            if along == list(range(len(along))) and len(along) < len(summed.lengths):
+                taken[within] += summed.width * math.prod(summed.lengths)
+    return sum(sorted(taken.values())[-(cores or _cores()) :])
+
+
+class _Array(NamedTuple):
+    """An array of a fusion, and the operation that gives it."""
+
+    lengths: tuple[int, ...]
+    width: int
+    operation: str
+
+    @property
+    def computed_bytes(self) -> int:
+        """Bytes of an operand that is computed for its product."""
+        return 0 if self.operation in _READ else self.width * math.prod(self.lengths)
+
+
+def _product_bytes(left: _Array, right: _Array, line: str, *, ends: bool) -> int:
+    """Bytes of what the library copies and computes for one product."""
+    size = left.computed_bytes + right.computed_bytes
+    if not ends:
+        return size
+    contracted, batched = _axes(_CONTRACTED, line), _axes(_BATCHED, line)
+    depth = math.prod(right.lengths[axis] for axis in contracted)
+    repeated = math.prod(right.lengths[axis] for axis in batched)
+    columns = math.prod(right.lengths) // max(depth * repeated, 1)
+    rows = math.prod(left.lengths) // max(depth * repeated, 1)
+    transposed = contracted[-1:] == [len(right.lengths) - 1]
+    if right.width == 8 and rows <= _FEW and not transposed:
+        return size
+    tile = 4 if right.width < 8 or columns <= 4 else 8
+    return size + right.width * depth * repeated * (-(-columns // tile) * tile)
+
+
+def _axes(pattern: re.Pattern[str], line: str) -> list[int]:
+    """Give the axes that an instruction names."""
+    return [int(axis) for text in pattern.findall(line) for axis in text.split(",") if axis]
+
+
+def _cores() -> int:
+    """Cores that this process may use, as XLA counts them."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 @functools.cache

@@ -35,7 +35,8 @@ __all__ = [
 DETECTOR = ("pixel_size", "distance", "rotation", "two_theta", "beam_center")
 CRYSTAL = ("cell", "misset", "mosaic", "phi", "oscillation")
 """Numbers that geometry is worked out from."""
-BEAM, TWO_THETA_AXIS, SPINDLE = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 0.0, 1.0)
+BEAM, TWO_THETA_AXIS = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)
+SPINDLE = POLARIZATION_AXIS = (0.0, 0.0, 1.0)
 
 
 def kernel_arguments(
@@ -92,12 +93,14 @@ def kernel_arguments(
         **_at_once(_lattices, _numbers(crystal, CRYSTAL), crystal.phi_steps, crystal.convention),
         "cells": crystal.cells,
         "fluence": beam.fluence,
-        "polarization": 0.0 if beam.polarization is None else beam.polarization,
+        "polarization": beam.polarization,
         "table": table,
         "default_factor": crystal.default_factor,
         "fudge": crystal.fudge,
         "dmin": dmin,
     }
+    if beam.polarization is None:
+        del arrays["polarization"], arrays["polarization_axis"]
     return {
         **{name: None if value is None else _array(value, like) for name, value in arrays.items()},
         "oversample": int(oversample),
@@ -308,10 +311,13 @@ def _beam_arrays(numbers: dict[str, Any], count: int) -> dict[str, Any]:
         )
         directions = _array(np.tile(BEAM, (count, 1)), like)
         weights = _array(np.ones(count), like)
+    axis = _array(POLARIZATION_AXIS, like)
+    axis = axis - xp.sum(axis * directions[0, :]) * directions[0, :]
     return {
         "directions": directions,
         "wavelengths": wavelengths,
         "shares": weights / xp.sum(weights),
+        "polarization_axis": axis / xp.sqrt(xp.sum(axis * axis)),
     }
 
 

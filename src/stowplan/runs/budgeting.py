@@ -39,6 +39,9 @@ NOT_GIVEN = "not probed: shared parameters were not given"
 TRIES = 3
 """Shapes that are compiled to find one that fits, before a single row is tried."""
 
+IN_FLIGHT = 4
+"""Times what a cache holds that a compiled batch may take, so that two of them may be alive."""
+
 Rows = int | Sequence[int] | None
 
 
@@ -176,6 +179,7 @@ class _Fit:
             where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
         )
         self.budget = _resolved(where, target, request)
+        self.result_sets = target.adapter.result_sets
         self.spare = _exact(target.adapter.spare_share)
         self.usable_bytes = usable_bytes(self.budget.bytes, target.adapter)
         self.widths: tuple[int, ...] | None = None
@@ -213,12 +217,12 @@ class _Fit:
                 split.rows, self.footprint.row_inputs, self.footprint.row_outputs, strict=True
             )
         )
-        if largest * CONCEIVABLE + self.footprint.held_bytes() > self.usable_bytes:
+        if largest * CONCEIVABLE + self._held_bytes() > self.usable_bytes:
             return None
         return _too_small(largest)
 
     def _unprobed(self, split: Plan, reason: str) -> Plan:
-        held = self.footprint.held_bytes()
+        held = self._held_bytes()
         return replace(split, memory=Forecast(self.budget, held, (), (reason,)))
 
     def _probed(self, split: Plan, cached: Sequence[int] | None) -> Plan:
@@ -232,7 +236,7 @@ class _Fit:
             margin = self.target.adapter.peak_margin
             if self.target.adapter.peak_probe == "compiled":
                 return self._by_shapes(split, probes, margin, free=cached is not None)
-            left = max(self.usable_bytes - self.footprint.held_bytes(), 1)
+            left = max(self.usable_bytes - self._held_bytes(), 1)
             models = tuple(probe.model(most_bytes=left) for probe in probes)
         except PlanError as error:
             if self.request.budget is not None or isinstance(error, BudgetError):
@@ -250,7 +254,7 @@ class _Fit:
     ) -> Plan:
         """Split where lines say how many rows fit."""
         models = [_widened(model, margin) for model in models]
-        left = self.usable_bytes - self.footprint.held_bytes()
+        left = self.usable_bytes - self._held_bytes()
         share = 1 if cached is None else GAPS  # rows by hand may take it all
         most = []
         for slot, model in enumerate(models):
@@ -290,7 +294,8 @@ class _Fit:
         """Split where each shape is compiled to see what it takes, at most a few of them."""
         excess = 0
         while True:
-            left = self.usable_bytes - self._footprint(split).held_bytes() - excess
+            self.footprint = self._footprint(split)
+            left = self.usable_bytes - self._held_bytes() - excess
             slots, models = [], []
             for slot, (rows, probe) in enumerate(zip(split.rows, probes, strict=True)):
                 model = PeakModel(0, 1, "")
@@ -315,8 +320,8 @@ class _Fit:
     ) -> PeakModel:
         """Compile rows until they fit, or are one; give their peak."""
         for attempt in range(TRIES + 1):
-            model = _widened(probe.model(rows), margin)
-            needed = model.peak(rows) + rows * self._beside(slot)
+            model = _widened(probe.model(rows, gathering=False), margin)
+            needed = self._batch_peak(slot, rows, model)
             if needed <= left or rows == 1 or not free:
                 break
             share = rows * max(left, 0) * 0.9 / needed
@@ -326,36 +331,76 @@ class _Fit:
 
     def _with_forecast(self, split: Plan, models: Sequence[PeakModel]) -> Plan:
         self.footprint = self._footprint(split)
-        batches = len(split.batches)
         used = [0] * len(split.slots)
         for batch in split.batches:
             used[batch.slot] = len(batch.items)
-        if split.headroom and self.target.adapter.compiles:
+        compiles = self.target.adapter.compiles
+        catch_all = split.headroom and compiles
+        if catch_all:
             used[-1] = split.rows[-1]
+        single = len(split.batches) == 1 and not catch_all
+        taken = [model.peak(rows) if rows else 0 for rows, model in zip(used, models, strict=True)]
+        in_flight = self._may_overlap(max(taken))
         peaks = tuple(
-            model.peak(rows) + rows * self._beside(slot, single=batches == 1) if rows else 0
+            self._batch_peak(slot, rows, model, in_flight=in_flight, single=single) if rows else 0
             for slot, (rows, model) in enumerate(zip(used, models, strict=True))
         )
         sources = tuple(
             dict.fromkeys(m.source for m, rows in zip(models, used, strict=True) if rows)
         )
-        held = self.footprint.held_bytes((batches - 1) / batches)
-        idle = self.footprint.idle_bytes(split, copied=self.target.adapter.compiles)
-        return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle))
+        beside = self.footprint.held_beside(self.result_sets, on_demand=compiles)  # in NumPy
+        together = [
+            held + peaks[batch.slot] for held, batch in zip(beside, split.batches, strict=True)
+        ]
+        if catch_all:
+            together.append(self._held_bytes() + peaks[-1])
+        held = max(together) - max(peaks)
+        idle = self.footprint.idle_bytes(self.result_sets, copied=compiles)
+        return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle, in_flight))
 
-    def _beside(self, slot: int, *, single: bool = False) -> int:
-        """Bytes of a row beside its batch, where calls are compiled.
+    def _held_bytes(self) -> int:
+        return self.footprint.held_bytes(self.result_sets)
 
-        Its columns once more, on the host, and where there are several batches the outputs of the
-        last one, put away meanwhile. Of a gradient the cotangents once more, and columns that the
-        compiled gradient does not read.
-        """
+    def _may_overlap(self, peak: int) -> bool:
+        """Whether compiled batches that take so much may be alive by two."""
+        return peak <= IN_FLIGHT * self.target.adapter.batch_bytes(self.target.device)
+
+    def _beside(self, slot: int) -> int:
+        """Bytes of a row beside its batch, at most, where calls are compiled."""
         if not self.target.adapter.compiles:
             return 0
         inputs, outputs = self.footprint.row_inputs[slot], self.footprint.row_outputs[slot]
         if self.wanted is not None:
-            return 2 * inputs + outputs
-        return inputs if single else inputs + 2 * outputs
+            return inputs + outputs
+        return inputs + max(self.footprint.row_gathered[slot], 2 * outputs)
+
+    def _batch_peak(
+        self,
+        slot: int,
+        rows: int,
+        model: PeakModel,
+        *,
+        in_flight: bool | None = None,
+        single: bool = False,
+    ) -> int:
+        """Bytes of a batch at its peak, with what is alive on the host where it is compiled.
+
+        JAX copies what it is given, columns and cotangents, and lets go of it at its next call.
+        While a batch is in flight the next one is gathered, or the rows of the last are put away:
+        its outputs and a copy of them.
+        """
+        peak = model.peak(rows)
+        if not self.target.adapter.compiles:
+            return peak
+        if in_flight is None:
+            in_flight = self._may_overlap(peak)
+        gathered = rows * self.footprint.row_gathered[slot]
+        inputs = rows * self.footprint.row_inputs[slot]
+        if single and self.wanted is None:
+            return max(peak + inputs, gathered)
+        if self.wanted is not None or in_flight:
+            return peak + rows * self._beside(slot)
+        return inputs + max(peak, gathered)
 
     def _enough(self, peak: int) -> int:
         """Give the least budget whose usable bytes are so many, or hardly more."""

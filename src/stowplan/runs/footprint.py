@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from array_api_compat import is_array_api_obj
 
 from stowplan.adapters.interface import Wanted
 from stowplan.declaration import Kernel
-from stowplan.planners.batches import Plan
+from stowplan.planners.batches import Batch, Plan
 from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Sizes
 from stowplan.runs.shared import leaves, paired_leaves
@@ -22,6 +23,30 @@ __all__ = ["Footprint", "array_bytes", "dtype_bytes", "measure_footprint", "wide
 INDEX_BYTES = 8
 MASK_BYTES = 1
 Dims = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutAway:
+    """Bytes that putting the rows of one batch away takes.
+
+    Attributes
+    ----------
+    slot, rows, items
+        Of the batch; rows past the items are padding.
+    index_bytes
+        Where real rows are and where they go, found then and kept.
+    row_bytes
+        Of the real rows, in the results.
+    taken_bytes
+        Of the copy of them that is made first where there is padding.
+    """
+
+    slot: int
+    rows: int
+    items: int
+    index_bytes: int
+    row_bytes: int
+    taken_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,42 +61,77 @@ class Footprint:
         What making those of the largest batch takes beside them.
     result_bytes, staged_bytes
         All outputs, once; columns where they are computed, if they are moved there.
-    gradient_bytes
-        Gradients of columns and shared parameters; 0 without a gradient.
+    gradient_bytes, column_gradient_bytes
+        Gradients of columns and shared parameters, None without a gradient; those of columns.
+    put_away
+        Of each batch, in their order.
     row_inputs, row_outputs, row_masks
         Of one row in each slot: columns, outputs, and which places of the latter are real.
+    row_gathered
+        Of one row in each slot while its last columns are gathered: taken, then filled in a copy.
     """
 
     index_bytes: int
     locating_bytes: int
     result_bytes: int
     staged_bytes: int
-    gradient_bytes: int
+    gradient_bytes: int | None
+    column_gradient_bytes: int
+    put_away: tuple[PutAway, ...]
     row_inputs: tuple[int, ...]
     row_outputs: tuple[int, ...]
     row_masks: tuple[int, ...]
+    row_gathered: tuple[int, ...]
 
-    def held_bytes(self, put_away: float = 1.0) -> int:
-        """Alive beside a batch when so large a share of the results is put away."""
+    def held_bytes(self, result_sets: int = 3) -> int:
+        """Alive beside a batch once all is put away.
+
+        Of a gradient ``result_sets`` arrays are as large as the results: those themselves, which
+        the caller keeps, their cotangents, these as they are staged, and what a framework keeps.
+        """
         own = self.index_bytes + self.staged_bytes
-        if self.gradient_bytes:  # the caller's results, their cotangents, and those staged
-            return own + self.gradient_bytes + 3 * self.result_bytes
-        return own + math.ceil(self.result_bytes * put_away)
+        if self.gradient_bytes is None:
+            return own + self.result_bytes
+        return own + self.gradient_bytes + result_sets * self.result_bytes
 
-    def idle_bytes(self, plan: Plan, *, copied: bool) -> int:
+    def held_beside(self, result_sets: int = 3, *, on_demand: bool = False) -> list[int]:
+        """Alive beside each batch: pages of results are taken as rows are put away.
+
+        ``on_demand`` says that those of the gradients of columns are taken likewise.
+        """
+        if self.gradient_bytes is None:
+            return self._before_putting_away()
+        held = self.held_bytes(result_sets)
+        counts = [batch.items for batch in self.put_away]
+        pages = self.column_gradient_bytes if on_demand else 0
+        total = max(sum(counts), 1)
+        done = list(itertools.accumulate(counts, initial=0))[:-1]
+        return [held - pages + math.ceil(pages * items / total) for items in done]
+
+    def idle_bytes(self, result_sets: int = 3, *, copied: bool) -> int:
         """Most that is alive while no batch is computed: before, after, or while rows are put away.
 
-        A result is an array whose pages are taken as they are written to; ``copied`` says that it
-        is copied once more in the end.
+        ``copied`` says that batches are computed on copies of their columns, which then are alive
+        until the next one, and that results and gradients are copied once more in the end.
         """
-        most = max(self.locating_bytes, (2 if copied else 1) * self.result_bytes)
-        share = self.result_bytes / max(len(plan.lengths), 1)
-        done = 0
-        for batch in plan.batches:
-            done += batch.count
-            each = self.row_outputs[batch.slot] + 2 * self.row_masks[batch.slot]
-            most = max(most, math.ceil(share * (done + batch.count)) + len(batch.items) * each)
-        return self.index_bytes + self.staged_bytes + most
+        own = self.index_bytes + self.staged_bytes
+        copies = 2 if copied else 1
+        most = own + max(self.locating_bytes, copies * self.result_bytes)
+        for held, batch in zip(self._before_putting_away(), self.put_away, strict=True):
+            each = self.row_outputs[batch.slot] + copied * self.row_inputs[batch.slot]
+            found = held + batch.rows * each + batch.index_bytes
+            finding = 2 * batch.rows * self.row_masks[batch.slot]
+            most = max(most, found + max(batch.taken_bytes + batch.row_bytes, finding))
+        if self.gradient_bytes is not None:
+            most = max(most, self.held_bytes(result_sets) + (copies - 1) * self.gradient_bytes)
+        return most
+
+    def _before_putting_away(self) -> list[int]:
+        """Alive beside each batch of a forward pass, before its own rows are put away."""
+        own = self.index_bytes + self.staged_bytes
+        own -= sum(batch.index_bytes for batch in self.put_away)
+        sizes = (batch.index_bytes + batch.row_bytes for batch in self.put_away)
+        return list(itertools.accumulate(sizes, initial=own))[:-1]
 
 
 def measure_footprint(
@@ -129,23 +189,45 @@ def measure_footprint(
         )
         index += MASK_BYTES * rows * sum(capacity) if kernel.takes_mask else 0
         locating = max(locating, INDEX_BYTES * rows * max(padded(d, capacity) for d in gathered))
-    for dims in set(outputs):
-        places = sum(len(batch.items) * padded(dims, batch.capacity) for batch in plan.batches)
-        arrays = (places != sizes.total(dims)) + (not _in_order(plan))
-        index += arrays * INDEX_BYTES * sizes.total(dims)
+    put_away = tuple(
+        _put_away(batch, sizes, list(zip(outputs, output_bytes, strict=True)))
+        for batch in plan.batches
+    )
+    index += sum(batch.index_bytes for batch in put_away)
     results = sum(
         size * sizes.total(dims) for size, dims in zip(output_bytes, outputs, strict=True)
     )
+    taken_and_filled = [
+        of_rows(inputs[: place + 1], [*input_bytes[:place], 2 * size])
+        for place, size in enumerate(input_bytes)
+    ]
     return Footprint(
         index_bytes=index,
         locating_bytes=locating,
         result_bytes=results,
         staged_bytes=sum(map(array_bytes, columns.arrays)) if moved else 0,
-        gradient_bytes=0 if wanted is None else _wanted_bytes(columns.arrays, traced, wanted),
+        gradient_bytes=None if wanted is None else _wanted_bytes(columns.arrays, traced, wanted),
+        column_gradient_bytes=0 if wanted is None else _wanted_bytes(columns.arrays, {}, wanted),
+        put_away=put_away,
         row_inputs=of_rows(inputs, input_bytes),
         row_outputs=of_rows(outputs, output_bytes),
         row_masks=of_rows(outputs, [MASK_BYTES] * len(outputs)),
+        row_gathered=tuple(map(max, zip(*taken_and_filled, strict=True))),
     )
+
+
+def _put_away(batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]]) -> PutAway:
+    """Count what the rows of a batch take as they are put away."""
+    items, places = batch.items[: batch.count], len(batch.items)
+    in_order = bool((np.diff(items) == 1).all())  # then a slice says where they go
+    index, row_bytes, taken = {}, 0, 0
+    for dims, size in outputs:
+        real = int(sizes.layout(dims).counts[items].sum()) if dims else batch.count
+        padding = places * math.prod(sizes.capacity(batch, dims)) - real
+        index[dims] = INDEX_BYTES * real * ((padding > 0) + (not in_order))
+        row_bytes += size * real
+        taken += size * real if padding else 0
+    return PutAway(batch.slot, places, batch.count, sum(index.values()), row_bytes, taken)
 
 
 def widest_input(columns: Columns, traced: Mapping[str, Any]) -> int:
@@ -156,18 +238,15 @@ def widest_input(columns: Columns, traced: Mapping[str, Any]) -> int:
 
 def _wanted_bytes(arrays: Sequence[Any], traced: Mapping[str, Any], wanted: Wanted) -> int:
     flags, nest = wanted
-    pairs = [*zip(flags, arrays, strict=True), *((f, a) for a, f in paired_leaves(traced, nest))]
+    pairs = [*zip(flags, arrays, strict=True)]
+    if traced:
+        pairs += [(flag, array) for array, flag in paired_leaves(traced, nest)]
     return sum(array_bytes(array) for flag, array in pairs if flag)
 
 
 def _entry_bytes(dims: Dims) -> int:
     """Of the index of a place, and of whether it is real."""
     return INDEX_BYTES + MASK_BYTES if dims else INDEX_BYTES
-
-
-def _in_order(plan: Plan) -> bool:
-    """Whether the items of each batch follow each other, so that a slice says where they go."""
-    return all(bool((np.diff(batch.items[: batch.count]) == 1).all()) for batch in plan.batches)
 
 
 def array_bytes(array: Any) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any, cast
 
 import numpy as np
@@ -57,6 +58,8 @@ class RecomputedRun:
         self.adapter = cast("GradientAdapter", place.adapter)
         self.statics = statics
         self.traced = traced
+        pairs = paired_leaves(traced, traced)
+        self.are_parameters = [self._is_parameter(leaf) for leaf, _ in pairs]
         self.compile = compile
         self.progress = progress
         self.assemble: Callable[[Sequence[Any]], Any] = tuple  # set by the forward pass
@@ -208,8 +211,8 @@ class RecomputedRun:
 
     def _parameters_in(self, shared: Any) -> list[Any]:
         """Give what stands in place of the shared parameters, in their order."""
-        pairs = paired_leaves(self.traced, shared)
-        return [part for leaf, part in pairs if self._is_parameter(leaf)]
+        parts = (part for _, part in paired_leaves(self.traced, shared))
+        return list(compress(parts, self.are_parameters))
 
     def _job(self, parameters: Sequence[Any]) -> tuple[Job, Any]:
         """Set up a run of other parameters, and the shared ones among them."""

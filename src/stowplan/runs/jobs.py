@@ -159,9 +159,12 @@ class Job:
     def _advance(self, compute: Callable[[int], Any], progress: bool) -> str | None:
         """Compute the batches not kept yet; give the error of one that found no memory.
 
-        If compiled, one is in flight while the last one's rows are kept.
+        If compiled, one is in flight while the last one's rows are kept, unless batches are so
+        large that the memory of two counts.
         """
-        in_flight = 1 if self.target.adapter.compiles else 0
+        memory = self.plan.memory
+        apart = memory is not None and not memory.in_flight
+        in_flight = 1 if self.target.adapter.compiles and not apart else 0
         waiting: deque[tuple[int, Any]] = deque()
         numbers = range(self.done, len(self.plan.batches))
         if not self.target.adapter.compiles:

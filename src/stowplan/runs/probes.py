@@ -161,7 +161,9 @@ class Probe:
     shared: Mapping[str, Any]
     wanted: Wanted | None
 
-    def model(self, rows: int | None = None, *, most_bytes: int | None = None) -> PeakModel:
+    def model(
+        self, rows: int | None = None, *, most_bytes: int | None = None, gathering: bool = True
+    ) -> PeakModel:
         """Give the peak as a line in the rows, or where shapes are compiled for these rows.
 
         What was found for a kernel, its static arguments, shapes, dtypes and place is kept.
@@ -172,6 +174,8 @@ class Probe:
             Of the smallest probe, or of the compiled shape.
         most_bytes
             What probes that allocate may take.
+        gathering
+            Give no less than gathering the arguments takes.
 
         Raises
         ------
@@ -179,9 +183,11 @@ class Probe:
             In torch for a kernel that reads values or uses other tensors than its parameters.
         """
         try:
-            return self._probed(rows, most_bytes)
+            found = self._probed(rows, most_bytes)
         except PlanError as error:
             raise type(error)(f"{self.where}: {error}") from error
+        least = self._gathered_bytes() if gathering else 0
+        return replace(found, bytes_per_row=max(found.bytes_per_row, least))
 
     def output_widths(self) -> tuple[int, ...]:
         """Bytes of a number in each output."""
@@ -210,13 +216,11 @@ class Probe:
         if how == "compiled":
             rows = rows or 1
             share = Fraction(self._peak(rows), rows)
-            found = PeakModel(0, share, f"compiled {place}, rows={rows}", rows)
-        elif how == "fake":
+            return PeakModel(0, share, f"compiled {place}, rows={rows}", rows)
+        if how == "fake":
             least = rows or DRY_ROWS
-            found = self._line([least, 2 * least, 3 * least], f"fake {place}")
-        else:
-            found = self._real_line(rows, most_bytes, f"real {place}")
-        return replace(found, bytes_per_row=max(found.bytes_per_row, self._gathered_bytes()))
+            return self._line([least, 2 * least, 3 * least], f"fake {place}")
+        return self._real_line(rows, most_bytes, f"real {place}")
 
     def _line(self, counts: Sequence[int], source: str, smaller: Sequence[int] = ()) -> PeakModel:
         peaks = [self._peak(count) for count in counts]

@@ -19,7 +19,8 @@ INDEX_SHARE = 32
 """Bytes of index arrays, masks and results for each padded byte of inputs and outputs, at most.
 
 An index and whether it is real of each place of an input (9), one more where a gradient is added
-(8), a mask (1); of each place of an output two orders (16), and its result, cotangent and copy (3).
+(8), a mask (1); of each place of an output where rows are added from (8), two orders (16), and
+results, cotangents and their copies (4).
 """
 
 

@@ -1,0 +1,99 @@
+"""Forecasts against what the operating system measures, in fresh processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import ctypes, gc, json, os, pathlib, sys
+from dataclasses import replace
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import numpy as np, stowplan as sp
+framework, gradient, several = sys.argv[1], sys.argv[2] == "gradient", sys.argv[3] == "several"
+if framework == "jax":
+    import jax
+    jax.config.update("jax_enable_x64", True)
+if framework == "torch":
+    import torch
+    torch.set_num_threads(1)
+
+@sp.kernel("(n,2)->(n)", ragged="n")
+def line(x):
+    return 2 * x[..., 0] + x[..., 1]
+
+def columns(count):
+    sizes = np.full(count, 1000)
+    sizes[1::2] -= 7
+    values = np.random.default_rng(1).normal(size=(int(sizes.sum()), 2))
+    if framework == "torch":
+        values = torch.from_numpy(values)
+    if framework == "jax":
+        values = jax.device_put(values)
+    return {"x": sp.Ragged(values, sizes)}
+
+def perform(data, plan):
+    if not gradient:
+        found = sp.run(line, data, plan)
+        return jax.block_until_ready(found.values) if framework == "jax" else found
+    def loss(values):
+        given = {"x": sp.Ragged.from_layout(values, data["x"].layout)}
+        found = sp.run(line, given, plan).values
+        return (found * found).sum(), found
+    if framework == "jax":
+        return jax.block_until_ready(jax.grad(loss, has_aux=True)(data["x"].values))
+    free = data["x"].values.requires_grad_()
+    total, found = loss(free)
+    return torch.autograd.grad(total, [free]), found
+
+def status(name):
+    for entry in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith(name + ":"):
+            return int(entry.split()[1]) * 1024
+
+data = columns(8000)
+rows = 3000 if several else 8000
+options = dict(slots=1, rows=rows, gradient=["x"] if gradient else False)
+peak = sp.plan(line, data, budget="99 GB", **options).memory.peak_bytes
+plan = sp.plan(line, data, budget=int(peak * 1.2), **options)
+perform(columns(4), None)
+if framework == "jax":
+    perform(data, replace(plan))
+if framework == "jax":
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))  # lets go of what it was given before
+gc.collect()
+ctypes.CDLL("libc.so.6").malloc_trim(0)
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+result = perform(data, plan)
+print(json.dumps([plan.memory.peak_bytes, status("VmHWM") - before, plan.memory.in_flight]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are read from /proc")
+@pytest.mark.parametrize("batches", ["one", "several"])
+@pytest.mark.parametrize(
+    ("framework", "kind"),
+    [
+        ("numpy", "forward"),
+        ("torch", "forward"),
+        ("torch", "gradient"),
+        ("jax", "forward"),
+        ("jax", "gradient"),
+    ],
+)
+def test_a_run_takes_what_its_plan_says(framework, kind, batches):
+    pytest.importorskip(framework)
+    if (framework, kind, batches) == ("torch", "gradient", "one"):
+        pytest.skip("plain code of torch, which keeps the batch")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, framework, kind, batches],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    predicted, measured, in_flight = json.loads(done.stdout)
+    assert predicted / measured == pytest.approx(1, abs=0.05)
+    assert not in_flight  # such batches follow one another
