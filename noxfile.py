@@ -21,6 +21,8 @@ BACKENDS = {  # extras and dependency groups that bring one framework each
     "cupy": (["cupy"], []),
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# A file stays in one process, where compiled programs are shared; 3 GiB each.
+TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadfile")
 PROVEN = "*/stowplan/planners/*,*/stowplan/signature.py,*/stowplan/ragged.py,*/stowplan/layout.py"
 
 
@@ -73,7 +75,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         pytest(session)
         return
-    pytest(session, "--cov", "--cov-report=")
+    pytest(session, *TWO_AT_A_TIME, "--cov", "--cov-report=")
     session.run("coverage", "report", f"--include={PROVEN}", "--fail-under=95")
 
 

@@ -197,17 +197,21 @@ def test_without_a_file_a_line_describes_the_image(capsys):
 
 def test_an_estimate_has_a_line_for_each_card(load_framework, capsys):
     load_framework("torch")
-    call = ["bragg", *CUBIC, "--pixels", "4096", "--mosaic-spread", "0.3", "--mosaic-domains"]
-    assert main([*call, "100", "--estimate"]) == 0
+    call = ["bragg", *CUBIC, "--pixels", "1024", "--mosaic-spread", "0.3", "--mosaic-domains"]
+    call += ["100", "--estimate"]
+    assert main(call) == 0
     out, err = capsys.readouterr()
     assert err == ""
     first, _, _, _, *cards = out.splitlines()
-    assert first == "4096 x 4096 pixels, 100 terms each, torch float64"
+    assert first == "1024 x 1024 pixels, 100 terms each, torch float64"
     sizes = (8, 12, 24, 40, 80)
     assert [line.split("  ")[0] for line in cards] == [f"{size} GB card" for size in sizes]
     counts = np.array([[int(line.split()[n]) for n in (3, 8)] for line in cards])
-    assert (np.diff(counts, axis=0) < 0).all()
-    assert (counts[:, 1] > counts[:, 0]).all()
+    assert (np.diff(counts, axis=0) <= 0).all()
+    assert main([*call, "--device", "cuda", "--budget", "64 GiB"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[2] == str(counts[-1, 0])
+    assert main([*call, "--device", "cpu"]) == 0  # whose cache holds less
+    assert int(capsys.readouterr().out.splitlines()[-1].split()[3]) > 10 * counts[-1, 0]
 
 
 def test_an_estimate_takes_one_budget_and_needs_no_torch(capsys):

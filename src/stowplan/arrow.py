@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.errors import DataError, MissingDependencyError
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
 
 __all__ = ["arrow_table", "is_arrow", "read_lists", "read_values", "write_lists"]
 
@@ -124,10 +125,4 @@ def _refuse_nulls(array: Any) -> None:
 
 
 def _pyarrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise MissingDependencyError(
-            "Arrow columns need pyarrow: pip install 'stowplan[arrow]'"
-        ) from None
-    return pyarrow
+    return import_extra("arrow", "pyarrow", "a column of Arrow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,21 +138,7 @@ class Expression:
         """
         if not isinstance(text, str):
             raise PlanError(f"expression: expected text such as 'atoms * k', got {text!r}")
-        text = " ".join(text.split())
-        if not text:
-            raise PlanError("expression: empty; write something like 'atoms * k'")
-        if len(text) > LONGEST_TEXT:
-            raise PlanError(f"expression of {len(text)} characters; at most {LONGEST_TEXT}")
-        try:
-            node = ast.parse(text, mode="eval").body
-        except SyntaxError as error:
-            at = error.offset - 1 if error.offset else len(text)
-            raise _fault(text, at, f"{error.msg}; {ALLOWED}") from None
-        except (ValueError, RecursionError, MemoryError) as error:
-            raise PlanError(f"expression {text!r}: {error}; {ALLOWED}") from None
-        names: dict[str, int] = {}
-        _check(text, node, 0, names)
-        expression = cls(text, tuple(names), tuple(names.values()), node)
+        expression = _parsed(" ".join(text.split()))
         if known is not None:
             expression.require(known)
         return expression
@@ -191,3 +178,22 @@ class Expression:
         if not finite:
             raise PlanError(f"expression {self.text!r}: not finite for the sizes given")
         return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str) -> Expression:
+    """Parse text with single spaces; each plan parses what it did before."""
+    if not text:
+        raise PlanError("expression: empty; write something like 'atoms * k'")
+    if len(text) > LONGEST_TEXT:
+        raise PlanError(f"expression of {len(text)} characters; at most {LONGEST_TEXT}")
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        at = error.offset - 1 if error.offset else len(text)
+        raise _fault(text, at, f"{error.msg}; {ALLOWED}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise PlanError(f"expression {text!r}: {error}; {ALLOWED}") from None
+    names: dict[str, int] = {}
+    _check(text, node, 0, names)
+    return Expression(text, tuple(names), tuple(names.values()), node)

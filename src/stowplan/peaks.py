@@ -130,7 +130,8 @@ class Forecast:
     budget : Budget
         Most bytes of a run, and who said so.
     held_bytes : int
-        Index arrays, results and gradients, alive beside the batch with which they take most.
+        Index arrays, results and gradients, alive beside the batch with which they take most; 0
+        where they are so few that no limit is conceivable.
     batch_bytes : tuple of int
         Peak of a batch in each slot, 0 where a slot is empty; empty where nothing was probed.
     sources : tuple of str

@@ -253,6 +253,71 @@ def test_two_frameworks_in_one_call_are_refused(load_framework):
         shared(crystal=Crystal(torch.tensor(CUBIC)), like=jax.numpy.zeros(()))
 
 
+def compiled(call):
+    """Programs that XLA compiles in a call."""
+    import jax
+
+    found = []
+
+    def listen(event, seconds, **tags):
+        if "backend_compile" in event:
+            found.append(tags)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        call()
+        return len(found)
+    finally:
+        found.append(None)
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_geometry_compiles_nothing_where_jax_follows_no_number(load_framework):
+    load_framework("jax")
+    import jax
+
+    def experiment(cell, spread, wavelength, rotation, like=None):
+        crystal = Crystal(
+            cell, misset=(1, 2, 3), phi=4, oscillation=5, phi_steps=3,
+            mosaic=mosaic_rotations(spread, 7),
+        )  # fmt: skip
+        return shared(Detector((4, 6), rotation=rotation), Beam(wavelength), crystal, like=like)
+
+    like = jax.device_put(np.zeros(()))
+    array_namespace(like)  # compiles two programs of its own, once
+    weights = np.arange(1.0, 4.0)
+    plain = (TRICLINIC, 0.3, 1.0, (1.0, 2.0, 3.0))
+    arrays = tuple(jax.device_put(np.asarray(value, np.float64)) for value in plain)
+    found = []
+    assert compiled(lambda: found.append(experiment(*plain, like))) == 0
+    assert compiled(lambda: found.append(experiment(*arrays, like))) == 0
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+
+    def summed(*numbers):
+        arrays = experiment(*numbers)
+        return (arrays["lattices"] @ weights).sum() + (
+            1e3 * (arrays["origin"] + arrays["slow_axis"]) @ weights + arrays["wavelengths"].sum()
+        )
+
+    def pulled(*numbers):
+        return jax.vjp(summed, *numbers)[1](1.0)
+
+    slopes = []
+    assert compiled(lambda: slopes.append(pulled(*arrays))) <= 30
+    again = tuple(jax.device_put(1.01 * np.asarray(value)) for value in arrays)
+    assert compiled(lambda: pulled(*again)) == 0
+    for place, slope in enumerate(slopes[0]):
+        value = np.asarray(plain[place])
+        for n, part in enumerate(np.eye(value.size).reshape(-1, *value.shape)):
+            low, high = (
+                summed(*plain[:place], value + step * part, *plain[place + 1 :])
+                for step in (-1e-4, 1e-4)
+            )
+            assert np.ravel(slope)[n] == pytest.approx((high - low) / 2e-4, rel=1e-5, abs=1e-6)
+        assert np.abs(slope).max() > 1e-3
+
+
 def test_a_gradient_flows_from_single_numbers_in_a_tuple(load_framework):
     torch = load_framework("torch")
     a = torch.tensor(100.0, dtype=torch.float64, requires_grad=True)

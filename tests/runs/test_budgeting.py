@@ -250,6 +250,27 @@ def test_a_share_of_free_memory_is_probed_once_while_the_rest_of_it_changes(
     assert probes_made == len(counted) > 0
 
 
+def test_a_plan_for_a_device_that_is_not_here_is_that_of_the_device(load_framework):
+    """Data come along; the budget is bytes, for what is free there is unknown."""
+    torch = load_framework("torch")
+    x = torch.ones(64 * 100)
+    data = {"x": sp.Ragged(x, [64] * 100)}
+    options = {"slots": 1, "budget": "2 MB", "scale": 0.1}
+    here, there = (sp.plan(gram, data, device=device, **options) for device in (None, "cuda:3"))
+    moved = there.memory.held_bytes - here.memory.held_bytes
+    more = sum(len(b.items) for b in there.batches) - sum(len(b.items) for b in here.batches)
+    assert moved == x.nbytes + more * 64 * 9  # of each place its index and whether it is real
+    assert there.memory.peak_bytes <= 2e6
+    assert there.on == "torch"
+    for free in (None, 0.5):
+        with pytest.raises(sp.FrameworkError, match=r"plan: .* on cuda:3 is unknown.*'20 GiB'"):
+            sp.plan(gram, data, device="cuda:3", budget=free, scale=0.1)
+    with pytest.raises(sp.FrameworkError, match="device='moon' is no device of torch"):
+        sp.plan(gram, data, device="moon", **options)
+    with pytest.raises(sp.FrameworkError, match="device='cuda:3' is no device of numpy"):
+        sp.plan(gram, columns([4]), device="cuda:3", **options)
+
+
 @pytest.mark.parametrize("budget", [0, -5, "many", "3 parsecs", "", 1.5, True])
 def test_a_budget_that_is_no_number_of_bytes(kernels, budget):
     with pytest.raises(sp.BudgetError, match="budget="):

@@ -231,6 +231,9 @@ class TracingAdapter(GradientAdapter, Protocol):
     def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
         """Carry something through a step for each of the batches, arrays with one more axis."""
 
+    def program(self, function: Callable[..., Any], *statics: Hashable) -> Callable[[Any], Any]:
+        """Make ``function(arrays, *statics)`` one program of the arrays, kept for other values."""
+
     def constant(self, array: NDArray[Any]) -> Any:
         """Give a host array as a constant of the program that is traced."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -201,6 +202,10 @@ class JaxAdapter:
     def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
         return jax.lax.scan(lambda carry, batch: (step(carry, batch), None), carry, batches)[0]
 
+    def program(self, function: Callable[..., Any], *statics: Hashable) -> Callable[[Any], Any]:
+        program: Callable[[Any], Any] = _program(function, statics)
+        return program
+
     def constant(self, array: NDArray[Any]) -> Any:
         with jax.ensure_compile_time_eval():
             return jnp.asarray(self._checked(array))
@@ -308,6 +313,15 @@ class JaxAdapter:
                 "jax.config.update('jax_enable_x64', True), or convert the data."
             )
         return _narrow(array) if array.dtype.kind in "iu" else array
+
+
+@functools.lru_cache(maxsize=256)
+def _program(function: Callable[..., Any], statics: tuple[Hashable, ...]) -> Callable[[Any], Any]:
+    def program(arrays: Any) -> Any:
+        return function(arrays, *statics)
+
+    jitted: Callable[[Any], Any] = jax.jit(program)
+    return jitted
 
 
 def _default_device() -> Any:

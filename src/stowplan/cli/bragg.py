@@ -191,6 +191,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.estimate:
         if arguments.budget is None:
             options["budget"] = {f"{size} GB card": int(SHARE * size * 2**30) for size in CARDS}
+            if on == "torch" and arguments.device is None:
+                options["device"] = "cuda"  # of a card, which need not be here
         print(bragg.estimate(*experiment, **options))
         return
     shown = arguments.progress or sys.stderr.isatty()

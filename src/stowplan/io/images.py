@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.adapters import framework_of, get_adapter
-from stowplan.errors import DataError, MissingDependencyError
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
 
 __all__ = ["check_suffix", "greyscale", "write"]
 
@@ -76,7 +76,7 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
             f"as one of {', '.join(_WRITERS)}."
         )
     for package in _PACKAGES.get(suffix, ()):
-        _optional(suffix, package)
+        import_extra("images", package, f"write of {suffix} files")
 
 
 def greyscale(image: Image) -> NDArray[np.uint8]:
@@ -107,11 +107,13 @@ def _write_npy(where: str, part: Path, image: Image) -> None:
 
 
 def _write_tiff(where: str, part: Path, image: Image) -> None:
-    _optional(".tif", "tifffile").imwrite(part, image.astype(np.float32))
+    import_extra("images", "tifffile", "write of .tif files").imwrite(
+        part, image.astype(np.float32)
+    )
 
 
 def _write_cbf(where: str, part: Path, image: Image) -> None:
-    fabio = _optional(".cbf", "fabio.cbfimage")
+    fabio = import_extra("images", "fabio.cbfimage", "write of .cbf files")
     _refuse_infinite(where, image, "a CBF file holds counts")
     counts = np.rint(image.astype(np.float64))
     limit = np.iinfo(np.int32).max
@@ -124,7 +126,7 @@ def _write_cbf(where: str, part: Path, image: Image) -> None:
 
 
 def _write_png(where: str, part: Path, image: Image) -> None:
-    pillow = _optional(".png", "PIL.Image")
+    pillow = import_extra("images", "PIL.Image", "write of .png files")
     _refuse_infinite(where, image, "a picture has no grey for them")
     pillow.fromarray(greyscale(image)).save(part, format="PNG")
 
@@ -137,17 +139,6 @@ def _refuse_infinite(where: str, image: Image, reason: str) -> None:
             f"{where}: {len(wrong)} of {image.size} pixels are not finite, first {first}; {reason}."
             " Write .npy or .tif, or fill them: np.nan_to_num(image)."
         )
-
-
-def _optional(suffix: str, name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise MissingDependencyError(
-            f"write needs {package} for {suffix} files, which could not be imported ({error}). "
-            "Install it: pip install 'stowplan[images]'."
-        ) from error
 
 
 _WRITERS: dict[str, Callable[[str, Path, Image], None]] = {

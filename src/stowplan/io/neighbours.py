@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stowplan.errors import DataError, MissingDependencyError
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
 from stowplan.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -119,15 +120,9 @@ def _tables(
 
 
 def _search(cutoff: float) -> Any:
-    try:
-        from vesin import NeighborList
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"neighbour_tables needs vesin, which could not be imported ({error}). "
-            "Install it: pip install 'stowplan[structures]'."
-        ) from error
+    vesin = import_extra("structures", "vesin", "neighbour_tables")
     # one thread: structures are many and small, and the order of pairs never varies
-    return NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
+    return vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
 
 
 def _rectangular(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stowplan.errors import DataError, MissingDependencyError
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
 
 __all__ = ["StructureFactors", "read", "tabulate"]
 
@@ -199,7 +199,7 @@ def _whole(word: str) -> int:
 
 def _read_mtz(where: str, path: Path, column: str | None) -> tuple[Any, Any, Any]:
     """Indices, amplitudes and space group of an MTZ file."""
-    gemmi = _gemmi()
+    gemmi = import_extra("reflections", "gemmi", "read of MTZ and CIF files")
     try:
         mtz = gemmi.read_mtz_file(os.fspath(path))
     except Exception as error:  # RuntimeError, ValueError and gemmi's own
@@ -213,7 +213,7 @@ def _read_mtz(where: str, path: Path, column: str | None) -> tuple[Any, Any, Any
 
 def _read_cif(where: str, path: Path, column: str | None) -> tuple[Any, Any, Any]:
     """Indices, amplitudes and space group of the first block of a CIF file with reflections."""
-    gemmi = _gemmi()
+    gemmi = import_extra("reflections", "gemmi", "read of MTZ and CIF files")
     try:
         blocks = list(gemmi.as_refln_blocks(gemmi.cif.read(os.fspath(path))))
         small = gemmi.cif.read(os.fspath(path))  # the line above emptied the first
@@ -293,13 +293,3 @@ def _name(hkl: Any) -> tuple[int, ...]:
 
 def _unreadable(where: str, error: Exception) -> DataError:
     return DataError(f"{where} could not be read by gemmi. {type(error).__name__}: {error}")
-
-
-def _gemmi() -> Any:
-    try:
-        return import_module("gemmi")
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"read needs gemmi for MTZ and CIF files, which could not be imported ({error}). "
-            "Install it: pip install 'stowplan[reflections]'."
-        ) from error

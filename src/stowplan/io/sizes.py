@@ -11,7 +11,8 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.errors import DataError, MissingDependencyError
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
 
 __all__ = ["read_sizes"]
 
@@ -107,16 +108,14 @@ def _csv_columns(
 def _parquet_columns(
     path: str | Path, name: str, dims: Sequence[str] | None
 ) -> list[tuple[str, Column]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise MissingDependencyError(
-            f"{name} is a Parquet file, which needs pyarrow: pip install 'stowplan[arrow]'"
-        ) from None
+    pyarrow, parquet = (
+        import_extra("arrow", module, f"{name}, a Parquet file,")
+        for module in ("pyarrow", "pyarrow.parquet")
+    )
     try:
         wanted = _wanted(name, parquet.read_schema(path).names, dims)
         table = parquet.read_table(path, columns=list(wanted))
-    except (ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: unreadable Parquet file: {error}") from error
     places = range(1, table.num_rows + 1)
     return [(dim, (table[dim].to_pylist(), places)) for dim in wanted]

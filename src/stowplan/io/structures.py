@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.errors import DataError, MissingDependencyError
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
 from stowplan.io.neighbours import neighbour_table, neighbour_tables
 from stowplan.ragged import Ragged
 
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str]) -> list[Atoms]:
     --------
     >>> structures = read("set.extxyz")  # doctest: +SKIP
     """
-    reader = _optional("ase.io", "read")
+    reader = import_extra("structures", "ase.io", "read")
     try:
         return list(reader.read(os.fspath(path), index=":"))
     except Exception as error:  # the readers of ASE raise anything, AssertionError included
@@ -187,7 +187,7 @@ def _charges_of(atoms: Atoms) -> NDArray[Any] | None:
 
 def _charge_table(by_element: Mapping[str, float]) -> NDArray[np.float64]:
     """Charges by atomic number, NaN for elements that the map lacks."""
-    numbers = _optional("ase.data", "charges").atomic_numbers
+    numbers = import_extra("structures", "ase.data", "charges").atomic_numbers
     unknown = [str(name) for name in by_element if name not in numbers]
     if unknown:
         raise DataError(
@@ -225,14 +225,3 @@ def _refuse(
             f"structures: {len(bad)} of {len(items)} refused. "
             f"Item {bad[0]} {what(items[bad[0]])}. {cure}"
         )
-
-
-def _optional(module: str, function: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0]
-        raise MissingDependencyError(
-            f"{function} needs {name}, which could not be imported ({error}). "
-            "Install it: pip install 'stowplan[structures]'."
-        ) from error

@@ -40,6 +40,8 @@ def distinct_rows(
             span = len(ranks)
         key = key * len(values) + level
         span *= max(len(values), 1)
+    if items and span == 1:  # millions of pixels
+        return lengths[:1], np.zeros(items, np.intp), np.array([items], np.int64)
     if span <= 4 * items + 1024:
         present = np.bincount(key, minlength=1)
         distinct: Any = np.flatnonzero(present)

@@ -198,6 +198,8 @@ def _build(
 
 def group_items(choice: NDArray[np.intp], groups: int) -> list[NDArray[np.intp]]:
     """Items of each group, in input order."""
+    if groups == 1:
+        return [np.arange(len(choice))]
     # NumPy's stable sort is a radix sort for 16-bit keys.
     keys = choice.astype(np.uint16) if groups <= 1 << 16 else choice
     order = np.argsort(keys, kind="stable").astype(np.intp, copy=False)

@@ -1,37 +1,35 @@
-"""What a diffraction image takes in memory, and in how many chunks it fits: nothing is computed."""
+"""What a diffraction image takes in memory and in which chunks: planned, and not computed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stowplan.adapters import Adapter, get_adapter
-from stowplan.errors import BudgetError
 from stowplan.kernels.bragg import intensity
-from stowplan.memory import Budget, resolve_budget, show_bytes
-from stowplan.peaks import Forecast, PeakModel
+from stowplan.memory import show_bytes
+from stowplan.planners.batches import Plan
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector
 from stowplan.recipes.bragg_geometry import arrays_of
 from stowplan.recipes.bragg_pixels import Prepared, prepare
-from stowplan.runs.calibration import calibrate
-from stowplan.runs.places import find_places
-from stowplan.runs.planning import plan
+from stowplan.runs.budgeting import MemoryRequest
+from stowplan.runs.columns import bind
+from stowplan.runs.places import Place, find_places
+from stowplan.runs.planning import plan_columns
+from stowplan.runs.shared import check_shared
 
 __all__ = ["Chunks", "Estimate", "Peaks", "estimate"]
 
-TRIES = 8
-"""Shapes that are compiled to find one that fits a budget, before a single pixel is tried."""
-CAUTION = 0.9
-"""Share of the budget that the next of them aims at: smaller shapes take relatively more."""
-SOME = 16
-"""Chunks of the plan that says what a run holds beside its chunks; their number changes little."""
+NO_LIMIT = 2**62
+"""Bytes of a budget that holds everything."""
+
+Given = tuple[str, float | str | None]
+"""A budget with its name."""
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """The fewest chunks of pixels that keep an image within a budget."""
+    """The chunks of pixels that `image` takes within a budget."""
 
     budget: str  # its name, or bytes for people
     budget_bytes: int
@@ -111,13 +109,13 @@ def estimate(
     dmin: Any = 0.0,
     gradient: bool | None = None,
 ) -> Estimate:
-    """Say what an image takes in memory, and in how few chunks it keeps within a budget.
+    """Say what an image takes in memory, and the chunks that `image` computes within a budget.
 
-    No image is computed. In torch nothing is allocated and the device need not be there, so that a
-    laptop can tell what a card will hold; JAX compiles the shapes; NumPy and CuPy compute a few
-    pixels. Counted are a chunk at its peak and what a run holds beside its chunks; the pixels'
-    indices and what the framework takes for itself are not. `image` may take smaller chunks, which
-    a cache holds.
+    No image is computed: it is planned as `image` plans it. In torch nothing is allocated and the
+    device need not be there, so that a laptop can tell what a card will hold; JAX compiles the
+    shapes; NumPy and CuPy compute a few pixels. Counted is the run beside the pixels' indices; not
+    what the framework takes for itself. A chunk is no larger than a cache of the device likes it,
+    however large the budget.
 
     Parameters
     ----------
@@ -128,7 +126,8 @@ def estimate(
     budget
         As in `image`; or several, in a list or by name: ``{"a card of 8 GB": "6.4 GiB"}``.
     gradient
-        Whether the gradient is looked at, too; by default where the framework has one.
+        Whether the gradient is looked at, too, of the arrays that the framework records or else of
+        everything; by default where the framework has one.
 
     Returns
     -------
@@ -139,120 +138,81 @@ def estimate(
     BudgetError
         For a budget that a single pixel exceeds.
     FrameworkError
-        For ``gradient=True`` where a framework has none.
+        For ``gradient=True`` where a framework has none, and for a device that is not there without
+        a budget in bytes.
 
     Examples
     --------
     >>> experiment = Crystal((100, 100, 100, 90, 90, 90)), Detector((1024, 1024)), Beam(6.2)
     >>> found = estimate(*experiment, on="numpy", budget=["64 MiB", "4 GiB"])
-    >>> found.pixels, found.terms, found.image.chunks[0].count > 1, found.image.chunks[1].count
-    (1048576, 1, True, 1)
+    >>> found.pixels, found.terms
+    (1048576, 1)
+    >>> [chunks.count > 1 and chunks.peak_bytes < 2**26 for chunks in found.image.chunks]
+    [True, True]
     """
-    if on is None and not any(True for _ in arrays_of([crystal, detector, beam, dmin])):
+    given = list(arrays_of([crystal, detector, beam, dmin]))
+    if on is None and not given:
         on = "torch"
+    _, target = find_places("estimate", given, on, device, absent=True)
     made = prepare(
-        crystal, detector, beam, on=on, dtype=dtype, region=region, dmin=dmin, where="estimate"
-    )
-    adapter = made.place.adapter if on is None else get_adapter(on)
+        crystal, detector, beam, on=on, device=device if target.here else None, dtype=dtype,
+        region=region, dmin=dmin, where="estimate",
+    )  # fmt: skip
+    source = made.place if given or target.here else target  # plain numbers are made there
     if gradient is None:
-        gradient = adapter.peak_probe != "real"
-    budgets = _budgets(budget, made, on, device)
+        gradient = target.adapter.peak_probe != "real"
     dtype = str(made.shared["lattices"].dtype).rpartition(".")[2]
+    budgets = _budgets(budget)
+    image, slopes = (_Planned(made, source, target, gradient=kind) for kind in (False, True))
     return Estimate(
         detector=made.detector,
         pixels=made.pixels,
         terms=intensity.count_terms({**intensity.defaults, **made.shared}),
-        where=f"{adapter.name} {dtype}",
-        image=_Search(made, adapter, on, device, gradient=False).peaks(budgets),
-        gradient=_Search(made, adapter, on, device, gradient=True).peaks(budgets)
-        if gradient
-        else None,
+        where=f"{target.adapter.name} {dtype}",
+        image=image.peaks(budgets),
+        gradient=slopes.peaks(budgets) if gradient else None,
     )
 
 
-def _budgets(budget: Any, made: Prepared, on: str | None, device: Any) -> list[tuple[str, Budget]]:
+def _budgets(budget: Any) -> list[Given]:
     """Give budgets with their names."""
     if isinstance(budget, Mapping):
-        given = list(budget.items())
-    elif isinstance(budget, Sequence) and not isinstance(budget, str):
-        given = [(str(one), one) for one in budget]
-    else:
-        given = [("", budget)]
-    place = "cpu" if device is None else str(device)
-
-    def free_bytes() -> int:
-        _, target = find_places("estimate", list(made.columns.values()), on, device)
-        return target.adapter.free_bytes(target.device)
-
-    found = [
-        (name, resolve_budget(one, free_bytes, "estimate", device=place)) for name, one in given
-    ]
-    return [(name or show_bytes(one.bytes), one) for name, one in found]
+        return list(budget.items())
+    if isinstance(budget, Sequence) and not isinstance(budget, str):
+        return [(str(one), one) for one in budget]
+    return [("", budget)]
 
 
-class _Search:
-    """The largest chunks of an image that fit, by probes of the kernel."""
+class _Planned:
+    """Plans of one image, or of its gradient."""
 
-    def __init__(
-        self, made: Prepared, adapter: Adapter, on: str | None, device: Any, *, gradient: bool
-    ) -> None:
-        self.made = made
-        self.options = {"on": on, "device": device, "gradient": gradient, **made.shared}
-        self.margin = 1 + adapter.peak_margin
-        self.compiled = adapter.peak_probe == "compiled"
-        self.pixel = {name: column[:1] for name, column in made.columns.items()}
+    def __init__(self, made: Prepared, source: Place, target: Place, *, gradient: bool) -> None:
+        self.columns = bind("estimate", intensity, made.columns)
+        self.shared = check_shared("estimate", intensity, made.shared)
+        self.places = source, target
         self.gradient = gradient
-        self.held_bytes = self.forecast(-(-made.pixels // SOME), PeakModel(0, 1, "")).held_bytes
 
-    def forecast(self, pixels: int, model: PeakModel) -> Forecast:
-        """Give what a plan with chunks of so many pixels expects."""
-        whole = plan(
-            intensity, self.made.columns, rows=pixels, budget=2**62, peak=model,
-            gradient=self.gradient, **self.made.shared,
-        )  # fmt: skip
-        assert whole.memory is not None
-        return whole.memory
+    def plan(self, budget: float | str | None, rows: Any = None) -> Plan:
+        """Give the plan that `image` makes for a budget, or for rows by hand."""
+        memory = MemoryRequest(budget, None, self.gradient, *self.shared)
+        return plan_columns("estimate", intensity, self.columns, *self.places, memory, rows=rows)
 
-    def peaks(self, budgets: Iterable[tuple[str, Budget]]) -> Peaks:
+    def peaks(self, budgets: Iterable[Given]) -> Peaks:
         """Give the peak of all pixels at once, and chunks for each budget."""
-        pixels = self.made.pixels
-        whole = self.model(pixels)
-        full = self.forecast(pixels, whole).held_bytes + self.peak(whole, pixels)
-        return Peaks(full, tuple(self.chunks(name, one, whole) for name, one in budgets))
+        chunks = tuple(self.chunks(*one) for one in budgets)
+        return Peaks(self.peak_bytes(self.plan(NO_LIMIT, self.columns.items)), chunks)
 
-    def model(self, pixels: int) -> PeakModel:
-        """Give the peak of a chunk, a line or right for so many pixels."""
-        rows = pixels if self.compiled else None
-        (model,) = calibrate(intensity, self.pixel, rows=rows, **self.options)
-        return model
+    def chunks(self, name: str, budget: float | str | None) -> Chunks:
+        """Give the chunks of a budget."""
+        planned = self.plan(budget)
+        assert planned.memory is not None
+        size = planned.memory.budget.bytes
+        peak = self.peak_bytes(planned)
+        (pixels,) = planned.rows
+        return Chunks(name or show_bytes(size), size, pixels, len(planned.batches), peak)
 
-    def peak(self, model: PeakModel, pixels: int) -> int:
-        """Give the peak of a chunk, with the margin that plans keep."""
-        return math.ceil(self.margin * model.peak(pixels))
-
-    def chunks(self, name: str, budget: Budget, model: PeakModel) -> Chunks:
-        """Give the fewest chunks within a budget."""
-        left = budget.bytes - self.held_bytes
-        count = 1
-        for tries in range(TRIES, -1, -1):
-            pixels = -(-self.made.pixels // count)
-            if self.compiled:
-                model = self.model(pixels)
-            if self.peak(model, pixels) <= left:
-                break
-            fits = model.rows(int(left / self.margin * (CAUTION if self.compiled else 1)))
-            if pixels == 1 or not (self.compiled or fits):
-                self._refuse(budget, model)
-            count = -(-self.made.pixels // fits) if fits and tries > 1 else self.made.pixels
-        peak = self.held_bytes + self.peak(model, pixels)
-        return Chunks(name, budget.bytes, pixels, count, peak)
-
-    def _refuse(self, budget: Budget, model: PeakModel) -> None:
-        one = self.peak(model, 1)
-        raise BudgetError(
-            f"estimate: one pixel needs {one} bytes ({model.source}: "
-            f"{model.fixed_bytes} and {float(model.bytes_per_row):.6g} for each pixel), results "
-            f"and indices of {self.made.pixels} pixels {self.held_bytes} more; the budget is "
-            f"{budget.bytes} bytes: {budget}. Give at least budget={self.held_bytes + one}, a "
-            "region, fewer mosaic domains, phi steps, sources or sub-pixels, or dtype='float32'."
-        )
+    def peak_bytes(self, planned: Plan) -> int:
+        """Give the peak of a plan, which is probed now if it was not."""
+        assert planned.memory is not None
+        peak = planned.memory.peak_bytes
+        return self.peak_bytes(self.plan(NO_LIMIT, planned.rows)) if peak is None else peak

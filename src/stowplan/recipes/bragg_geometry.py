@@ -8,14 +8,16 @@ detector is z, its slow axis -y, its normal x; two-theta turns about -z, the spi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj
 from numpy.typing import NDArray
 
+from stowplan.adapters import framework_of, get_adapter
+from stowplan.adapters.interface import TracingAdapter
 from stowplan.errors import DataError, FrameworkError
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector, Sources
 from stowplan.recipes.known import is_count, known_values, refuse_numbers
@@ -30,6 +32,9 @@ __all__ = [
     "widest",
 ]
 
+DETECTOR = ("pixel_size", "distance", "rotation", "two_theta", "beam_center")
+CRYSTAL = ("cell", "misset", "mosaic", "phi", "oscillation")
+"""Numbers that geometry is worked out from."""
 BEAM, TWO_THETA_AXIS = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)
 SPINDLE = POLARIZATION_AXIS = (0.0, 0.0, 1.0)
 
@@ -83,15 +88,19 @@ def kernel_arguments(
         table, lowest = crystal.table
         minima = (int(lowest[0]), int(lowest[1]), int(lowest[2]))
     arrays = {
-        **_detector_arrays(detector),
-        **_beam_arrays(beam),
-        "lattices": _lattices(crystal),
+        **_at_once(_detector_arrays, _numbers(detector, DETECTOR), *detector.shape),
+        **_at_once(_beam_arrays, _beam_numbers(beam), beam.dispersion_steps),
+        **_at_once(_lattices, _numbers(crystal, CRYSTAL), crystal.phi_steps, crystal.convention),
         "cells": crystal.cells,
+        "fluence": beam.fluence,
+        "polarization": beam.polarization,
         "table": table,
         "default_factor": crystal.default_factor,
         "fudge": crystal.fudge,
         "dmin": dmin,
     }
+    if beam.polarization is None:
+        del arrays["polarization"], arrays["polarization_axis"]
     return {
         **{name: None if value is None else _array(value, like) for name, value in arrays.items()},
         "oversample": int(oversample),
@@ -119,10 +128,11 @@ def auto_oversample(detector: Detector, beam: Beam, crystal: Crystal) -> int:
     >>> auto_oversample(Detector((256, 256)), Beam(1.0), cubic)
     15
     """
+    wavelengths = _beam_arrays(_beam_numbers(beam), beam.dispersion_steps)["wavelengths"]
     known = {
         "pixel_size": known_values(detector.pixel_size),
         "distance": known_values(detector.distance),
-        "wavelength": known_values(_beam_arrays(beam)["wavelengths"]),
+        "wavelength": known_values(wavelengths),
         "cell": known_values(crystal.cell),
         "cells": known_values(crystal.cells),
     }
@@ -176,8 +186,9 @@ def mosaic_rotations(spread: Any, domains: int, seed: int = 0) -> Any:
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     angles = draws.normal(size=domains)
     angles[0] = 0.0
-    like = first_floating([spread])
-    return _rotation(like, axes, _array(spread, like) * _array(angles, like))
+    cross = _cross_matrices(axes)
+    numbers = {"spread": spread, "angles": angles, "cross": cross, "square": cross @ cross}
+    return _array(_at_once(_mosaic, numbers), first_floating([spread]))
 
 
 def pixel_columns(detector: Detector, mask: Any = None) -> dict[str, NDArray[np.float64]]:
@@ -211,18 +222,61 @@ def pixel_columns(detector: Detector, mask: Any = None) -> dict[str, NDArray[np.
     return {"slow": slow.astype(np.float64), "fast": fast.astype(np.float64)}
 
 
-def _detector_arrays(detector: Detector) -> dict[str, Any]:
+def _mosaic(numbers: dict[str, Any]) -> Any:
+    """Rotations of mosaic domains (domains, 3, 3)."""
+    like = _working_array(numbers)
+    degrees = _array(numbers["spread"], like) * _array(numbers["angles"], like)
+    return _rodrigues(like, numbers["cross"], numbers["square"], degrees)
+
+
+def _numbers(value: Detector | Crystal, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}
+
+
+def _beam_numbers(beam: Beam) -> dict[str, Any]:
+    sources = Sources(*(beam.sources or (None, None)))._asdict()
+    return {"wavelength": beam.wavelength, "dispersion": beam.dispersion, **sources}
+
+
+def _at_once(function: Callable[..., Any], numbers: dict[str, Any], *statics: Any) -> Any:
+    """Call a function of numbers, as one program where each operation would be one.
+
+    That is where a framework compiles and follows some of them for a gradient, outside of a
+    program that holds them all.
+    """
+    arrays = list(arrays_of(numbers))
+    frameworks = {framework_of([array]) for array in arrays}
+    if len(frameworks) != 1 or all(map(_is_apart, arrays)):
+        return function(numbers, *statics)
+    adapter = get_adapter(str(frameworks.pop()))
+    if not (adapter.compiles and all(map(adapter.has_values, arrays))):
+        return function(numbers, *statics)
+    like = first_floating(arrays)
+    operands = {name: _operand(value, like) for name, value in numbers.items()}
+    return cast("TracingAdapter", adapter).program(function, *statics)(operands)
+
+
+def _operand(value: Any, like: Any) -> Any:
+    """Give numbers of the host in the dtype of an array; arrays as they are, in tuples too."""
+    if isinstance(value, list | tuple) and any(True for _ in arrays_of(value)):
+        return tuple(_operand(part, like) for part in value)
+    if value is None or any(True for _ in arrays_of(value)):
+        return value
+    return _on_host(value, like)
+
+
+def _detector_arrays(numbers: dict[str, Any], *shape: int) -> dict[str, Any]:
     """Frame of the detector in metres."""
-    like = first_floating(detector)
+    like = _working_array(numbers)
     xp = array_namespace(like)
-    pixel, distance = (1e-3 * _array(x, like) for x in (detector.pixel_size, detector.distance))
-    if detector.beam_center is None:
-        center = [(count + 1) * pixel / 2 for count in detector.shape]
+    pixel, distance = (1e-3 * _array(x, like) for x in map(numbers.get, ("pixel_size", "distance")))
+    if numbers["beam_center"] is None:
+        center = [(count + 1) * pixel / 2 for count in shape]
     else:
-        given = 1e-3 * _array(detector.beam_center, like)
+        given = 1e-3 * _array(numbers["beam_center"], like)
         center = [given[0], given[1]]
-    before = _turn(like, _array(detector.rotation, like))
-    swing = _rotation(like, TWO_THETA_AXIS, _array(detector.two_theta, like))
+    before = _turn(like, _array(numbers["rotation"], like))
+    swing = _rotation(like, TWO_THETA_AXIS, _array(numbers["two_theta"], like))
     after = _product(xp, swing, before)
     ratio = before[0, 0]  # beam . normal, the normal being R x
     close = xp.abs(ratio * distance)
@@ -238,54 +292,48 @@ def _detector_arrays(detector: Detector) -> dict[str, Any]:
     }
 
 
-def _beam_arrays(beam: Beam) -> dict[str, Any]:
-    """Sources of the beam."""
-    like = first_floating(beam)
+def _beam_arrays(numbers: dict[str, Any], count: int) -> dict[str, Any]:
+    """Sources of the beam, or the steps of its spectrum."""
+    like = _working_array(numbers)
     xp = array_namespace(like)
-    if beam.sources is not None:
-        directions, wavelengths, weights = Sources(*beam.sources)
-        directions, wavelengths = _array(directions, like), _array(wavelengths, like)
+    if numbers["wavelengths"] is not None:
+        weights = numbers["weights"]
+        directions, wavelengths = (
+            _array(numbers[name], like) for name in ("directions", "wavelengths")
+        )
         count = wavelengths.shape[0]
         directions = directions / xp.sqrt(xp.sum(directions**2, axis=1, keepdims=True))
         weights = _array(np.ones(count) if weights is None else weights, like)
     else:
-        count = beam.dispersion_steps
         steps = _array(np.linspace(-0.5, 0.5, count) if count > 1 else [0.0], like)
-        wavelengths = _array(beam.wavelength, like) * (
-            1 + _array(beam.dispersion, like) / 100 * steps
+        wavelengths = _array(numbers["wavelength"], like) * (
+            1 + _array(numbers["dispersion"], like) / 100 * steps
         )
         directions = _array(np.tile(BEAM, (count, 1)), like)
         weights = _array(np.ones(count), like)
-    polarized = {}
-    if beam.polarization is not None:
-        axis = _array(POLARIZATION_AXIS, like)
-        axis = axis - xp.sum(axis * directions[0, :]) * directions[0, :]
-        polarized["polarization"] = beam.polarization
-        polarized["polarization_axis"] = axis / xp.sqrt(xp.sum(axis * axis))
+    axis = _array(POLARIZATION_AXIS, like)
+    axis = axis - xp.sum(axis * directions[0, :]) * directions[0, :]
     return {
         "directions": directions,
         "wavelengths": wavelengths,
         "shares": weights / xp.sum(weights),
-        "fluence": beam.fluence,
-        **polarized,
+        "polarization_axis": axis / xp.sqrt(xp.sum(axis * axis)),
     }
 
 
-def _lattices(crystal: Crystal) -> Any:
+def _lattices(numbers: dict[str, Any], count: int, convention: str) -> dict[str, Any]:
     """Real cell vectors as rows for every phi step and mosaic domain, (steps domains, 3, 3)."""
-    like = first_floating(
-        [crystal.cell, crystal.misset, crystal.mosaic, crystal.phi, crystal.oscillation]
-    )
+    like = _working_array(numbers)
     xp = array_namespace(like)
-    misset = _turn(like, _array(crystal.misset, like))
-    vectors = _cell_vectors(xp, _array(crystal.cell, like), misset, crystal.convention)
-    steps = _array(np.arange(crystal.phi_steps) / crystal.phi_steps, like)
-    phi = _array(crystal.phi, like) + _array(crystal.oscillation, like) * steps
+    misset = _turn(like, _array(numbers["misset"], like))
+    vectors = _cell_vectors(xp, _array(numbers["cell"], like), misset, convention)
+    steps = _array(np.arange(count) / count, like)
+    phi = _array(numbers["phi"], like) + _array(numbers["oscillation"], like) * steps
     turns = _rotation(like, SPINDLE, phi)  # (steps, 3, 3)
-    if crystal.mosaic is not None:
-        turns = _product(xp, _array(crystal.mosaic, like), turns[:, None, :, :])
+    if numbers["mosaic"] is not None:
+        turns = _product(xp, _array(numbers["mosaic"], like), turns[:, None, :, :])
         turns = xp.reshape(turns, (-1, 3, 3))
-    return _product(xp, vectors, xp.matrix_transpose(turns))
+    return {"lattices": _product(xp, vectors, xp.matrix_transpose(turns))}
 
 
 def _cell_vectors(xp: Any, cell: Any, misset: Any, convention: str) -> Any:
@@ -329,10 +377,20 @@ def _turn(like: Any, angles: Any) -> Any:
 
 
 def _rotation(like: Any, axes: Any, degrees: Any) -> Any:
-    """Rotations (..., 3, 3) about constant unit axes (..., 3), right-handed (Rodrigues)."""
+    """Rotations (..., 3, 3) about constant unit axes (..., 3), right-handed."""
+    cross = _cross_matrices(axes)
+    return _rodrigues(like, cross, cross @ cross, degrees)
+
+
+def _cross_matrices(axes: Any) -> NDArray[np.float64]:
+    """Rows e x n of axes n (..., 3)."""
+    return np.cross(np.eye(3), np.asarray(axes, np.float64)[..., None, :])
+
+
+def _rodrigues(like: Any, cross: Any, square: Any, degrees: Any) -> Any:
+    """Rotations from cross products with their axes, once and twice."""
     xp = array_namespace(like)
-    cross = np.cross(np.eye(3), np.asarray(axes, np.float64)[..., None, :])  # rows e x n
-    once, twice = _array(cross, like), _array(cross @ cross, like)
+    once, twice = _array(cross, like), _array(square, like)
     radians = degrees[..., None, None] * (math.pi / 180)
     return _array(np.eye(3), like) + xp.sin(radians) * once + (1 - xp.cos(radians)) * twice
 
@@ -352,6 +410,8 @@ def arrays_of(value: Any) -> Iterator[Any]:
     """Give the arrays in a detector, beam or crystal, or a list of them; NumPy's are numbers."""
     if isinstance(value, Detector | Beam | Crystal):
         value = [getattr(value, field.name) for field in fields(value)]
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
             yield from arrays_of(part)
@@ -374,6 +434,26 @@ def first_floating(values: Any) -> Any:
     return xp.zeros((), dtype=getattr(xp, widest(xp)), device=device(arrays[0]))
 
 
+def _working_array(values: Any) -> Any:
+    """Give an array beside which geometry is worked out.
+
+    That is one of NumPy where a framework would compile each operation and follows none of the
+    arrays for a gradient.
+    """
+    arrays = list(arrays_of(values))
+    if arrays and all(map(_is_apart, arrays)):
+        return np.zeros(())
+    return first_floating(arrays)
+
+
+def _is_apart(array: Any) -> bool:
+    """Whether an array of a compiling framework is nothing but its values."""
+    name = framework_of([array])
+    return (
+        name is not None and get_adapter(name).compiles and not get_adapter(name).is_traced(array)
+    )
+
+
 def widest(xp: Any) -> str:
     """Name the widest floating dtype that a framework has: JAX may have no float64."""
     known = xp.__array_namespace_info__().dtypes(kind="real floating")
@@ -386,6 +466,8 @@ def _array(value: Any, like: Any) -> Any:
     if isinstance(value, list | tuple) and any(True for _ in arrays_of(value)):
         return xp.stack([_array(part, like) for part in value])
     if is_array_api_obj(value) and not isinstance(value, np.ndarray | np.generic):
+        if isinstance(like, np.ndarray) and _is_apart(value):
+            return np.asarray(value, np.float64)
         if array_namespace(value) is not xp:
             raise FrameworkError(
                 f"kernel_arguments: {type(value).__module__}.{type(value).__name__} beside "
@@ -393,4 +475,12 @@ def _array(value: Any, like: Any) -> Any:
                 "numbers."
             )
         return xp.astype(value, like.dtype, copy=False)
-    return xp.asarray(np.asarray(value, np.float64), dtype=like.dtype, device=device(like))
+    known = _on_host(value, like)
+    adapter = get_adapter(framework_of([like]) or "numpy")
+    place = adapter.device_of(like)  # of a traced array it is None
+    return xp.asarray(known) if place is None else adapter.asarray(known, place)
+
+
+def _on_host(value: Any, like: Any) -> NDArray[Any]:
+    """Give numbers in the dtype of an array, rounded once."""
+    return np.asarray(value, np.float64).astype(str(like.dtype).rpartition(".")[2])

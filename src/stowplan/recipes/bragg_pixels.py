@@ -110,8 +110,8 @@ def _like(where: str, given: list[Any], place: Place, dtype: str | None) -> Any:
     like = first_floating(given)
     if not given:
         zero = place.adapter.asarray(np.zeros((), np.float32), place.device)
-        xp = array_namespace(zero)
-        like = xp.astype(zero, getattr(xp, widest(xp)))
+        wide = np.zeros((), widest(array_namespace(zero)))
+        like = place.adapter.asarray(wide, place.device)
     if dtype is None:
         return like
     xp = array_namespace(like)

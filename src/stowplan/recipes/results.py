@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stowplan.arrow import write_lists
-from stowplan.errors import MissingDependencyError
+from stowplan.extras import import_extra
 from stowplan.ragged import Ragged
 
 __all__ = ["ItemResults"]
@@ -46,12 +46,7 @@ class ItemResults:
         MissingDependencyError
             Without pyarrow.
         """
-        try:
-            import pyarrow
-        except ImportError:
-            raise MissingDependencyError(
-                "to_table needs pyarrow: pip install 'stowplan[arrow]'"
-            ) from None
+        pyarrow = import_extra("arrow", "pyarrow", "to_table")
         flat = np.empty((len(self), 0), np.int64)
         return pyarrow.table(
             {

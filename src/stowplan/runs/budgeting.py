@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from array_api_compat import is_array_api_obj
 
+from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import BudgetError, FrameworkError, PlanError
 from stowplan.expressions import Expression
@@ -25,6 +27,7 @@ from stowplan.runs.footprint import Footprint, measure_footprint, widest_input
 from stowplan.runs.places import Place
 from stowplan.runs.probes import Gradient, Probe, make_probes, wanted_parts
 from stowplan.runs.shared import leaves
+from stowplan.runs.upper_bounds import largest_batch_bytes, most_held_bytes
 
 __all__ = ["MemoryRequest", "fit_rows"]
 
@@ -32,6 +35,7 @@ CONCEIVABLE = 64
 """A batch is probed unasked if this many times its inputs and outputs exceed the budget."""
 GAPS = 3
 """Times that a batch of an eager framework fits, so that gaps in the heap need no care."""
+NOT_GIVEN = "not probed: shared parameters were not given"
 TRIES = 3
 """Shapes that are compiled to find one that fits, before a single row is tried."""
 
@@ -99,6 +103,11 @@ def fit_rows(
         if request.budget is not None:
             _resolved(where, target, request)  # wrong ones are told, whatever the data
         return split
+    if request.budget is None and request.peak is None and request.gradient is None:
+        budget = _resolved(where, target, request)
+        reason = _far_from(budget, kernel, columns, split, target, request, width)
+        if reason is not None:
+            return replace(split, memory=Forecast(budget, 0, (), (reason,)))
     fit = _Fit(where, kernel, columns, made, source, target, request, declared)
     return fit.fitted(split, cached)
 
@@ -106,10 +115,42 @@ def fit_rows(
 def _resolved(where: str, target: Place, request: MemoryRequest) -> Budget:
     return resolve_budget(
         request.budget,
-        lambda: target.adapter.free_bytes(target.device),
+        lambda: target.free_bytes(where),
         where,
         device=str(target.device),
     )
+
+
+def _far_from(
+    budget: Budget,
+    kernel: Kernel,
+    columns: Columns,
+    split: Plan,
+    target: Place,
+    request: MemoryRequest,
+    width: int,
+) -> str | None:
+    """Say why a plan need not be probed where that is seen at once, as most are; else None."""
+    if request.missing:
+        return NOT_GIVEN
+    largest, together = largest_batch_bytes(kernel, columns, split, width)
+    most = largest * CONCEIVABLE + most_held_bytes(columns, request.traced, together)
+    return _too_small(largest) if most <= usable_bytes(budget.bytes, target.adapter) else None
+
+
+def usable_bytes(budget: int, adapter: Adapter) -> int:
+    """Bytes of a budget without what is left to others."""
+    kept = min(adapter.spare_bytes, budget // 8)
+    return int(budget * (1 - _exact(adapter.spare_share))) - kept
+
+
+@functools.cache
+def _exact(share: float) -> Fraction:
+    return Fraction(share).limit_denominator(100)
+
+
+def _too_small(largest: int) -> str:
+    return f"not probed: inputs and outputs of a batch take {show_bytes(largest)}"
 
 
 class _Fit:
@@ -139,8 +180,8 @@ class _Fit:
         )
         self.budget = _resolved(where, target, request)
         self.result_sets = target.adapter.result_sets
-        self.spare = Fraction(target.adapter.spare_share).limit_denominator(100)
-        self.usable_bytes = self._usable(self.budget.bytes)
+        self.spare = _exact(target.adapter.spare_share)
+        self.usable_bytes = usable_bytes(self.budget.bytes, target.adapter)
         self.widths: tuple[int, ...] | None = None
         self.footprint = self._footprint(made)
 
@@ -167,7 +208,7 @@ class _Fit:
 
     def _reason_not_to_probe(self, split: Plan) -> str | None:
         if self.request.missing:
-            return "not probed: shared parameters were not given"
+            return NOT_GIVEN
         if self.request.budget is not None:
             return None
         largest = max(
@@ -178,7 +219,7 @@ class _Fit:
         )
         if largest * CONCEIVABLE + self._held_bytes() > self.usable_bytes:
             return None
-        return f"not probed: inputs and outputs of a batch take {show_bytes(largest)}"
+        return _too_small(largest)
 
     def _unprobed(self, split: Plan, reason: str) -> Plan:
         held = self._held_bytes()
@@ -360,11 +401,6 @@ class _Fit:
         if self.wanted is not None or in_flight:
             return peak + rows * self._beside(slot)
         return inputs + max(peak, gathered)
-
-    def _usable(self, budget: int) -> int:
-        """Bytes of a budget without what is left to others."""
-        kept = min(self.target.adapter.spare_bytes, budget // 8)
-        return int(budget * (1 - self.spare)) - kept
 
     def _enough(self, peak: int) -> int:
         """Give the least budget whose usable bytes are so many, or hardly more."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stowplan.declaration import Kernel
-from stowplan.errors import FrameworkError, PlanError
+from stowplan.errors import PlanError
 from stowplan.peaks import PeakModel
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import bind
 from stowplan.runs.matching import check_sizes
-from stowplan.runs.places import Place, find_places
+from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.probes import Gradient, make_probes, wanted_parts
 from stowplan.runs.shared import check_shared, leaves
@@ -84,7 +84,8 @@ def calibrate(
     if rows is not None and rows < 1:
         raise PlanError(f"calibrate: rows={rows}; a probe needs at least 1.")
     statics, traced = check_shared("calibrate", kernel, shared)
-    source, target = _places([*columns.arrays, *leaves(traced)], on, device)
+    arrays = [*columns.arrays, *leaves(traced)]
+    source, target = find_places("calibrate", arrays, on, device, absent=True)
     if plan is None:
         plan = plan_columns("calibrate", kernel, columns, source, target)
     check_sizes("calibrate", kernel, columns, plan)
@@ -97,15 +98,3 @@ def calibrate(
         probe.model(rows or (max(planned, 1) if compiled else None))
         for probe, planned in zip(probes, plan.rows, strict=True)
     )
-
-
-def _places(arrays: Sequence[Any], on: str | None, device: Any) -> tuple[Place, Place]:
-    """Find the places of a run; the target need not exist where probes need no device."""
-    try:
-        return find_places("calibrate", arrays, on, device)
-    except FrameworkError:
-        source, target = find_places("calibrate", arrays, on, None)
-        found = target.adapter.find_device(device)
-        if found is None:
-            raise
-        return source, Place(target.adapter, found)

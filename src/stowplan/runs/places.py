@@ -18,6 +18,8 @@ class Place:
 
     adapter: Adapter
     device: Any
+    here: bool = True
+    """Whether this process can use the device."""
 
     def same_as(self, other: Place) -> bool:
         """Whether arrays need no move between the two."""
@@ -25,11 +27,28 @@ class Place:
             self.device is None or self.device == other.device
         )
 
+    def free_bytes(self, where: str) -> int:
+        """Bytes that new arrays on the device can take.
+
+        Raises
+        ------
+        FrameworkError
+            For a device that is not here.
+        """
+        if not self.here:
+            raise FrameworkError(
+                f"{where}: how much is free on {self.device} is unknown, for {self.adapter.name} "
+                "has no such device here. Give bytes: budget='20 GiB'."
+            )
+        return self.adapter.free_bytes(self.device)
+
 
 def find_places(
-    where: str, arrays: Sequence[Any], on: str | None, device: Any
+    where: str, arrays: Sequence[Any], on: str | None, device: Any, *, absent: bool = False
 ) -> tuple[Place, Place]:
     """Give the place of the data, and the one that ``on=`` and ``device=`` ask for.
+
+    With ``absent`` the device need not be here, if the framework counts memory without one.
 
     Raises
     ------
@@ -53,7 +72,13 @@ def find_places(
     source = Place(adapter, known[0] if known else None if placed else adapter.devices()[0])
     if (on is None or on == framework) and device is None:
         return source, source
-    return source, Place(target, _find_device(where, target, device))
+    try:
+        return source, Place(target, _find_device(where, target, device))
+    except FrameworkError:
+        elsewhere = target.find_device(device) if absent else None
+        if elsewhere is None:
+            raise
+        return source, Place(target, elsewhere, here=False)
 
 
 def _find_device(where: str, adapter: Adapter, device: Any) -> Any:

@@ -55,7 +55,8 @@ def plan(
     data
         One column per positional parameter; only the sizes are looked at.
     on, device
-        Framework and device to compute on; those of the data by default.
+        Framework and device to compute on; those of the data by default. In torch the device need
+        not be there, so that a laptop can plan for a card, with a budget in bytes.
     slots
         How many slots to choose; or the slots, as mappings from dims or derived names to limits,
         with ``"rows"`` if wanted; or ``"exact"``, one for each distinct size. By default as many as
@@ -94,7 +95,8 @@ def plan(
     BudgetError
         Where one row, or ``rows`` by hand, exceed the budget.
     FrameworkError
-        For a budget under a user's ``jit`` or ``vmap``.
+        For a budget under a user's ``jit`` or ``vmap``, and for a device that is not there without
+        a budget in bytes.
 
     Examples
     --------
@@ -107,7 +109,8 @@ def plan(
     """
     columns = bind("plan", kernel, data)
     statics, traced = known_shared("plan", kernel, shared)
-    source, target = find_places("plan", [*columns.arrays, *leaves(traced)], on, device)
+    arrays = [*columns.arrays, *leaves(traced)]
+    source, target = find_places("plan", arrays, on, device, absent=True)
     missing = missing_shared(kernel, shared)
     memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)
     return plan_columns(
