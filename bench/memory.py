@@ -17,9 +17,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -306,10 +308,10 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def measure_apart(case: Case) -> dict[str, Any]:
-    """Measure in a fresh process; a refused budget says which one would be enough."""
+def measure_apart(case: Case, core: int) -> dict[str, Any]:
+    """Measure in a fresh process on one core; a refused budget says which one would be enough."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.memory", "--case", json.dumps(case)],
+        [sys.executable, "-m", "bench.memory", "--case", json.dumps(case), "--core", str(core)],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     if done.returncode == 0:
@@ -318,6 +320,24 @@ def measure_apart(case: Case) -> dict[str, Any]:
     if needed and int(needed[1]) > parse_bytes(case.budget):
         return {**case._asdict(), "refused_below_bytes": int(needed[1])}
     return {**case._asdict(), "error": (done.stderr.strip().splitlines() or ["killed"])[-1][:300]}
+
+
+def measure_all(wanted: Iterable[Case]) -> Iterator[dict[str, Any]]:
+    """Measure cases in their order, as many at a time as there are cores, each on its own."""
+    free: SimpleQueue[int] = SimpleQueue()
+    cores = os.sched_getaffinity(0)
+    for core in cores:
+        free.put(core)
+
+    def measure_on_a_core(case: Case) -> dict[str, Any]:
+        core = free.get()
+        try:
+            return measure_apart(case, core)
+        finally:
+            free.put(core)
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        yield from pool.map(measure_on_a_core, wanted)
 
 
 def is_kept(one: Mapping[str, Any]) -> bool:
@@ -388,19 +408,21 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="kernels, frameworks or budgets")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
+        os.sched_setaffinity(0, {options.core})
         print(json.dumps(measure(Case(*json.loads(options.case)))))
         return 0
     print(
         f"| kernel | framework | | given | rows x batches | {' | '.join(COLUMNS)} | ratio | kept |"
     )
     print("|" + "---|" * 12, flush=True)
+    wanted = [case for case in cases() if set(options.only) <= {str(part) for part in case}]
     found = []
-    for case in cases():
-        if set(options.only) <= {str(part) for part in case}:
-            found.append(measure_apart(case))
-            print(table_line(found[-1]), flush=True)
+    for one in measure_all(wanted):
+        found.append(one)
+        print(table_line(one), flush=True)
     print("", *condensed(found), sep="\n")
     if not options.only:
         report = {"environment": describe(), "cases": found}
