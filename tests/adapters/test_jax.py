@@ -374,3 +374,17 @@ def test_headroom_is_computed_once_and_free_from_then_on(capsys):
         shown.append(capsys.readouterr().err)
     assert "2/2" in shown[0]
     assert "1/1" in shown[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_memory"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 20 bytes", True),
+        # a run limited by RLIMIT_AS: the library prints "allocate of <6> failed." besides
+        ("INTERNAL: YNNPACK operation failed: error", True),
+        ("INVALID_ARGUMENT: Executable expected shape f32[2]", False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(text, is_memory):
+    error = jax.errors.JaxRuntimeError(text)
+    assert adapter.is_out_of_memory(error) == is_memory

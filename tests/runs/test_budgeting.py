@@ -441,7 +441,7 @@ LIMITED = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resource limits of Linux")
-@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
 def test_a_process_limited_to_its_budget_finishes(framework, load_framework):
     load_framework(framework)
     limit = 96 * 2**20

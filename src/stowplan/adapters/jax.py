@@ -42,6 +42,8 @@ from stowplan.ragged import Ragged
 __all__ = ["adapter"]
 
 _WIDE = {"float64": "float32", "complex128": "complex64"}
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
+"""XLA's word for no memory, and that of its library of sums on a CPU, which names no reason."""
 
 
 class JaxAdapter:
@@ -244,7 +246,7 @@ class JaxAdapter:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            return "RESOURCE_EXHAUSTED" in str(error)
+            return any(text in str(error) for text in _NO_MEMORY)
         return isinstance(error, MemoryError)
 
     def release(self) -> None:
