@@ -75,8 +75,9 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         pytest(session)
         return
-    pytest(session, *TWO_AT_A_TIME, "--cov", "--cov-report=")
+    pytest(session, *TWO_AT_A_TIME, "-m", "not timed", "--cov", "--cov-report=")
     session.run("coverage", "report", f"--include={PROVEN}", "--fail-under=95")
+    pytest(session, "-m", "timed")
 
 
 for name in BACKENDS:

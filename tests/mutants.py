@@ -12,7 +12,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_gather.py", "tests/test_ragged.py", "tests/planners", "tests/runs"]
+TESTS = [
+    "tests/test_gather.py", "tests/test_ragged.py", "tests/test_vectors.py",
+    "tests/test_interpolation.py", "tests/planners", "tests/runs",
+]  # fmt: skip
 
 # file, what stands there, what is planted: off by one, or a step left out
 MUTANTS = [
@@ -73,6 +76,11 @@ MUTANTS = [
     ("runs/budgeting.py", "if self._excess(planned):\n            self._refuse",
      "if False:\n            self._refuse"),
     ("runs/budgeting.py", "largest * CONCEIVABLE", "0 * largest"),
+    ("interpolation.py", "- sum(strides)", "- sum(strides) + 1"),
+    ("interpolation.py", "xp.clip(xp.astype(place, xp.int32), least)",
+     "xp.astype(place, xp.int32)"),
+    ("interpolation.py", "[length - 3 for", "[length - 2 for"),
+    ("vectors.py", "(2, 1, 0)", "(1, 2, 0)"),
     ("peaks.py", "fixed = max(0, *(", "fixed = 0 * max(0, *("),
     ("runs/probes.py", "(least, 2 * least, 3 * least)", "(least, least + 1)"),
 ]  # fmt: skip

@@ -9,6 +9,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import stowplan
 
 HEAVY = ("torch", "jax", "jaxlib", "cupy", "cupyx", "array_api_strict", "scipy", "pyarrow", "ase")
@@ -27,6 +29,7 @@ def test_the_import_loads_no_framework_and_no_scipy():
     assert {name.partition(".")[0] for name in loaded}.isdisjoint(HEAVY)
 
 
+@pytest.mark.timed
 def test_the_import_takes_less_than_150_ms_beyond_numpy():
     code = (
         "import numpy, time; start = time.process_time(); "  # other programs do not count

@@ -200,6 +200,7 @@ def test_seats_of_no_items_and_of_empty_minibatches():
     assert Seats({"a": [1]}, [{"a": 1, "rows": 1}]).seat([]).tolist() == []
 
 
+@pytest.mark.timed
 def test_a_minibatch_of_32_is_seated_in_less_than_100_microseconds(structures):
     seats = Seats(structures, [slot | {"rows": 16} for slot in HAND])
     items = np.arange(0, 3200, 100)
@@ -557,6 +558,7 @@ def test_minibatches_of_no_items_are_refused(sizes):
         choose_slots(sizes, minibatch=4)
 
 
+@pytest.mark.timed
 def test_slots_for_minibatches_of_many_items_are_chosen_soon(structures):
     rng = np.random.default_rng(0)
     common = rng.lognormal(4, 0.8, 500_000)

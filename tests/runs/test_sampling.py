@@ -374,6 +374,7 @@ def test_items_larger_than_the_exact_slots_are_named():
         MinibatchSampler({"a": [1, 2], "b": [1, 1]}, [{"a": 1, "b": 4, "rows": 1}], exact=["a"])
 
 
+@pytest.mark.timed
 def test_an_epoch_of_many_items_is_made_once_and_soon():
     rng = np.random.default_rng(0)
     sizes = {"a": rng.lognormal(3, 1, 200_000).astype(int) + 1}
