@@ -142,3 +142,24 @@ def test_jax_differentiates_gradients_in_reverse_and_refuses_forward_mode(load_f
     assert float(jax.grad(slope)(x)) == pytest.approx(float(difference), rel=1e-6)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda p: tricubic(xp.asarray(TABLE), vector(xp, p, (3,))), (places,), (places,))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_jax_loops_over_blocks_of_any_number_of_places(count, load_framework):
+    """A loop of one step is none to XLA, which then works out each gradient from the beginning."""
+    xp = load_framework("jax")
+    jax = pytest.importorskip("jax")
+
+    def loss(table):
+        return xp.sum(tricubic(table, vector(xp, xp.asarray(PLACES[:, :count]), (count,))))
+
+    program = jax.jit(jax.grad(loss)).lower(xp.asarray(TABLE))
+    assert "while" in program.compile().as_text()
+    expected = jax.jit(
+        jax.grad(
+            lambda table: jax.vmap(lambda place: tricubic(table, vector(xp, place, ())), in_axes=1)(
+                xp.asarray(PLACES[:, :count])
+            ).sum()
+        )
+    )(xp.asarray(TABLE))
+    np.testing.assert_allclose(program.compile()(xp.asarray(TABLE)), expected, atol=1e-12)

@@ -177,7 +177,8 @@ def _window_sum(strides: Sequence[int]) -> Callable[[Any, Any, Sequence[Any]], A
             )
 
         count = max(_BLOCK, -(-index.size // _BLOCKS))
-        blocks = -(-index.size // count)
+        count = min(count, -(-index.size // 2))  # a loop of one step would be none
+        blocks = max(-(-index.size // max(count, 1)), 2)
 
         def split(part: Any) -> Any:
             padded = xp.pad(xp.reshape(part, (-1,)), (0, blocks * count - part.size))

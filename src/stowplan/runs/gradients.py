@@ -112,7 +112,7 @@ class RecomputedRun:
             for given, one, want in zip(parameters, job.inputs, wanted, strict=False)
         ]
         totals = [
-            self.adapter.zeros(leaf.shape, leaf) if want else None
+            self._collected(job, self.adapter.zeros(leaf.shape, leaf)) if want else None
             for leaf, want in zip(self._parameters_in(shared), wanted[columns:], strict=True)
         ]
 
@@ -300,9 +300,13 @@ class RecomputedRun:
     def _added(self, job: Job, totals: Sequence[Any], slopes: Sequence[Any]) -> list[Any]:
         """Add the gradients of shared parameters to those of earlier batches."""
         return [
-            total if slope is None else total + self.adapter.collect(slope, job.first)
+            total if slope is None else total + self._collected(job, slope)
             for total, slope in zip(totals, slopes, strict=True)
         ]
+
+    def _collected(self, job: Job, slope: Any) -> Any:
+        """Give a gradient of a shared parameter where batches are put away and sums are made."""
+        return self.adapter.collect(slope, job.first)
 
     def _delivered(self, job: Job, gradient: Any, like: Any) -> Any:
         gradient = self.adapter.deliver(gradient, job.target.device)
