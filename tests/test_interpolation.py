@@ -163,3 +163,22 @@ def test_jax_loops_over_blocks_of_any_number_of_places(count, load_framework):
         )
     )(xp.asarray(TABLE))
     np.testing.assert_allclose(program.compile()(xp.asarray(TABLE)), expected, atol=1e-12)
+
+
+def test_torch_traces_values_and_gradients_as_one_graph(load_framework):
+    """What ``compile=True`` needs: no call of another library, no branch on values."""
+    xp = load_framework("torch")
+    torch = pytest.importorskip("torch")
+    arrays = [xp.asarray(TABLE), xp.asarray(PLACES)]
+
+    def total(table, places):
+        return xp.sum(tricubic(table, places) ** 2)
+
+    def slopes(table, places):
+        _, pull = torch.func.vjp(total, table, places)
+        return pull(torch.ones((), dtype=torch.float64))
+
+    plain = slopes(*arrays)
+    traced = torch.compile(slopes, backend="eager", fullgraph=True)(*arrays)
+    for found, expected in zip(traced, plain, strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12, atol=1e-12)

@@ -13,9 +13,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, cast
 
-import numpy as np
 from array_api_compat import array_namespace, device
-from numpy.typing import NDArray
 
 from stowplan.special import framework_of
 from stowplan.vectors import each, parts, vector
@@ -33,8 +31,7 @@ def nearest(table: Any, places: Any) -> Any:
     `places` is a vector of `stowplan.vectors`. One outside gives an entry at the edge; halves go to
     the even neighbour.
 
-    >>> import numpy as np
-    >>> table = np.arange(24.0).reshape(2, 3, 4)
+    >>>     >>> table = np.arange(24.0).reshape(2, 3, 4)
     >>> float(nearest(table, np.asarray([0.8, 1.6, 9.0])))
     23.0
     """
@@ -59,8 +56,7 @@ def tricubic(table: Any, places: Any) -> Any:
     array (...)
         Exact for products of cubic polynomials. Differentiable in table and places.
 
-    >>> import numpy as np
-    >>> n = np.arange(5.0)
+    >>>     >>> n = np.arange(5.0)
     >>> table = n[:, None, None] ** 3 + n[:, None] * n
     >>> float(tricubic(table, np.asarray([1.5, 2.0, 2.5])))
     8.375
@@ -94,8 +90,14 @@ def _sum_of_windows(
     All 64 where torch records a gradient, for which it keeps them in any case, else 8.
     """
     first, middle, last = weights
-    steps = xp.asarray(_steps(strides), dtype=index.dtype, device=device(index))
-    steps = xp.reshape(steps, (*steps.shape, *(1,) * index.ndim))
+    along_first, along_middle, along_last = (
+        [i * stride for i in range(_NODES)] for stride in strides
+    )
+    steps = [[[i + j + k for k in along_last] for j in along_middle] for i in along_first]
+    steps = xp.reshape(
+        xp.asarray(steps, dtype=index.dtype, device=device(index)),
+        (_NODES, _NODES, _NODES, *(1,) * index.ndim),
+    )
 
     def lines(steps: Any) -> Any:
         return xp.sum(_look_up(xp, flat, index + steps) * last, axis=-1 - index.ndim)
@@ -109,13 +111,6 @@ def _sum_of_windows(
     else:
         planes = xp.stack([plane(steps[i, ...]) for i in range(_NODES)])
     return xp.sum(planes * first, axis=0)
-
-
-@lru_cache
-def _steps(strides: Sequence[int]) -> NDArray[np.int64]:
-    """Distances of the 64 entries of a window from its first one, in the flat table."""
-    along = np.arange(_NODES)
-    return np.add.outer(np.add.outer(along * strides[0], along * strides[1]), along * strides[2])
 
 
 def _sum_of_entries(
