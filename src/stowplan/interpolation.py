@@ -31,7 +31,8 @@ def nearest(table: Any, places: Any) -> Any:
     `places` is a vector of `stowplan.vectors`. One outside gives an entry at the edge; halves go to
     the even neighbour.
 
-    >>>     >>> table = np.arange(24.0).reshape(2, 3, 4)
+    >>> import numpy as np
+    >>> table = np.arange(24.0).reshape(2, 3, 4)
     >>> float(nearest(table, np.asarray([0.8, 1.6, 9.0])))
     23.0
     """
@@ -56,7 +57,8 @@ def tricubic(table: Any, places: Any) -> Any:
     array (...)
         Exact for products of cubic polynomials. Differentiable in table and places.
 
-    >>>     >>> n = np.arange(5.0)
+    >>> import numpy as np
+    >>> n = np.arange(5.0)
     >>> table = n[:, None, None] ** 3 + n[:, None] * n
     >>> float(tricubic(table, np.asarray([1.5, 2.0, 2.5])))
     8.375
