@@ -22,12 +22,14 @@ from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.calibration import calibrate
 from stowplan.runs.execution import run
+from stowplan.runs.iteration import Iterated, iterate
 from stowplan.runs.joining import join_rows, split_rows
 from stowplan.runs.losses import value_and_grad
 from stowplan.runs.measurement import measure_costs
 from stowplan.runs.packer import Packer
 from stowplan.runs.packing import PackedBatch
 from stowplan.runs.planning import plan
+from stowplan.runs.rounds import Rounds
 from stowplan.runs.sampling import MinibatchSampler
 from stowplan.runs.verification import Verification, verify
 
@@ -39,6 +41,7 @@ __all__ = [
     "Costs",
     "DataError",
     "FrameworkError",
+    "Iterated",
     "Kernel",
     "MissingDependencyError",
     "MinibatchSampler",
@@ -48,6 +51,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Ragged",
+    "Rounds",
     "RowPacking",
     "SignatureError",
     "Verification",
@@ -55,6 +59,7 @@ __all__ = [
     "calibrate",
     "choose_slots",
     "installed_frameworks",
+    "iterate",
     "join_rows",
     "kernel",
     "measure_costs",

@@ -27,7 +27,7 @@ class Kernel:
         Names of the per-item (positional) parameters, in signature order.
     shared : tuple of str
         Names of the keyword-only parameters that all items share, without ``mask`` and
-        ``segments``.
+        ``segments``, and without the ``age`` and ``state`` of a step.
     ragged, exact : tuple of str
         Dims that vary over items; those of them that share a batch only at equal size.
     work : Expression
@@ -75,7 +75,9 @@ class Kernel:
         self.arguments, keyword_only, self.defaults = parameters(function)
         self.takes_mask = "mask" in keyword_only
         self.takes_segments = "segments" in keyword_only
-        self.shared = tuple(name for name in keyword_only if name not in ("mask", "segments"))
+        self.takes_state = "state" in keyword_only
+        by_row = ("mask", "segments", *(("state", "age") if self.takes_state else ()))
+        self.shared = tuple(name for name in keyword_only if name not in by_row)
         self.ragged = ragged
         self.exact = exact
         self.static = static
@@ -212,6 +214,8 @@ def kernel(
     The function acts on the trailing core dims of its positional parameters, broadcasts over
     leading ones and is written against the array API. Keyword-only parameters are shared by all
     items; one named ``mask`` receives ``{dim: bool (..., capacity)}``, True where an entry is real.
+    One named ``state`` makes it a step of an iteration, see `iterate`: with ``age`` (...), the steps
+    taken before, it gives the state after one more; the outputs of its signature are what is kept.
 
     Parameters
     ----------

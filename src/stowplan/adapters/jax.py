@@ -303,7 +303,7 @@ class JaxAdapter:
         program = jitted(kernel.function, kernel.name, kernel.per_item, static_key(statics))
         given = _of_rows((tuple(arguments), dict(keywords)), 1)
         outputs = program.shapes(*given, dict(shared))
-        return tuple(part.dtype.itemsize for part in as_tuple(outputs))
+        return tuple(part.dtype.itemsize for part in jax.tree.leaves(as_tuple(outputs)))
 
     def _checked(self, array: NDArray[Any]) -> NDArray[Any]:
         if jax.config.jax_enable_x64:

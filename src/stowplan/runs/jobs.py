@@ -212,6 +212,29 @@ class Job:
             segments[dim] = gather(one.values, index, inside, one.fill, one.xp)
         return arguments, {**keywords, "segments": segments}
 
+    def gather_rows(self, batch: Batch) -> tuple[list[Any], dict[str, Any]]:
+        """Give the same for rows that are in no batch of the plan; nothing of them is kept."""
+        indices = self.indices_of(batch)
+
+        def padded(one: _Input) -> Any:
+            index, inside = indices.gather(0, one.dims, one.layout, one.values)
+            return gather(one.values, index, inside, one.fill, one.xp)
+
+        keywords: dict[str, Any] = {}
+        if self.kernel.takes_mask:
+            keywords["mask"] = indices.masks(0, self.first)
+        if self.segments:
+            keywords["segments"] = {dim: padded(one) for dim, one in self.segments.items()}
+        return [padded(one) for one in self.inputs], keywords
+
+    def indices_of(self, batch: Batch) -> Indices:
+        """Give the index arrays of one batch, which may be none of the plan's."""
+        plan = replace(self.plan, batches=(batch,))
+        plan.cache.update(  # lengths of items, which all batches share
+            {key: found for key, found in self.plan.cache.items() if key[0] == "sizes"}
+        )
+        return Indices(plan, self.kernel, self.target.adapter, self.columns.fixed)
+
     def _locate(self, number: int) -> Any:
         """Give the places of the arguments and segments of a batch, and its masks."""
         if number not in self.located:
@@ -237,7 +260,7 @@ class Job:
             kind = type(outputs)  # the outputs themselves are not to be kept
             self.wrapped = lambda results: kind(*results)
         for output, part in zip(self.outputs, parts, strict=True):
-            self._check_shape(output, part, self.plan.batches[number])
+            self.check_shape(output, part, self.plan.batches[number])
         return parts
 
     def scatter(self, number: int, outputs: Any) -> None:
@@ -308,7 +331,7 @@ class Job:
                     return array
         return None
 
-    def _check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
+    def check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
         expected = (
             len(batch.items),
             *self.indices.sizes.capacity(batch, output.dims),

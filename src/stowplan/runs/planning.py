@@ -21,6 +21,7 @@ from stowplan.runs.footprint import dtype_bytes
 from stowplan.runs.packing import KernelPacking
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.probes import Gradient
+from stowplan.runs.rounds import Rounds, round_kernel
 from stowplan.runs.shared import known_shared, leaves, missing_shared
 
 __all__ = ["plan", "plan_columns"]
@@ -39,6 +40,7 @@ def plan(
     budget: float | str | None = None,
     peak: Any = None,
     gradient: Gradient = None,
+    rounds: Rounds | None = None,
     order: Literal["given", "cheapest"] = "given",
     overflow: Literal["error", "extend"] = "error",
     costs: Costs | None = None,
@@ -73,6 +75,8 @@ def plan(
     gradient
         Whether the memory is that of a run with a gradient, or the names of the columns and shared
         parameters that get one; by default those that the framework records.
+    rounds
+        How a step is iterated, if the kernel is one: the memory is then that of a round.
     order, overflow
         See `assign_slots`.
     costs
@@ -108,9 +112,11 @@ def plan(
     0.375
     """
     columns = bind("plan", kernel, data)
-    statics, traced = known_shared("plan", kernel, shared)
-    arrays = [*columns.arrays, *leaves(traced)]
+    arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("plan", arrays, on, device, absent=True)
+    if rounds is not None:
+        kernel = round_kernel(kernel, rounds, target.adapter)
+    statics, traced = known_shared("plan", kernel, shared)
     missing = missing_shared(kernel, shared)
     memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)
     return plan_columns(

@@ -21,6 +21,7 @@ from stowplan.runs.columns import Columns
 from stowplan.runs.footprint import array_bytes
 from stowplan.runs.jobs import Job
 from stowplan.runs.places import Place
+from stowplan.runs.rounds import RoundKernel
 from stowplan.runs.shared import leaves, map_leaves
 
 __all__ = ["Gradient", "Probe", "make_probes", "wanted_parts"]
@@ -131,6 +132,8 @@ def make_probes(
     probes = []
     for slot in range(len(plan.slots)):
         arguments, keywords = _moved(job.gather(slot), source, target)
+        if isinstance(kernel, RoundKernel):
+            keywords = kernel.by_row(target.adapter, arguments, keywords, shared, statics)
         capacity = ", ".join(f"{dim}={plan.slots[slot][dim]}" for dim in plan.dims)
         probes.append(
             Probe(where, kernel, target, capacity, statics, arguments, keywords, shared, wanted)
@@ -196,7 +199,7 @@ class Probe:
             _known_widths[known] = self.target.adapter.output_widths(
                 self.kernel, self.statics, self.arguments, self.keywords, self.shared,
                 device=self.target.device,
-            )  # fmt: skip
+            )[: len(self.kernel.signature.outputs)]  # fmt: skip
             _forget_some(_known_widths)
         return _known_widths[known]
 

@@ -24,6 +24,11 @@ def check_shared(
     where: str, kernel: Kernel, shared: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split shared parameters, defaults filled in, into static ones and traced ones."""
+    if kernel.takes_state:
+        raise DataError(
+            f"{where}: {kernel.name} is one step of an iteration. Take as many as it needs: "
+            f"sp.iterate({kernel.name}, data, init=..., until=..., every=..., limit=..., keep=...)."
+        )
     missing = missing_shared(kernel, shared)
     return _split(where, kernel, shared, missing)
 
@@ -36,10 +41,11 @@ def known_shared(
 
 
 def missing_shared(kernel: Kernel, shared: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of shared parameters that are neither given nor have a default."""
-    return tuple(
+    """Names of parameters that are neither given nor have a default; of a step, its state, too."""
+    missing = (
         name for name in kernel.shared if name not in shared and name not in kernel.defaults
     )
+    return (*missing, "state") if kernel.takes_state else tuple(missing)
 
 
 def _split(

@@ -1,0 +1,474 @@
+r"""Unbalanced entropic optimal transport between two densities on one grid, by scaling iterations.
+
+minimise <P, C> + eps KL(P|R) + rho KL(P 1|a) + rho KL(P^T 1|b), C = |x - y|^2, with
+KL(p|q) = sum p log(p/q) - p + q, tau = rho/(rho + eps), r = rho/eps. ``reference`` is
+``"product"``, R = a b^T, or ``"counting"``, R = 1 on the support. Potentials have no unit:
+P = a_i b_j exp(F_i + G_j - C_ij/eps). ``sharpness`` is spacing^2/eps, the cost of a step of one
+pixel in units of eps, so that nothing here has a unit.
+
+exp(-C/eps) is a matrix along y times one along x, so that applying it takes H W (H + W) products
+instead of (H W)^2. Sums are taken relative to the largest summand of an item, which loses what is
+``exp(-700)`` of it (``exp(-80)`` in float32). `finished` sees where that could matter, and gives
+such an item up; with ``tile`` > 0, pixels short enough that ``sharpness * tile**2`` is below 600
+(60), every tile of the grid has a scale of its own, and nothing is lost.
+
+Source: L. Chizat, G. Peyre, B. Schmitzer and F.-X. Vialard, Math. Comp. 87, 2563 (2018);
+translation-invariant steps: T. Sejourne, F.-X. Vialard and G. Peyre, AISTATS 2022;
+over-relaxation: A. Thibault, L. Chizat, C. Dossal and N. Papadakis, Algorithms 14, 143 (2021).
+"""
+
+import math
+from typing import NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from stowplan.declaration import kernel
+
+__all__ = ["EVERY", "TransportMaps", "finished", "maps", "start", "step"]
+
+EVERY = 10
+"""Steps between two looks at the error; part of the result."""
+PLAIN_STEPS = 5
+FASTEST = 1.95
+"""Largest over-relaxation that is tried."""
+
+_GRID = {"ragged": ("y", "x"), "static": ("reference", "balanced", "tile")}
+_FILL = {"source": 0.0, "target": 0.0}
+
+
+class TransportMaps(NamedTuple):
+    """What a pair of potentials says, all in units of eps and pixels."""
+
+    cost: object  # (...) sum of P times squared steps, pixel^2
+    primal: object  # (...) objective / eps
+    gap: object  # (...) (primal - dual) / eps
+    mass: object  # (...) transported
+    error: object  # (...) L1 error of both marginals
+    destroyed: object  # (..., y, x) source that is not transported
+    created: object  # (..., y, x) target that nothing is transported to
+    velocity: object  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
+
+
+def start(source, target, sharpness, *, relaxation, tile=0):
+    """Give the state from which `step` goes on: potentials 0, logarithms, and the two matrices."""
+    xp = array_namespace(source, target)
+    state = {
+        "source_potential": xp.zeros_like(source),
+        "target_potential": xp.zeros_like(target),
+        "log_source": _log_density(source),
+        "log_target": _log_density(target),
+        "relaxation": xp.zeros_like(sharpness) + relaxation,
+        "change": xp.full_like(sharpness, math.inf),
+    }
+    if not tile:
+        state["rows"] = _neighbours(sharpness, source.shape[-2])
+        state["columns"] = _neighbours(sharpness, source.shape[-1])
+    spread = _spreading(state, sharpness, tile)
+    state["onto_target"], state["target_floor"] = spread(state["log_source"])
+    return state
+
+
+@kernel(
+    "(y,x),(y,x),()->(y,x),(y,x)",
+    **_GRID,
+    fill=_FILL,
+    work="y * x * (24 * (y + x) + 1500)",  # ns on a CPU of some 60 steps
+    memory="16 * y * x + 2 * (y * y + x * x)",
+)
+def step(
+    source, target, sharpness, *, age, state, tau, reference="product", balanced=False, tile=0
+):
+    """Improve both potentials once, ``(y,x),(y,x),()->(y,x),(y,x)``; for ``sp.iterate``.
+
+    Parameters
+    ----------
+    source, target : array (..., y, x)
+        Densities a and b, padding 0.
+    sharpness : array (...)
+        spacing^2/eps.
+    age : int array (...)
+        Steps taken before.
+    state : dict
+        From `start`, or the last step.
+    tau : number
+        rho/(rho + eps) in (0, 1); ignored where `balanced`, which is tau = 1.
+    reference, balanced, tile
+        See the module.
+    """
+    log_a, log_b = state["log_source"], state["log_target"]
+    terms = _Terms(tau, reference, balanced)
+    spread = _spreading(state, sharpness, tile)
+    xp = array_namespace(source, sharpness)
+    one = xp.ones_like(sharpness)
+    weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
+    g = state["target_potential"]
+    g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
+    onto_source, _ = spread(log_b + g)
+    f = state["source_potential"]
+    move = terms.goal(onto_source, log_a) - f
+    f = f + weight * move
+    if not balanced:
+        shift = terms.shift(f, g, log_a, log_b)
+        f, g = f + shift, g - shift
+    onto_target, floor = spread(log_a + f)
+    change = xp.sum(source * xp.abs(move), axis=(-2, -1))
+    looks = (age + 1) % EVERY == 0
+    return {
+        **state,
+        "source_potential": f,
+        "target_potential": g,
+        "onto_target": onto_target,
+        "target_floor": floor,
+        "relaxation": xp.where(
+            looks, _relaxed(state["relaxation"], change, state["change"]), state["relaxation"]
+        ),
+        "change": xp.where(looks, change, state["change"]),
+    }
+
+
+def finished(
+    state,
+    source,
+    target,
+    sharpness,
+    *,
+    tau,
+    threshold,
+    reference="product",
+    balanced=False,
+    tile=0,
+):
+    """Say which rows have converged, and which cannot: (...) bool each.
+
+    A row has failed where its state is not finite, and where a sum has lost what the support needs.
+    """
+    xp = array_namespace(source, target)
+    terms = _Terms(tau, reference, balanced)
+    spread = _spreading(state, sharpness, tile)
+    onto_source, source_floor = spread(state["log_target"] + state["target_potential"])
+    error = _marginal_error(
+        terms.marginals(state["source_potential"], state["log_source"], onto_source),
+        terms.marginals(state["target_potential"], state["log_target"], state["onto_target"]),
+    )
+    lost = xp.any((source > 0) & (onto_source < source_floor), axis=(-2, -1))
+    lost = lost | xp.any((target > 0) & (state["onto_target"] < state["target_floor"]), axis=(-2, -1))
+    failed = lost | ~xp.isfinite(error)
+    return (error < threshold) & ~failed, failed
+
+
+@kernel(
+    "(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)",
+    **_GRID,
+    fill=_FILL,
+    work="y * x * (5 * (y + x) + 200)",
+    memory="24 * y * x + 6 * (y * y + x * x)",
+)
+def maps(
+    source,
+    target,
+    source_potential,
+    target_potential,
+    sharpness,
+    *,
+    tau,
+    reference="product",
+    balanced=False,
+    tile=0,
+):
+    """Give costs, masses, velocity, destroyed and created mass,
+    ``(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)``.
+
+    Parameters as in `step`, with its two potentials (..., y, x). Returns `TransportMaps`; the
+    velocity is 0 where the source is.
+    """
+    xp = array_namespace(source, target)
+    f, g = source_potential, target_potential
+    log_a, log_b = _log_density(source), _log_density(target)
+    terms = _Terms(tau, reference, balanced)
+    if tile:
+        onto_target = _tiled(log_a + f, sharpness, tile)
+        onto_source, steps, squares = _tiled_moments(log_b + g, sharpness, tile)
+    else:
+        onto_target, onto_source, steps, squares = _moments(log_a + f, log_b + g, sharpness)
+    at_source = terms.marginals(f, log_a, onto_source)
+    at_target = terms.marginals(g, log_b, onto_target)
+    left, arrived = at_source[0], at_target[0]
+    mass = _total(left)
+    offset = _offset(source, target, reference)
+    goals = terms.potential(f, log_a), terms.potential(g, log_b)
+    linear = _total(left * goals[0]) + _total(arrived * goals[1]) + offset - mass
+    primal = linear + terms.divergence(left, source) + terms.divergence(arrived, target)
+    dual = terms.dual(goals[0], source) + terms.dual(goals[1], target) + offset - mass
+    none = xp.zeros_like(source)
+    return TransportMaps(
+        _total(left * squares),
+        primal,
+        primal - dual,
+        mass,
+        _marginal_error(at_source, at_target),
+        xp.maximum(source - left, none),
+        xp.maximum(target - arrived, none),
+        xp.where((source > 0)[..., None], steps, xp.zeros_like(steps)),
+    )
+
+
+class _Terms:
+    """What tau and the reference make of potentials."""
+
+    def __init__(self, tau, reference, balanced):
+        self.tau = 1.0 if balanced else tau
+        self.counting = reference == "counting"
+        self.balanced = balanced
+        self.r = None if balanced else tau / (1 - tau)
+
+    def potential(self, f, log_density):
+        """Give F, or with the counting reference F + log a, off the support F."""
+        return f + _on_support(log_density) if self.counting else f
+
+    def goal(self, spread, log_density):
+        """Give the potential whose marginal is right for what the other side spreads."""
+        goal = -self.tau * spread
+        if self.counting and not self.balanced:
+            goal = goal - (1 - self.tau) * _on_support(log_density)
+        return goal
+
+    def shift(self, f, g, log_a, log_b):
+        """Give the best constant to add to f and take from g."""
+        r = self.r
+        masses = [
+            _log_total(log_density - self.potential(potential, log_density) / r)
+            for potential, log_density in ((f, log_a), (g, log_b))
+        ]
+        return 0.5 * r * (masses[0] - masses[1])
+
+    def marginals(self, f, log_density, spread):
+        """Give the marginal of the plan, and what it is at the optimum."""
+        xp = array_namespace(f)
+        wanted = log_density
+        if not self.balanced:
+            wanted = log_density - self.potential(f, log_density) / self.r
+        return xp.exp(log_density + f + spread), xp.exp(wanted)
+
+    def divergence(self, marginal, density):
+        """Give r KL(marginal|density), 0 where balanced."""
+        xp = array_namespace(marginal)
+        if self.balanced:
+            return 0.0 * _total(marginal)
+        real = density > 0
+        one = xp.ones_like(density)
+        excess = xp.where(real, marginal / xp.where(real, density, one) - 1, 0 * one)
+        log = xp.log1p(xp.where(excess > -1, excess, 0 * one))
+        each = density * ((1 + excess) * log - excess)
+        return self.r * _total(each)
+
+    def dual(self, potential, density):
+        """Give the dual's term of one side."""
+        xp = array_namespace(potential)
+        if self.balanced:
+            return _total(density * potential)
+        return -self.r * _total(density * xp.expm1(-potential / self.r))
+
+
+def _relaxed(weight, change, last):
+    """Raise over-relaxation where errors fall more slowly than it allows; drop it if they grow.
+
+    An iteration whose plain error falls by theta a step falls by rate with
+    (rate + w - 1)^2 = rate w^2 theta, which gives the best w, 2/(1 + sqrt(1 - theta)).
+    Source: L. A. Hageman and D. M. Young, Applied Iterative Methods (1981), chapter 9.
+    """
+    xp = array_namespace(weight, change)
+    known = xp.isfinite(last) & (last > 0) & (change > 0)
+    one = xp.ones_like(change)
+    ratio = xp.where(known, change / xp.where(known, last, one), one)
+    rate = xp.exp(xp.log(xp.where(ratio > 0, ratio, one)) / EVERY)
+    theta = (rate + weight - 1) ** 2 / (rate * weight**2)
+    best = 2 / (1 + xp.sqrt(xp.maximum(1 - theta, 1e-4 * one)))
+    slow = known & (rate < 1) & (rate > weight - 1 + 0.04)
+    faster = xp.minimum(xp.maximum(weight + 0.7 * (best - weight), weight), FASTEST * one)
+    adapted = xp.where(slow, xp.where(weight < FASTEST, faster, weight), weight)
+    return xp.where(known & (ratio > 2), 1 + 0.7 * (weight - 1), adapted)
+
+
+def _spreading(state, sharpness, tile):
+    """Give a function of z: log sum_j exp(z_j - C_ij/eps), and the least of it that is exact."""
+    if tile:
+        return lambda z: (_tiled(z, sharpness, tile), _lowest(z))
+    rows, columns = state["rows"], state["columns"]
+
+    def spread(z):
+        xp = array_namespace(z)
+        top = xp.max(z, axis=(-2, -1), keepdims=True)
+        sums = xp.matmul(rows, xp.matmul(xp.exp(z - top), columns))
+        info = xp.finfo(z.dtype)
+        least = float(info.smallest_normal)
+        floor = math.log(least) - math.log(float(info.eps)) + math.log(z.shape[-2] * z.shape[-1])
+        return xp.log(xp.maximum(sums, least * xp.ones_like(top))) + top, top + floor
+
+    return spread
+
+
+def _lowest(z):
+    xp = array_namespace(z)
+    return xp.full_like(z[..., :1, :1], -math.inf)
+
+
+def _neighbours(sharpness, length):
+    """Give exp(-C/eps) along one axis, (..., length, length)."""
+    xp = array_namespace(sharpness)
+    return xp.exp(-_squares(xp, sharpness, length) * sharpness[..., None, None])
+
+
+def _apart(xp, like, length):
+    """Give j - i, (length, length)."""
+    place = xp.arange(length, dtype=like.dtype, device=device(like))
+    return place[None, :] - place[:, None]
+
+
+def _squares(xp, like, length):
+    return _apart(xp, like, length) ** 2
+
+
+def _moments(z_source, z_target, sharpness):
+    """Give both spreads, and the mean step and squared step from each pixel of the source."""
+    xp = array_namespace(z_source, z_target)
+    height, width = z_source.shape[-2:]
+    rows, columns = _neighbours(sharpness, height), _neighbours(sharpness, width)
+    spread = _spreading({"rows": rows, "columns": columns}, sharpness, 0)
+    onto_target, _ = spread(z_source)
+    onto_source, _ = spread(z_target)
+    top = xp.max(z_target, axis=(-2, -1), keepdims=True)
+    along = xp.matmul(xp.exp(z_target - top), columns)
+    least = float(xp.finfo(z_target.dtype).smallest_normal)
+    sums = xp.maximum(xp.matmul(rows, along), least * xp.ones_like(top))
+    dy, dx = _apart(xp, sharpness, height), _apart(xp, sharpness, width)
+    across = xp.matmul(rows, xp.exp(z_target - top))
+    # matrices to the right act on columns, (j, i)
+    moved_y = xp.matmul(rows * dy, along) / sums
+    moved_x = xp.matmul(across, columns * -dx) / sums
+    squares = xp.matmul(rows * dy**2, along) + xp.matmul(across, columns * dx**2)
+    return onto_target, onto_source, xp.stack([moved_y, moved_x], axis=-1), squares / sums
+
+
+def _tiled(z, sharpness, tile):
+    """Give log sum_j exp(z_j - C_ij/eps) with a scale of its own for every tile."""
+    xp = array_namespace(z)
+    along_x, _ = _tiles_along(z, sharpness, tile)
+    along_y, _ = _tiles_along(xp.matrix_transpose(along_x), sharpness, tile)
+    return xp.matrix_transpose(along_y)
+
+
+def _tiled_moments(z, sharpness, tile):
+    """Give that sum, the mean step (..., y, x, 2) and the mean squared step (..., y, x)."""
+    xp = array_namespace(z)
+    turn = xp.matrix_transpose
+    along_x, (dx, dx2) = _tiles_along(z, sharpness, tile, ())
+    carried = (turn(dx), turn(dx2))
+    both, (dx, dx2, dy, dy2) = _tiles_along(turn(along_x), sharpness, tile, carried)
+    return turn(both), xp.stack([turn(dy), turn(dx)], axis=-1), turn(dx2 + dy2)
+
+
+def _tiles_along(z, sharpness, tile, carried=None):
+    """Sum along the last axis: the logarithm, and weighted means.
+
+    For tiles that begin d apart and places p and q in them, (d + q - p)^2 is
+    d^2 - 2 d p + 2 d q + (q - p)^2. What depends on p or q alone goes to the logarithms, so that
+    the matrix has no entry below exp(-sharpness tile^2).
+
+    Means are those of the carried arrays, of the step and of its square; none if carried is None.
+    """
+    xp = array_namespace(z)
+    length = z.shape[-1]
+    count = -(-length // tile)
+    lowest = -0.01 * float(xp.finfo(z.dtype).max)
+    place = xp.arange(tile, dtype=z.dtype, device=device(z))
+    first = tile * xp.arange(count, dtype=z.dtype, device=device(z))
+    apart = first[None, :] - first[:, None]  # (to, from)
+    each = sharpness[(...,) + (None,) * 4]  # (..., line, to, from, place)
+    there = _in_tiles(z, tile, count, lowest)[..., None, :, :]
+    there = there - 2 * apart[:, :, None] * place * each  # (..., line, to, from, q)
+    top = xp.maximum(xp.max(there, axis=-1, keepdims=True), lowest * xp.ones_like(there[..., :1]))
+    weights = xp.exp(there - top)
+    between = _neighbours(sharpness, tile)[..., None, None, :, :]
+    sums = xp.matmul(weights, between)
+    least = float(xp.finfo(z.dtype).smallest_normal) * xp.ones_like(top)
+    bounded = xp.maximum(sums, least)
+    here = (2 * apart[:, :, None] * place - apart[:, :, None] ** 2) * each
+    logs = xp.log(bounded) + top + here  # (..., line, to, from, p)
+    highest = xp.max(logs, axis=-2, keepdims=True)
+    shares = xp.exp(logs - highest)
+    total = xp.sum(shares, axis=-2, keepdims=True)
+    found = _in_line(xp.log(total) + highest, length)
+    if carried is None:
+        return found, ()
+    shares = shares / (total * bounded)
+    step = _apart(xp, z, tile)  # q - p at (p, q)
+
+    def mean(values):
+        return _in_line(xp.sum(shares * values, axis=-2, keepdims=True), length)
+
+    means = [
+        mean(xp.matmul(weights * _in_tiles(part, tile, count, 0.0)[..., None, :, :], between))
+        for part in carried
+    ]
+    once = xp.matmul(weights, between * -step)  # (q, p)
+    twice = xp.matmul(weights, between * step**2)
+    gap = apart[:, :, None]
+    means.append(mean(gap * sums + once))
+    means.append(mean(gap**2 * sums + 2 * gap * once + twice))
+    return found, tuple(means)
+
+
+def _in_tiles(values, tile, count, fill):
+    """Cut the last axis into tiles, (..., count, tile), filled up at the end."""
+    xp = array_namespace(values)
+    missing = count * tile - values.shape[-1]
+    if missing:
+        more = xp.full((*values.shape[:-1], missing), fill, dtype=values.dtype, device=device(values))
+        values = xp.concat([values, more], axis=-1)
+    return xp.reshape(values, (*values.shape[:-1], count, tile))
+
+
+def _in_line(values, length):
+    """Join tiles (..., to, 1, place) to a line."""
+    xp = array_namespace(values)
+    *leading, count, _, tile = values.shape
+    return xp.reshape(values, (*leading, count * tile))[..., :length]
+
+
+def _log_density(density):
+    """Give log a, -inf where there is none."""
+    xp = array_namespace(density)
+    real = density > 0
+    one = xp.ones_like(density)
+    return xp.where(real, xp.log(xp.where(real, density, one)), -math.inf * one)
+
+
+def _on_support(log_density):
+    xp = array_namespace(log_density)
+    return xp.where(log_density > -math.inf, log_density, xp.zeros_like(log_density))
+
+
+def _log_total(z):
+    """Give log sum exp over both axes, (..., 1, 1)."""
+    xp = array_namespace(z)
+    top = xp.max(z, axis=(-2, -1), keepdims=True)
+    return xp.log(xp.sum(xp.exp(z - top), axis=(-2, -1), keepdims=True)) + top
+
+
+def _total(values):
+    xp = array_namespace(values)
+    return xp.sum(values, axis=(-2, -1))
+
+
+def _marginal_error(at_source, at_target):
+    xp = array_namespace(at_source[0])
+    return _total(xp.abs(at_source[0] - at_source[1])) + _total(xp.abs(at_target[0] - at_target[1]))
+
+
+def _offset(source, target, reference):
+    """Give the mass of the reference."""
+    xp = array_namespace(source, target)
+    if reference == "product":
+        return _total(source) * _total(target)
+    counts = [_total(xp.astype(part > 0, part.dtype)) for part in (source, target)]
+    return counts[0] * counts[1]
