@@ -135,7 +135,7 @@ def read_limits(slot: Mapping[str, int], where: str, measure: Measure) -> Limits
         if name not in (*measure.names, "rows"):
             derived = f"; derived: {', '.join(measure.derived)}" if measure.derived else ""
             raise PlanError(
-                f"{where} limits {name!r}, which is no dim of the kernel. "
+                f"{where} limits {name!r}, which is no dim. "
                 f"Dims: {', '.join(measure.dims)}{derived}."
             )
     return {name: natural(value, f"{where}: {name}") for name, value in slot.items()}
