@@ -162,13 +162,14 @@ def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
             f"pad({tuple(array.shape[:ndim])}, capacity)."
         )
     device = _device(array)
-    index = xp.asarray(grid.index, device=device)
+    copy = None if isinstance(array, np.ndarray) else True  # torch shares no read-only memory
+    index = xp.asarray(grid.index, device=device, copy=copy)
     if math.prod(grid.source) > xp.iinfo(index.dtype).max:
         raise DataError(
             f"take_grid: a grid of {grid.source} has more places than {index.dtype} counts. In "
             'JAX switch on x64: jax.config.update("jax_enable_x64", True).'
         )
-    inside = None if grid.inside is None else xp.asarray(grid.inside, device=device)
+    inside = None if grid.inside is None else xp.asarray(grid.inside, device=device, copy=copy)
     flat = xp.reshape(array, (math.prod(grid.source), *array.shape[ndim:]))
     return gather(flat, index, inside, xp.asarray(fill, dtype=array.dtype, device=device), xp)
 
