@@ -350,7 +350,9 @@ def test_verify_passes_a_neutral_kernel_and_finds_what_reads_padding_in_front(
     assert sp.verify(first, column, corner).passed
     found = sp.verify(first, column, moved(corner, "centre"))
     assert not found.passed
-    assert found.fills["x"]["output 0"] > 1  # padding stands in front there, too
+    assert found.alone["output 0"] > 1
+    assert found.padded["output 0"] == 0  # padding in front there, too
+    assert found.fills["x"]["output 0"] > 1
 
 
 def test_the_catch_all_and_slots_without_items_begin_in_the_corner(
