@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stowplan.gather import gather, input_order, locate, select, valid_places
+from stowplan.errors import DataError
+from stowplan.gather import gather, input_order, locate, select, take_grid, valid_places
+from stowplan.planners.grids import crop, pad, unpad
 from stowplan.ragged import Ragged
 
 FILL = -7
@@ -27,6 +29,18 @@ def batches(draw, dims=(1, 2, 3)):
     capacity = tuple(max(1, length + more) for length, more in zip(longest, slack, strict=True))
     tail = draw(st.sampled_from([(), (2,), (2, 1)]))
     return shapes, [*items, *extra], len(items), capacity, tail
+
+
+@st.composite
+def moved_batches(draw):
+    """A batch, and where each of its rows begins."""
+    case = draw(batches())
+    shapes, items, _, capacity, _ = case
+    begin = [
+        [draw(st.integers(0, most - n)) for most, n in zip(capacity, shapes[item], strict=True)]
+        for item in items
+    ]
+    return case, np.array(begin)
 
 
 def hold(framework, law, *strategies):
@@ -51,6 +65,15 @@ def padded(items, capacity, tail, fill=FILL):
     for row, item in enumerate(items):
         for place in np.ndindex(*item.shape[: len(capacity)]):
             block[(row, *place)] = item[place]
+    return block
+
+
+def padded_at(items, capacity, tail, offsets, fill=FILL):
+    """Stack items into one block, each from its offset on, the slow way."""
+    block = np.full((len(items), *capacity, *tail), float(fill))
+    for row, (item, begin) in enumerate(zip(items, offsets, strict=True)):
+        for place in np.ndindex(*item.shape[: len(capacity)]):
+            block[(row, *np.add(place, begin))] = item[place]
     return block
 
 
@@ -250,3 +273,114 @@ def test_everything_stays_on_its_device():
         block = gather(values, index, mask, 9.0)
         assert block.device == device
         assert select(block, put([0, 1]), 1).device == device
+
+
+def test_items_begin_at_their_offsets_and_come_back(framework, xp):
+    def law(case):
+        (shapes, items, count, capacity, tail), offsets = case
+        arrays = numbered(shapes, tail)
+        ragged = Ragged.from_list(arrays, len(capacity))
+        starts, lengths = ragged.starts[items], ragged.shapes[items]
+        index, masks = locate(
+            xp.asarray(starts), xp.asarray(lengths), capacity, 0, xp.asarray(offsets)
+        )
+        host, host_masks = locate(starts, lengths, capacity, 0, offsets)
+        np.testing.assert_array_equal(np.asarray(index), host)
+        assert ((host >= 0) & (host < max(len(ragged.values), 1))).all()
+        for mask, other in zip(masks, host_masks, strict=True):
+            np.testing.assert_array_equal(np.asarray(mask), other)
+        inside = xp.asarray(product(host_masks))
+        block = gather(xp.asarray(ragged.values), index, inside, FILL)
+        expected = padded_at([arrays[item] for item in items], capacity, tail, offsets)
+        np.testing.assert_array_equal(np.asarray(block), expected)
+        places = xp.asarray(valid_places(host_masks, count))
+        flat = np.asarray(select(block, places, len(capacity)))
+        stored = [arrays[item].reshape(-1, *tail) for item in items[:count]]
+        np.testing.assert_array_equal(flat, np.concatenate(stored))
+
+    hold(framework, law, moved_batches())
+
+
+@given(moved_batches())
+def test_places_in_front_of_an_item_point_at_the_padding_row(case):
+    (shapes, items, _, capacity, _), offsets = case
+    ragged = Ragged.from_list(numbered(shapes), len(capacity))
+    args = ragged.starts[items], ragged.shapes[items], capacity
+    index, masks = locate(*args, 99, offsets)
+    assert (index[~product(masks)] == 99).all()
+    zeros, _ = locate(*args, 99, np.zeros_like(offsets))
+    np.testing.assert_array_equal(zeros, locate(*args, 99)[0])
+
+
+@st.composite
+def windows(draw):
+    """A grid of 1 to 3 dims with trailing axes, a capacity that holds it, and an offset."""
+    count = draw(st.integers(1, 3))
+    shape, offset, behind = (draw(st.tuples(*[st.integers(0, most)] * count)) for most in (3, 2, 2))
+    capacity = tuple(max(sum(parts), 1) for parts in zip(shape, offset, behind, strict=True))
+    return shape, capacity, offset, draw(st.sampled_from([(), (2,), (3, 1), (0,)]))
+
+
+def test_an_unpadded_grid_is_the_one_that_was_padded(framework, xp):
+    def law(case):
+        shape, capacity, offset, tail = case
+        array = np.arange(1.0, np.prod((*shape, *tail)) + 1).reshape(*shape, *tail)
+        given = xp.asarray(array, dtype=xp.float32)
+        padded = take_grid(given, pad(shape, capacity, offset), FILL)
+        behind = [c - n - o for c, n, o in zip(capacity, shape, offset, strict=True)]
+        margins = [*zip(offset, behind, strict=True), *[(0, 0)] * len(tail)]
+        expected = np.pad(array, margins, constant_values=FILL)
+        np.testing.assert_array_equal(np.asarray(padded), expected)
+        back = take_grid(padded, unpad(capacity, shape, offset))
+        box = [(first, first + length) for first, length in zip(offset, shape, strict=True)]
+        cut = take_grid(padded, crop(capacity, box))
+        for found in (back, cut):
+            assert found.dtype == padded.dtype == xp.float32
+            np.testing.assert_array_equal(np.asarray(found), array)
+
+    hold(framework, law, windows())
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "int64", "float32", "float64", "complex128"])
+def test_a_grid_keeps_its_dtype_whatever_the_fill(xp, dtype):
+    array = xp.ones((2,), dtype=getattr(xp, dtype))
+    for fill, value in ((0, 0), (1, 1), (np.int32(1), 1), (xp.zeros((), dtype=array.dtype), 0)):
+        made = take_grid(array, pad((2,), (4,), (1,)), fill)
+        assert made.dtype == array.dtype
+        assert np.asarray(made).tolist() == [value, 1, 1, value]
+
+
+def test_a_grid_of_another_shape_is_refused(xp):
+    for shape in ((3, 2), (2,), (2, 4)):
+        with pytest.raises(DataError, match=r"take_grid: the array has shape .*\(2, 3\)"):
+            take_grid(xp.zeros(shape), pad((2, 3), (4, 4)))
+
+
+def test_a_grid_is_taken_on_its_device():
+    strict = pytest.importorskip("array_api_strict")
+    device = strict.Device("device1")
+    made = take_grid(strict.ones((2,), device=device), pad((2,), (4,), (1,)), 9.0)
+    assert made.device == device
+
+
+def test_gradients_pass_through_a_grid(load_framework):
+    into, out = pad((2,), (4,), (1,)), unpad((4,), (2,), (1,))
+    weights = np.array([5.0, 7.0, 11.0, 13.0])
+    load_framework("torch")
+    import torch
+
+    flat = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    loss = (torch.from_numpy(weights) * take_grid(flat, into) ** 2).sum()
+    (loss + take_grid(take_grid(flat, into), out).sum()).backward()
+    assert flat.grad.tolist() == [2 * 7 + 1, 4 * 11 + 1]
+    jnp = load_framework("jax")
+    import jax
+
+    def total(flat):
+        padded = take_grid(flat, into)
+        return (weights * padded**2).sum() + take_grid(padded, out).sum()
+
+    for wrap in (lambda function: function, jax.jit):
+        assert wrap(jax.grad(total))(jnp.asarray([1.0, 2.0])).tolist() == [15, 45]
+    many = jax.jit(jax.vmap(lambda one: take_grid(one, into)))(jnp.ones((3, 2)))
+    assert many.tolist() == [[0, 1, 1, 0]] * 3

@@ -12,10 +12,13 @@ from stowplan.errors import (
     PlanError,
     SignatureError,
 )
+from stowplan.gather import take_grid
 from stowplan.planners.batches import Batch, Plan
+from stowplan.planners.buckets import fit_buckets
 from stowplan.planners.choose import choose_slots, slot_curve
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs
+from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
 from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.slots import assign_slots
@@ -41,6 +44,7 @@ __all__ = [
     "Costs",
     "DataError",
     "FrameworkError",
+    "GridIndex",
     "Iterated",
     "Kernel",
     "MissingDependencyError",
@@ -58,17 +62,23 @@ __all__ = [
     "assign_slots",
     "calibrate",
     "choose_slots",
+    "crop",
+    "fit_buckets",
     "installed_frameworks",
+    "item_grids",
     "iterate",
     "join_rows",
     "kernel",
     "measure_costs",
     "pack_rows",
+    "pad",
     "plan",
     "run",
     "slot_curve",
     "split_chunks",
     "split_rows",
+    "take_grid",
+    "unpad",
     "value_and_grad",
     "verify",
 ]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
+
+from stowplan.errors import DataError
+
+if TYPE_CHECKING:
+    from stowplan.planners.grids import GridIndex
 
 __all__ = [
     "gather",
@@ -17,12 +22,13 @@ __all__ = [
     "locate",
     "real_places",
     "select",
+    "take_grid",
     "valid_places",
 ]
 
 
 def locate(
-    starts: Any, shapes: Any, capacity: Sequence[int], padding: int = 0
+    starts: Any, shapes: Any, capacity: Sequence[int], padding: int = 0, offsets: Any = None
 ) -> tuple[Any, tuple[Any, ...]]:
     """Find the flat row of every place of a padded batch.
 
@@ -36,6 +42,8 @@ def locate(
         Padded length of each of the d dims.
     padding
         Flat row that places without a real one point to.
+    offsets : (rows, d) integers, optional
+        Place where each item begins along each dim; 0 by default.
 
     Returns
     -------
@@ -49,32 +57,43 @@ def locate(
     >>> index, (mask,) = locate(np.array([0, 2]), np.array([[2], [1]]), (3,))
     >>> index.tolist()
     [[0, 1, 0], [2, 0, 0]]
+    >>> index, _ = locate(np.array([0, 2]), np.array([[2], [1]]), (3,), -1, np.array([[1], [0]]))
+    >>> index.tolist()
+    [[-1, 0, 1], [2, -1, -1]]
     """
     xp = array_namespace(starts, shapes)
     ndim = len(capacity)
-    masks = real_places(shapes, capacity)
+    masks = real_places(shapes, capacity, offsets)
     index = xp.zeros_like(starts)[(...,) + (None,) * ndim]
     for dim, length in enumerate(capacity):
-        place = xp.arange(length, dtype=starts.dtype, device=_device(starts))
-        along = (None,) * (dim + 1) + (slice(None),) + (None,) * (ndim - dim - 1)
+        place = _places(xp, length, starts, dim, offsets)
+        along = (slice(None),) + (None,) * dim + (slice(None),) + (None,) * (ndim - dim - 1)
         index = index * shapes[:, dim][(...,) + (None,) * ndim] + place[along]
     index = index + starts[(...,) + (None,) * ndim]
     elsewhere = xp.full_like(starts[:1], padding)
     return xp.where(inside_all(masks), index, elsewhere), masks
 
 
-def real_places(shapes: Any, capacity: Sequence[int]) -> tuple[Any, ...]:
+def real_places(shapes: Any, capacity: Sequence[int], offsets: Any = None) -> tuple[Any, ...]:
     """Say per dim which places of a padded batch are real: bool (rows, capacity[dim]).
 
     >>> real_places(np.array([[2], [1]]), (3,))[0].tolist()
     [[True, True, False], [True, False, False]]
+    >>> real_places(np.array([[2], [1]]), (3,), np.array([[1], [0]]))[0].tolist()
+    [[False, True, True], [True, False, False]]
     """
     xp = array_namespace(shapes)
-    return tuple(
-        xp.arange(length, dtype=shapes.dtype, device=_device(shapes))[None, :]
-        < shapes[:, dim][:, None]
-        for dim, length in enumerate(capacity)
-    )
+    places = [_places(xp, length, shapes, dim, offsets) for dim, length in enumerate(capacity)]
+    before_end = tuple(place < shapes[:, dim][:, None] for dim, place in enumerate(places))
+    if offsets is None:
+        return before_end
+    return tuple((place >= 0) & held for place, held in zip(places, before_end, strict=True))
+
+
+def _places(xp: Any, length: int, like: Any, dim: int, offsets: Any) -> Any:
+    """Count the places along a dim from where each item begins: (1 or rows, length)."""
+    place = xp.arange(length, dtype=like.dtype, device=_device(like))[None, :]
+    return place if offsets is None else place - offsets[:, dim][:, None]
 
 
 def inside_all(masks: Sequence[Any]) -> Any:
@@ -103,6 +122,56 @@ def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> A
     if inside.ndim < padded.ndim:
         inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
     return xp.where(inside, padded, _beside(fill, values, xp))
+
+
+def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
+    """Copy an array into another grid: padded, unpadded or cropped, as an index says.
+
+    Parameters
+    ----------
+    array : (*grid.source, ...)
+        Of any framework; trailing axes are kept, and so is the dtype.
+    grid
+        From `pad`, `unpad`, `crop` or `item_grids`.
+    fill
+        Where the new grid holds nothing of the array.
+
+    Returns
+    -------
+    array (*grid.shape, ...)
+
+    Raises
+    ------
+    DataError
+        For an array that does not begin with the axes of ``grid.source``.
+
+    Examples
+    --------
+    >>> from stowplan.planners.grids import pad, unpad
+    >>> padded = take_grid(np.array([[1, 2]]), pad((1, 2), (2, 4), (0, 1)), fill=9)
+    >>> padded.tolist()
+    [[9, 1, 2, 9], [9, 9, 9, 9]]
+    >>> take_grid(padded, unpad((2, 4), (1, 2), (0, 1))).tolist()
+    [[1, 2]]
+    """
+    xp, ndim = array_namespace(array), len(grid.source)
+    if tuple(array.shape[:ndim]) != grid.source:
+        raise DataError(
+            f"take_grid: the array has shape {tuple(array.shape)}, the index reads a grid of "
+            f"{grid.source} along the first {ndim} axes. Make the index for it: "
+            f"pad({tuple(array.shape[:ndim])}, capacity)."
+        )
+    device = _device(array)
+    copy = None if isinstance(array, np.ndarray) else True  # torch shares no read-only memory
+    index = xp.asarray(grid.index, device=device, copy=copy)
+    if math.prod(grid.source) > xp.iinfo(index.dtype).max:
+        raise DataError(
+            f"take_grid: a grid of {grid.source} has more places than {index.dtype} counts. In "
+            'JAX switch on x64: jax.config.update("jax_enable_x64", True).'
+        )
+    inside = None if grid.inside is None else xp.asarray(grid.inside, device=device, copy=copy)
+    flat = xp.reshape(array, (math.prod(grid.source), *array.shape[ndim:]))
+    return gather(flat, index, inside, xp.asarray(fill, dtype=array.dtype, device=device), xp)
 
 
 def valid_places(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.intp]:

@@ -2,9 +2,11 @@
 
 from stowplan.planners.alternatives import predict_alternatives
 from stowplan.planners.batches import Batch, Plan
+from stowplan.planners.buckets import fit_buckets
 from stowplan.planners.choose import SlotChoice, choose_slots, slot_curve
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs, predict_seconds
+from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
 from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.seating import Seats
@@ -13,6 +15,7 @@ from stowplan.planners.slots import assign_exact, assign_slots
 __all__ = [
     "Batch",
     "Costs",
+    "GridIndex",
     "MinibatchSlots",
     "Plan",
     "RowPacking",
@@ -21,9 +24,14 @@ __all__ = [
     "assign_exact",
     "assign_slots",
     "choose_slots",
+    "crop",
+    "fit_buckets",
+    "item_grids",
     "pack_rows",
+    "pad",
     "predict_alternatives",
     "predict_seconds",
     "slot_curve",
     "split_chunks",
+    "unpad",
 ]

@@ -15,6 +15,7 @@ from stowplan.errors import PlanError
 from stowplan.expressions import Expression
 from stowplan.peaks import Forecast
 from stowplan.planners.cost import Costs, predict_seconds
+from stowplan.planners.offsets import checked_offsets, padded_lengths
 from stowplan.planners.sizes import Measure
 
 __all__ = ["Batch", "Packing", "Plan", "empty_batch", "fill_batches"]
@@ -106,6 +107,8 @@ class Plan:
     headroom : bool
         Whether the last slot is a catch-all for items of later sets, which compiling frameworks
         compile with the first run.
+    offsets : array (items, dims), int64, optional
+        Where each item begins in its padded batch; None, also in place of zeros, in its corner.
     memory : Forecast, optional
         Bytes that a run takes at its peak, the budget, and where both come from.
     packing : Packing, optional
@@ -128,10 +131,16 @@ class Plan:
     alternatives: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     headroom: bool = False
+    offsets: NDArray[np.int64] | None = None
     memory: Forecast | None = None
     packing: Packing | None = field(default=None, repr=False)
     # Outside __init__, so that dataclasses.replace never shares it between plans.
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.offsets is not None:
+            found = checked_offsets("Plan", self.offsets, self.dims, self.lengths, self.batches)
+            object.__setattr__(self, "offsets", found)
 
     @cached_property
     def measure(self) -> Measure:
@@ -142,6 +151,11 @@ class Plan:
     def sizes(self) -> dict[str, NDArray[np.int64]]:
         """Size of each item by dim, as the planners take them."""
         return {name: self.lengths[:, axis] for axis, name in enumerate(self.dims)}
+
+    @cached_property
+    def capacities(self) -> NDArray[np.int64]:
+        """Padded length of each item along each dim, (items, dims)."""
+        return padded_lengths(self.batches, self.lengths)
 
     @property
     def rows(self) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ def read_limits(slot: Mapping[str, int], where: str, measure: Measure) -> Limits
         if name not in (*measure.names, "rows"):
             derived = f"; derived: {', '.join(measure.derived)}" if measure.derived else ""
             raise PlanError(
-                f"{where} limits {name!r}, which is no dim of the kernel. "
+                f"{where} limits {name!r}, which is no dim. "
                 f"Dims: {', '.join(measure.dims)}{derived}."
             )
     return {name: natural(value, f"{where}: {name}") for name, value in slot.items()}
@@ -148,11 +148,13 @@ def overflow_message(
     limits: Sequence[Limits],
     costs: Sequence[float],
     *,
+    noun: str = "slot",
     with_rows: bool = False,
+    extends: bool = False,
 ) -> str:
     """The error for items that fit no slot: which, how large, and the slot that holds them.
 
-    `with_rows` says that slots carry rows and that none can be added on the way.
+    `with_rows` says that slots carry rows, `extends` that the caller may have one added.
     """
     item = table.item(int(items[0]))
     columns = table.measure.columns(table.padded[items])
@@ -161,27 +163,28 @@ def overflow_message(
         if any(name in limit for limit in limits):
             shown[name] = columns[name][0].astype(int).item()
     head = (
-        f"{who}: {len(items)} of {len(table.lengths)} items fit no slot. "
+        f"{who}: {len(items)} of {len(table.lengths)} items fit no {noun}. "
         f"Item {items[0]} has {listed(shown)}; "
     )
     if not limits:
         largest: Limits = {}
-        head += "there are no slots.\n"
+        head += f"there are no {noun}s.\n"
     else:
         largest = bare(limits[int(np.argmax(costs))])
-        head += f"the largest slot holds {listed(largest)}.\n"
+        head += f"the largest {noun} holds {listed(largest)}.\n"
     names = list(largest) or list(table.measure.dims)
     needed = {name: max(largest.get(name, 1), _ceil(columns[name].max())) for name in names}
     several = table.exact and len(np.unique(table.padded[items][:, table.exact_axes], axis=0)) > 1
     for name in table.exact:
         needed[name] = max(item[name], 1)
-    what = f"Add a slot that holds {'it' if len(items) == 1 else 'them'}"
+    what = f"Add a {noun} that holds {'it' if len(items) == 1 else 'them'}"
     if several:
-        what = "Add a slot for each exact size, such as"
+        what = f"Add a {noun} for each exact size, such as"
     dots = "..., " if limits else ""
     if with_rows:
-        return f"{head}{what}: slots=[{dots}{slot_code(needed | {'rows': 1})}]."
-    return f'{head}{what}: slots=[{dots}{slot_code(needed)}], or pass overflow="extend".'
+        needed["rows"] = 1
+    cure = f"{head}{what}: {noun}s=[{dots}{slot_code(needed)}]"
+    return f'{cure}, or pass overflow="extend".' if extends else f"{cure}."
 
 
 def _ceil(value: Any) -> int:

@@ -62,6 +62,8 @@ def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
         "slots": np.array([batch.slot for batch in batches], np.int64),
         "devices": np.array([batch.device for batch in batches], np.int64),
     }
+    if plan.offsets is not None:
+        arrays["offsets"] = plan.offsets
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -139,7 +141,7 @@ def load_plan(path: str | PathLike[str]) -> Plan:
     batches = tuple(Batch(i, n, tuple(c), s, d) for i, n, c, s, d in columns)
     return Plan(
         **fields, lengths=arrays["lengths"], batches=batches, costs=costs, memory=memory,
-        warnings=warnings,
+        warnings=warnings, offsets=arrays.get("offsets"),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from stowplan.planners.sizes import (
     size_table,
 )
 
-__all__ = ["add_catch_all", "assign_exact", "assign_slots"]
+__all__ = ["add_catch_all", "assign_exact", "assign_slots", "assign_table"]
 
 Slots: TypeAlias = Sequence[Mapping[str, int]]
 
@@ -80,8 +80,24 @@ def assign_slots(
     if overflow not in ("error", "extend"):
         raise PlanError(f'assign_slots: overflow={overflow!r}; allowed are "error" and "extend"')
     table = size_table("assign_slots", sizes, work, derived, exact, items)
+    return assign_table("assign_slots", table, slots, order=order, overflow=overflow)
+
+
+def assign_table(
+    who: str,
+    table: SizeTable,
+    slots: Slots,
+    *,
+    order: Literal["given", "cheapest"],
+    overflow: Literal["error", "extend"] | None = None,
+    noun: str = "slot",
+) -> Plan:
+    """Assign sizes that are checked already; errors begin with `who` and call a slot `noun`.
+
+    They offer to extend the slots where the caller takes `overflow`.
+    """
     limits = [
-        read_limits(slot, f"assign_slots: slot {index}", table.measure)
+        read_limits(slot, f"{who}: {noun} {index}", table.measure)
         for index, slot in enumerate(slots)
     ]
     fitter = Fitter(table)
@@ -96,19 +112,20 @@ def assign_slots(
     choice = fitter.first_fit(limits)
     left = choice == len(limits)
     if left.any():
-        if overflow == "error":
+        if overflow != "extend":
+            members, offer = fitter.counts_of(left), overflow is not None
             raise PlanError(
-                overflow_message("assign_slots", table, fitter.counts_of(left), limits, costs)
+                overflow_message(who, table, members, limits, costs, noun=noun, extends=offer)
             )
         added = fitter.tight(left)
         choice[left] = fitter.first_fit(added, left) + len(limits)
         warnings.append(
-            f"assign_slots: {int(fitter.weights[left].sum())} of {len(table.lengths)} items fit "
+            f"{who}: {int(fitter.weights[left].sum())} of {len(table.lengths)} items fit "
             f'no slot; overflow="extend" added {", ".join(map(slot_code, added))}'
         )
         limits += added
     resolved = [fitter.resolve(limit, choice == index) for index, limit in enumerate(limits)]
-    return _build(table, resolved, fitter.inverse(choice), tuple(warnings), "given")
+    return _build(who, table, resolved, fitter.inverse(choice), tuple(warnings), "given")
 
 
 def assign_exact(
@@ -132,7 +149,7 @@ def assign_exact(
     place[ranks] = np.arange(len(ranks))
     dims = table.measure.dims
     slots = [dict(zip(dims, row, strict=True)) for row in classes[ranks].tolist()]
-    return _build(table, slots, place[inverse], (), "exact")
+    return _build("assign_exact", table, slots, place[inverse], (), "exact")
 
 
 def add_catch_all(plan: Plan, headroom: float) -> Plan:
@@ -167,6 +184,7 @@ def add_catch_all(plan: Plan, headroom: float) -> Plan:
 
 
 def _build(
+    who: str,
     table: SizeTable,
     slots: Sequence[dict[str, int]],
     choice: NDArray[np.intp],
@@ -180,7 +198,7 @@ def _build(
         slot = slots[index]
         capacity = tuple(slot[name] for name in dims)
         rows = slot.get("rows", len(members))
-        refuse_overflow("assign_slots", slot.get("rows", 1), capacity, dims)
+        refuse_overflow(who, slot.get("rows", 1), capacity, dims)
         if len(members):
             batches += fill_batches(members, capacity, index, rows)
     return Plan(

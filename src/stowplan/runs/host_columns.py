@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.declaration import Kernel
-from stowplan.gather import locate
+from stowplan.gather import locate, real_places
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
@@ -38,25 +38,44 @@ class _Flat:
         return self.dims, None if self.layout.contiguous else self.layout, len(self.values)
 
     def rows(
-        self, items: NDArray[np.intp], lengths: NDArray[np.int64], capacity: Sequence[int]
+        self,
+        items: NDArray[np.intp],
+        lengths: NDArray[np.int64],
+        capacity: Sequence[int],
+        offsets: NDArray[np.int64] | None,
     ) -> NDArray[np.int64]:
         """Row of the values at each place of padded items, (rows, *capacity)."""
         starts, padding = self.layout.starts[items], len(self.values) - 1
         index: NDArray[np.int64]
         if len(capacity) > 1:
-            index, _ = locate(starts, lengths, capacity, padding)
+            index, _ = locate(starts, lengths, capacity, padding, offsets)
             return index
         place = np.arange(capacity[0])  # half the time of what serves every framework
+        if offsets is not None:
+            place = place - offsets
         index = starts[:, None] + place
         np.copyto(index, padding, where=place >= lengths)
+        if offsets is not None:
+            np.copyto(index, padding, where=place < 0)
         return index
 
 
 class HostColumns:
     """Pads chosen items: every column takes one call of NumPy, however many rows there are."""
 
-    def __init__(self, kernel: Kernel, columns: Columns, values: Sequence[NDArray[Any]]) -> None:
-        """Keep the bound columns of a kernel, whose values are given on the host."""
+    def __init__(
+        self,
+        kernel: Kernel,
+        columns: Columns,
+        values: Sequence[NDArray[Any]],
+        *,
+        centred: bool = False,
+    ) -> None:
+        """Keep the bound columns of a kernel, whose values are given on the host.
+
+        ``centred`` items lie in the middle of their padding, others in its corner.
+        """
+        self.centred = centred
         self.dims = kernel.ragged
         self.lengths = np.stack([columns.lengths[dim] for dim in self.dims], axis=1)
         self.columns: list[_Flat | NDArray[Any]] = [
@@ -90,12 +109,16 @@ class HostColumns:
         row_mask = np.arange(rows) < counts[:, None]
         lengths = self.lengths[items.reshape(-1)]
         real = np.where(row_mask.reshape(-1, 1), lengths, 0)
-        mask = {
-            dim: (np.arange(length) < real[:, axis, None]).reshape(batches, rows, length)
-            for axis, (dim, length) in enumerate(capacity.items())
-        }
-        if (lengths > list(capacity.values())).any():
+        padded_lengths = list(capacity.values())
+        if (lengths > padded_lengths).any():
             lengths = real
+        offsets = (padded_lengths - lengths) // 2 if self.centred else None
+        mask = {
+            dim: inside.reshape(batches, rows, length)
+            for (dim, length), inside in zip(
+                capacity.items(), real_places(real, padded_lengths, offsets), strict=True
+            )
+        }
         located: dict[Any, NDArray[np.int64]] = {}
 
         def padded(column: _Flat | NDArray[Any]) -> NDArray[Any]:
@@ -104,7 +127,8 @@ class HostColumns:
             if column.places not in located:
                 axes = [self.dims.index(dim) for dim in column.dims]
                 along = [capacity[dim] for dim in column.dims]
-                index = column.rows(items.reshape(-1), lengths[:, axes], along)
+                begins = None if offsets is None else offsets[:, axes]
+                index = column.rows(items.reshape(-1), lengths[:, axes], along, begins)
                 located[column.places] = index.reshape(batches, rows, *along)
             return column.values.take(located[column.places], axis=0)
 

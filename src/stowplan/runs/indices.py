@@ -29,6 +29,7 @@ class Sizes:
         self.fixed = dict(fixed)  # dims that do not vary over items
         self._layouts: dict[tuple[str, ...], Layout] = {}
         self._capacities: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self._offsets: dict[tuple[str, ...], NDArray[np.int64] | None] = {}
 
     def layout(self, dims: tuple[str, ...]) -> Layout:
         """Give the layout of a contiguous column over some dims."""
@@ -36,6 +37,21 @@ class Sizes:
             columns = [self._length(dim, self.plan.lengths) for dim in dims]
             self._layouts[dims] = Layout(np.stack(columns, axis=1))
         return self._layouts[dims]
+
+    def offsets(self, dims: tuple[str, ...]) -> NDArray[np.int64] | None:
+        """Give where items begin along some dims, (items, dims); None in the corner.
+
+        Along a dim that no input has, outputs begin at 0.
+        """
+        given = self.plan.offsets
+        if given is None:
+            return None
+        if dims not in self._offsets:
+            known = dict(zip(self.plan.dims, given.T, strict=True))
+            nothing = np.zeros(len(given), np.int64)
+            table = np.stack([known.get(dim, nothing) for dim in dims], axis=1)
+            self._offsets[dims] = table if table.any() else None
+        return self._offsets[dims]
 
     def total(self, dims: tuple[str, ...]) -> int:
         """Give the flat rows of all items along some dims."""
@@ -173,8 +189,8 @@ class Indices:
         if not dims:
             return batch.items.astype(np.int64, copy=False), None
         layout = layout or self.sizes.layout(dims)
-        starts, shapes = self._of_items(layout, batch)
-        index, masks = locate(starts, shapes, self.sizes.capacity(batch, dims))
+        starts, shapes, offsets = self._of_items(layout, batch, dims)
+        index, masks = locate(starts, shapes, self.sizes.capacity(batch, dims), offsets=offsets)
         inside = inside_all(masks)
         return index, None if inside.all() else inside
 
@@ -185,19 +201,19 @@ class Indices:
         held = np.arange(len(batch.items)) < batch.count
         if not dims:
             return np.where(held, batch.items, waste).astype(np.int64)
-        starts, shapes = self._of_items(layout or self.sizes.layout(dims), batch)
+        layout = layout or self.sizes.layout(dims)
+        starts, shapes, offsets = self._of_items(layout, batch, dims)
         shapes = np.where(held[:, None], shapes, 0)
-        rows: NDArray[np.int64] = locate(
-            starts, shapes, self.sizes.capacity(batch, dims), padding=waste
-        )[0]
+        capacity = self.sizes.capacity(batch, dims)
+        rows: NDArray[np.int64] = locate(starts, shapes, capacity, waste, offsets)[0]
         return rows
 
     def _masks(self, number: int) -> dict[str, NDArray[np.bool_]]:
         batch = self.plan.batches[number]
         masks = {}
         for dim in self.plan.dims:
-            _, shapes = self._of_items(self.sizes.layout((dim,)), batch)
-            (masks[dim],) = real_places(shapes, self.sizes.capacity(batch, (dim,)))
+            _, shapes, offsets = self._of_items(self.sizes.layout((dim,)), batch, (dim,))
+            (masks[dim],) = real_places(shapes, self.sizes.capacity(batch, (dim,)), offsets)
         return masks
 
     def _destination(self, number: int, dims: tuple[str, ...]) -> slice | NDArray[np.int64]:
@@ -222,7 +238,7 @@ class Indices:
         full = batch.count == len(batch.items)
         if not dims:
             return None if full else np.arange(batch.count, dtype=np.int64)
-        _, shapes = self._of_items(self.sizes.layout(dims), batch)
+        _, shapes, offsets = self._of_items(self.sizes.layout(dims), batch, dims)
         capacity = self.sizes.capacity(batch, dims)
         beyond = (shapes > capacity).any(axis=1)
         if beyond.any():
@@ -237,7 +253,7 @@ class Indices:
             )
         if full and (shapes == np.array(capacity)).all():
             return None
-        masks = real_places(shapes, capacity)
+        masks = real_places(shapes, capacity, offsets)
         return valid_places(masks, batch.count).astype(np.int64, copy=False)
 
     def _order(self, dims: tuple[str, ...]) -> NDArray[np.int64] | None:
@@ -249,18 +265,23 @@ class Indices:
         return input_order(items, counts)
 
     def _of_items(
-        self, layout: Layout, batch: Batch
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Starts and shapes of the rows of a batch; size 0 where no item can fill them."""
+        self, layout: Layout, batch: Batch, dims: tuple[str, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+        """Starts, shapes and offsets of the rows of a batch; size 0 where no item can fill them.
+
+        A batch without items begins in the corner: its rows repeat an item of another batch.
+        """
         rows = len(batch.items)
         if len(layout.starts) == 0:
-            return np.zeros(rows, np.int64), np.zeros((rows, layout.shapes.shape[1]), np.int64)
+            none = np.zeros((rows, layout.shapes.shape[1]), np.int64)
+            return np.zeros(rows, np.int64), none, None
         starts, shapes = layout.starts[batch.items], layout.shapes[batch.items]
         if batch.count == 0:
             capacity = np.array(batch.capacity, np.int64)
             fits = np.all(self.plan.lengths[batch.items] <= capacity, axis=1)
-            shapes = np.where(fits[:, None], shapes, 0)
-        return starts, shapes
+            return starts, np.where(fits[:, None], shapes, 0), None
+        offsets = self.sizes.offsets(dims)
+        return starts, shapes, None if offsets is None else offsets[batch.items]
 
 
 def _map(function: Callable[[Any], Any], value: Any) -> Any:

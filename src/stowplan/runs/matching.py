@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from stowplan.declaration import Kernel
@@ -9,11 +11,14 @@ from stowplan.errors import PlanError
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
 
-__all__ = ["check_sizes"]
+__all__ = ["check_sizes", "moved_dims", "refuse_moved_targets"]
 
 
 def check_sizes(where: str, kernel: Kernel, columns: Columns, plan: Plan) -> None:
-    """Refuse a plan made for other sizes, naming the first item that differs."""
+    """Refuse a plan made for other sizes, naming the first item that differs.
+
+    Offsets are refused along dims that a column counts from the beginning of its item.
+    """
     if not isinstance(plan, Plan):
         raise PlanError(
             f"{where}: plan={plan!r} is no plan. Make one with sp.plan({kernel.name}, data), or "
@@ -44,3 +49,25 @@ def check_sizes(where: str, kernel: Kernel, columns: Columns, plan: Plan) -> Non
             f"differ. Item {item} has {sizes} in the data and {planned} in the plan. Keep its "
             f"slots for other data: sp.plan({kernel.name}, data, slots=plan.slots)."
         )
+    refuse_moved_targets(where, kernel, moved_dims(plan))
+
+
+def moved_dims(plan: Plan) -> list[str]:
+    """Dims along which an item begins elsewhere than in the corner."""
+    if plan.offsets is None:
+        return []
+    return [dim for dim, offsets in zip(plan.dims, plan.offsets.T, strict=True) if offsets.any()]
+
+
+def refuse_moved_targets(where: str, kernel: Kernel, moved: Iterable[str]) -> None:
+    """Refuse offsets along a dim that a column counts from the beginning of its item."""
+    counting = {dim: f"column {name!r} holds indices" for name, dim in kernel.index.items()}
+    if kernel.segments is not None:
+        counting[kernel.segments] = "segments count items"
+    for dim in moved:
+        if dim in counting:
+            raise PlanError(
+                f"{where}: {kernel.name}: items have offsets along {dim!r}, but {counting[dim]} "
+                f"along it from the first of an item. Leave items in the corner: "
+                'sp.plan(..., offsets="corner").'
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,10 +13,12 @@ from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError, PlanError
 from stowplan.planners.batches import Plan, empty_batch, fill_batches
+from stowplan.planners.offsets import place_items
 from stowplan.planners.seating import Seats
 from stowplan.planners.sizes import listed
 from stowplan.runs.columns import Columns, bind, check_indices
 from stowplan.runs.host_columns import HostColumns
+from stowplan.runs.matching import refuse_moved_targets
 from stowplan.runs.packing import KernelPacking, PackedBatch
 from stowplan.runs.places import find_places
 from stowplan.runs.prefetching import ahead_of
@@ -47,6 +49,9 @@ class Packer:
     on, device
         Framework and device of the batches; the framework of the data by default, on its default
         device. In a loader's worker leave the device to the main process.
+    offsets : {"corner", "centre"}
+        Where items lie in their padding. Which slot an item takes depends on its company, so that
+        no array can say it.
 
     Raises
     ------
@@ -81,7 +86,16 @@ class Packer:
         *,
         on: str | None = None,
         device: Any = None,
+        offsets: Literal["corner", "centre"] = "corner",
     ) -> None:
+        if not isinstance(offsets, str) or offsets not in ("corner", "centre"):
+            raise PlanError(
+                f'Packer: offsets={offsets!r}; allowed are "corner" and "centre". With an array '
+                "use plan.pack: sp.plan(kernel, data, slots=slots, offsets=...)."
+            )
+        if offsets == "centre":
+            refuse_moved_targets("Packer", kernel, kernel.ragged)
+        self.offsets: Literal["corner", "centre"] = offsets
         columns = bind("Packer", kernel, data)
         if not kernel.ragged or not columns.items:
             missing = "items" if kernel.ragged else "ragged dims"
@@ -89,7 +103,8 @@ class Packer:
         check_indices("Packer", kernel, columns)
         source, self.target = find_places("Packer", columns.arrays, on, device)
         self.kernel = kernel
-        self.columns = HostColumns(kernel, columns, self._on_host(columns, source.adapter))
+        values = self._on_host(columns, source.adapter)
+        self.columns = HostColumns(kernel, columns, values, centred=offsets == "centre")
         self.seats = Seats(
             columns.lengths,
             slots,
@@ -159,7 +174,7 @@ class Packer:
                 rows = self.slots[slot]["rows"]
                 capacity = tuple(self._capacities[slot].values())
                 batches += fill_batches(places, capacity, slot, rows)
-        return Plan(
+        made = Plan(
             dims=self.kernel.ragged,
             lengths=self.columns.lengths[chosen],
             slots=self.slots,
@@ -167,6 +182,7 @@ class Packer:
             **self.kernel.pricing(),
             packing=KernelPacking(self.kernel),
         )
+        return place_items("Packer", made, self.offsets)
 
     def unpack(self, outputs: Any, items: ArrayLike, *, like: str | None = None) -> Any:
         """Give results in the order of the items from one result per slot, as `Plan.unpack`."""

@@ -14,10 +14,12 @@ from stowplan.errors import PlanError
 from stowplan.planners.batches import Plan
 from stowplan.planners.choose import choose_slots
 from stowplan.planners.cost import Costs
+from stowplan.planners.offsets import Offsets, place_items
 from stowplan.planners.slots import add_catch_all, assign_exact, assign_slots
 from stowplan.runs.budgeting import MemoryRequest, fit_rows
 from stowplan.runs.columns import Columns, bind
 from stowplan.runs.footprint import dtype_bytes
+from stowplan.runs.matching import moved_dims, refuse_moved_targets
 from stowplan.runs.packing import KernelPacking
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.probes import Gradient
@@ -46,6 +48,7 @@ def plan(
     costs: Costs | None = None,
     passes: int = 1,
     headroom: float | None = None,
+    offsets: Offsets = "corner",
     **shared: Any,
 ) -> Plan:
     """Plan which items share a batch, at which capacity, on which framework.
@@ -88,6 +91,10 @@ def plan(
         Adds one slot, listed last, whose capacities are this many times the largest sizes: a
         catch-all with one row for the few larger items of later sets. It costs nothing while it is
         empty, but for one compile with the first run where the framework compiles.
+    offsets
+        Where items lie in their padding: ``"corner"``, ``"centre"``, or an array (items, dims) of
+        the place where each begins. Columns and outputs lie alike; a dim of an output that no input
+        has begins at 0.
     **shared
         The kernel's keyword-only parameters as in `run`, which probes and ``terms`` need. They may
         be left out where no budget is given.
@@ -95,7 +102,9 @@ def plan(
     Raises
     ------
     PlanError
-        For items that fit no slot, unknown dims and limits that are no positive integers.
+        For items that fit no slot, unknown dims, limits that are no positive integers, and offsets
+        that let an item reach beyond its batch or lie along a dim that ``index=`` or ``segments=``
+        of the kernel counts.
     BudgetError
         Where one row, or ``rows`` by hand, exceed the budget.
     FrameworkError
@@ -121,7 +130,7 @@ def plan(
     memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)
     return plan_columns(
         "plan", kernel, columns, source, target, memory, slots=slots, rows=rows, order=order,
-        overflow=overflow, costs=costs, passes=passes, headroom=headroom,
+        overflow=overflow, costs=costs, passes=passes, headroom=headroom, offsets=offsets,
     )  # fmt: skip
 
 
@@ -140,6 +149,7 @@ def plan_columns(
     costs: Costs | None = None,
     passes: int = 1,
     headroom: float | None = None,
+    offsets: Offsets = "corner",
 ) -> Plan:
     """Plan columns that are bound already; without a request for memory none is looked at."""
     costs = costs or known_costs(kernel, target)
@@ -163,6 +173,8 @@ def plan_columns(
         made = assign_slots(sizes, slots, order=order, overflow=overflow, items=items, **options)
     if headroom is not None:
         made = add_catch_all(made, headroom)
+    made = place_items(where, made, offsets)
+    refuse_moved_targets(where, kernel, moved_dims(made))
     made = replace(
         made, on=target.adapter.name, costs=costs, item_bytes=_item_bytes(kernel, columns),
         packing=KernelPacking(kernel),

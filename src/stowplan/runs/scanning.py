@@ -43,14 +43,15 @@ class _TracedIndices(Indices):
     ) -> tuple[Any, Any]:
         if not dims:
             return self.traced_items, None
-        index, masks = locate(*self._rows(dims, layout), self._capacity(dims))
+        starts, shapes, offsets = self._rows(dims, layout)
+        index, masks = locate(starts, shapes, self._capacity(dims), offsets=offsets)
         return index, inside_all(masks)
 
     def masks(self, number: int, like: Any) -> dict[str, Any]:
         found = {}
         for dim in self.plan.dims:
-            _, shapes = self._rows((dim,), None)
-            (found[dim],) = real_places(shapes, self._capacity((dim,)))
+            _, shapes, offsets = self._rows((dim,), None)
+            (found[dim],) = real_places(shapes, self._capacity((dim,)), offsets)
         return found
 
     def rows_or_waste(
@@ -59,18 +60,24 @@ class _TracedIndices(Indices):
         xp = array_namespace(self.traced_items)
         if not dims:
             return xp.where(self.held, self.traced_items, waste)
-        starts, shapes = self._rows(dims, layout)
+        starts, shapes, offsets = self._rows(dims, layout)
         shapes = xp.where(self.held[:, None], shapes, 0)
-        return locate(starts, shapes, self._capacity(dims), padding=waste)[0]
+        return locate(starts, shapes, self._capacity(dims), waste, offsets)[0]
 
     def _capacity(self, dims: tuple[str, ...]) -> tuple[int, ...]:
         return self.sizes.capacity(self.batch, dims)
 
-    def _rows(self, dims: tuple[str, ...], layout: Layout | None) -> tuple[Any, Any]:
+    def _rows(self, dims: tuple[str, ...], layout: Layout | None) -> tuple[Any, Any, Any]:
+        """Starts, shapes and offsets of the rows."""
         layout = layout or self.sizes.layout(dims)
-        xp, items = array_namespace(self.traced_items), self.traced_items
-        starts, shapes = (self.adapter.constant(table) for table in (layout.starts, layout.shapes))
-        return xp.take(starts, items, axis=0), xp.take(shapes, items, axis=0)
+        xp = array_namespace(self.traced_items)
+        starts, shapes, offsets = (
+            None
+            if table is None
+            else xp.take(self.adapter.constant(table), self.traced_items, axis=0)
+            for table in (layout.starts, layout.shapes, self.sizes.offsets(dims))
+        )
+        return starts, shapes, offsets
 
 
 def _inside(job: Job, adapter: TracingAdapter) -> Job:

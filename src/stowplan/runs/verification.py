@@ -151,6 +151,7 @@ def verify(
     padded = replace(
         exact,
         batches=tuple(_alone(exact, item, MORE_PADDING, kernel) for item in range(len(chosen))),
+        offsets=_in_front(plan, len(chosen)),
     )
     other_fills = {
         name: _other_fills(value.values)
@@ -192,6 +193,13 @@ def _alone(plan: Plan, item: int, more: int, kernel: Kernel) -> Batch:
     lengths = zip(plan.dims, np.maximum(plan.lengths[item], 1).tolist(), strict=True)
     capacity = tuple(length + (0 if dim in kernel.exact else more) for dim, length in lengths)
     return Batch(np.array([item], np.intp), 1, capacity, 0)
+
+
+def _in_front(plan: Plan, items: int) -> NDArray[np.int64] | None:
+    """Put padding in front of items, too, along the dims along which the plan does."""
+    if plan.offsets is None:
+        return None
+    return np.tile(plan.offsets.any(axis=0) * (MORE_PADDING // 2), (items, 1))
 
 
 def _rows(array: Any, rows: Sequence[int]) -> Any:
