@@ -32,7 +32,8 @@ PLAIN_STEPS = 5
 FASTEST = 1.95
 """Largest over-relaxation that is tried."""
 
-_GRID = {"ragged": ("y", "x"), "static": ("reference", "balanced", "tile")}
+_GRID = {"ragged": ("y", "x")}
+_STATIC = ("reference", "balanced", "tile")
 _FILL = {"source": 0.0, "target": 0.0}
 
 
@@ -71,12 +72,23 @@ def start(source, target, sharpness, *, relaxation, tile=0):
 @kernel(
     "(y,x),(y,x),()->(y,x),(y,x)",
     **_GRID,
+    static=(*_STATIC, "adaptive"),
     fill=_FILL,
     work="y * x * (24 * (y + x) + 1500)",  # ns on a CPU of some 60 steps
     memory="16 * y * x + 2 * (y * y + x * x)",
 )
 def step(
-    source, target, sharpness, *, age, state, tau, reference="product", balanced=False, tile=0
+    source,
+    target,
+    sharpness,
+    *,
+    age,
+    state,
+    tau,
+    reference="product",
+    balanced=False,
+    adaptive=True,
+    tile=0,
 ):
     """Improve both potentials once, ``(y,x),(y,x),()->(y,x),(y,x)``; for ``sp.iterate``.
 
@@ -94,6 +106,8 @@ def step(
         rho/(rho + eps) in (0, 1); ignored where `balanced`, which is tau = 1.
     reference, balanced, tile
         See the module.
+    adaptive : bool
+        Whether over-relaxation follows the error.
     """
     log_a, log_b = state["log_source"], state["log_target"]
     terms = _Terms(tau, reference, balanced)
@@ -111,17 +125,21 @@ def step(
         shift = terms.shift(f, g, log_a, log_b)
         f, g = f + shift, g - shift
     onto_target, floor = spread(log_a + f)
-    change = xp.sum(source * xp.abs(move), axis=(-2, -1))
-    looks = (age + 1) % EVERY == 0
-    return {
+    found = {
         **state,
         "source_potential": f,
         "target_potential": g,
         "onto_target": onto_target,
         "target_floor": floor,
-        "relaxation": xp.where(
-            looks, _relaxed(state["relaxation"], change, state["change"]), state["relaxation"]
-        ),
+    }
+    if not adaptive:
+        return found
+    looks = (age + 1) % EVERY == 0
+    change = xp.sum(source * xp.abs(move), axis=(-2, -1))
+    weight = _relaxed(state["relaxation"], change, state["change"])
+    return {
+        **found,
+        "relaxation": xp.where(looks, weight, state["relaxation"]),
         "change": xp.where(looks, change, state["change"]),
     }
 
@@ -159,6 +177,7 @@ def finished(
 @kernel(
     "(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)",
     **_GRID,
+    static=_STATIC,
     fill=_FILL,
     work="y * x * (5 * (y + x) + 200)",
     memory="24 * y * x + 6 * (y * y + x * x)",

@@ -111,6 +111,8 @@ class Plan:
         Where each item begins in its padded batch; None, also in place of zeros, in its corner.
     memory : Forecast, optional
         Bytes that a run takes at its peak, the budget, and where both come from.
+    kernels : int
+        Kernels that run on these shapes, each of which compiles them where a framework compiles.
     packing : Packing, optional
         What `pack` and `unpack` do for the kernel that the plan was made for; never saved.
     cache : dict
@@ -133,6 +135,7 @@ class Plan:
     headroom: bool = False
     offsets: NDArray[np.int64] | None = None
     memory: Forecast | None = None
+    kernels: int = 1
     packing: Packing | None = field(default=None, repr=False)
     # Outside __init__, so that dataclasses.replace never shares it between plans.
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

@@ -94,6 +94,10 @@ def table(plan: Plan) -> str:
         parts.append(f"{_percent(facts['bytes_occupancy'])} of bytes")
     lines.append("occupancy  " + ", ".join(parts))
     lines.append(f"predicted  {format_seconds(facts['predicted_seconds'])}")
+    if plan.costs is not None and plan.costs.compile_seconds:
+        most = plan.kernels * facts["shapes"]
+        each = f"{plan.kernels} kernels x {facts['shapes']} shapes"
+        lines.append(f"compiles   {f'at most {most}, {each}' if plan.kernels > 1 else most}")
     if plan.memory is not None:
         lines += plan.memory.lines()
     others = [f"{name} {format_seconds(s)}" for name, s in facts["alternatives"].items()]

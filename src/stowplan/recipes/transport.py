@@ -1,0 +1,501 @@
+"""Optimal transport between pairs of masks: costs, velocity, and what is created and destroyed.
+
+>>> before, after = np.zeros((2, 40, 60), np.bool_)
+>>> before[10:20, 10:30] = after[10:20, 16:36] = True
+>>> found = solve([before], [after], pool=2, tau=1)        # all mass moves
+>>> bool(found.converged[0]), found.mean_velocity.round(2).tolist()
+(True, [[0.0, 6.0]])
+>>> found.velocity[0].shape, found.boxes.tolist()          # 16 pixels around both, in the canvas
+((36, 52, 2), [[0, 36, 0, 52]])
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import DataError, PlanError
+from stowplan.kernels import transport as kernels
+from stowplan.planners.batches import Plan
+from stowplan.ragged import Ragged
+from stowplan.recipes.known import is_count, refuse_numbers
+from stowplan.recipes.transport_frames import Density, Frames, read_frames
+from stowplan.recipes.transport_gradient import followed_by, solve_followed
+from stowplan.recipes.transport_results import Coupling, TransportResults
+from stowplan.runs.execution import run
+from stowplan.runs.iteration import Iterated, iterate
+from stowplan.runs.planning import Slots, plan
+from stowplan.runs.rounds import Rounds
+
+__all__ = ["Coupling", "TransportResults", "solve"]
+
+Array = NDArray[np.float64]
+Buckets = int | Sequence[Sequence[int] | Mapping[str, int]] | None
+RELATIVE = 0.01
+RELAXATION = 1.7
+"""Over-relaxation to begin with; it is raised where errors fall too slowly."""
+POTENTIALS = ("source_potential", "target_potential")
+NOTHING = 1e-9  # mass below which nothing is transported
+_log = logging.getLogger("stowplan")
+
+
+def solve(
+    source: Any,
+    target: Any = None,
+    *,
+    pairs: Any = None,
+    coord_scale: float | None = None,
+    pixel_size: float | None = None,
+    epsilon: float | None = None,
+    relative_epsilon: float = RELATIVE,
+    relaxation: float | None = None,
+    tau: float = 0.99,
+    reference: Literal["product", "counting"] = "product",
+    mass: Literal["shared", "own"] = "shared",
+    crop: Any = "union",
+    padding: int = 16,
+    pool: int = 4,
+    density: Density = "uniform",
+    buckets: Buckets = None,
+    offsets: Any = "centre",
+    threshold: float = 1e-4,
+    max_iterations: int = 5000,
+    on: str | None = None,
+    rows: int | Sequence[int] | None = None,
+    budget: float | str | None = None,
+    progress: bool = False,
+) -> TransportResults:
+    r"""Solve unbalanced entropic optimal transport between many pairs of masks.
+
+    Minimises <P, C> + eps KL(P|R) + rho KL(P 1|a) + rho KL(P^T 1|b) for each pair, where C is the
+    squared distance of scaled coordinates and tau = rho/(rho + eps).
+
+    Parameters
+    ----------
+    source, target
+        Masks of equal number, lists of bool arrays (y, x) or stacks (t, y, x). Both masks of a pair
+        are on one canvas; canvases of pairs may differ.
+    pairs
+        For one stack in `source`: which of its masks are the source and the target of each pair,
+        ``[(0, 1), (0, 2)]`` or ``"consecutive"``. Each mask is held once.
+    coord_scale
+        Length of a pixel in the coordinates of the cost; 1/width of the canvas by default.
+    pixel_size
+        Length of a pixel in your unit: velocities are in that unit. In pixels by default.
+    epsilon, relative_epsilon
+        Blur eps in the unit of C; or as a share of each pair's mean cost, where `epsilon` is None.
+    relaxation
+        Over-relaxation in [1, 2) of all steps but the first; by default 1.7 to begin with, adapted
+        to each pair.
+    tau
+        In (0, 1]. 1 forbids creation and destruction; then both masses are equal.
+    reference
+        ``"product"``, R = a b^T: results do not depend on the resolution. ``"counting"``, R = 1 on
+        the support, as other programs have it: mass grows with the number of pixels.
+    mass
+        The unit of mass: ``"shared"``, the larger mass of a pair, so that differences count as
+        created or destroyed; ``"own"``, each mask's own.
+    crop, padding
+        ``"union"``: the box around both masks and so many pixels more; or a box of your own,
+        (y0, y1, x0, x1), half-open.
+    pool
+        Pixels along the side of a block that is summed; pairs are solved on these work grids.
+    density
+        ``"uniform"``; ``"boundary"``, a band of 4 pixels inside the outline, or ``("boundary",
+        pixels)``; ``"distance"``, the distance to the background; ``"given"``: `source` and
+        `target` hold masses from 0 in place of masks. Then `primal` is differentiable in torch
+        tensors that require grad, and under ``jax.grad``.
+    buckets
+        Padded shapes of work grids that pairs share: how many to choose, or their (height, width).
+        By default as many as cost least. With ``other.plan.slots`` nothing compiles again.
+    offsets
+        Where a work grid lies in its bucket, see ``sp.plan``.
+    threshold, max_iterations
+        A pair has converged when the summed error of both marginals, looked at after every 10
+        steps, is below the threshold; one that has not after so many steps is given back as it is.
+    on
+        ``"numpy"``, ``"jax"``, ``"torch"`` or ``"cupy"``; by default that of the densities given,
+        else NumPy. float64, but for JAX without 64 bits.
+    rows, budget
+        As in ``sp.plan``.
+    progress
+        Show a progress bar over pairs.
+
+    Returns
+    -------
+    TransportResults
+        NumPy arrays by pair, maps in pixels of the canvas, and the plan.
+
+    Raises
+    ------
+    DataError
+        For masks and parameters that have no answer: which pair, which side, and the cure.
+    PlanError
+        For a pair that fits no bucket.
+
+    Notes
+    -----
+    A pair that cannot be solved is marked as `failed`, its numbers are NaN, and the log says so;
+    the others are not touched.
+
+    Source: see `stowplan.kernels.transport`.
+
+    Examples
+    --------
+    >>> disk = np.hypot(*(np.mgrid[:64, :64] - 32)) < 10
+    >>> stack = np.stack([np.roll(disk, step, axis=1) for step in (0, 2, 8)])
+    >>> found = solve(stack, pairs="consecutive", pool=2)
+    >>> bool(found.converged.all()), bool(found.cost[1] > found.cost[0])
+    (True, True)
+    >>> sums = found.mass + found.destroyed_mass, found.mass + found.created_mass
+    >>> [total.round(12).tolist() for total in sums]
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
+    _check_numbers(
+        coord_scale=coord_scale, pixel_size=pixel_size, epsilon=epsilon,
+        relative_epsilon=relative_epsilon, threshold=threshold,
+    )  # fmt: skip
+    _check_choices(epsilon, relative_epsilon, relaxation, tau, reference, mass, pool)
+    recording = followed_by(source, target) if density == "given" else None
+    if recording is not None:
+        return solve_followed(
+            recording, source, target,
+            lambda first, second: solve(
+                first, second, coord_scale=coord_scale, pixel_size=pixel_size, epsilon=epsilon,
+                relative_epsilon=relative_epsilon, relaxation=relaxation, tau=tau,
+                reference=reference, mass=mass, crop=crop, padding=padding, pool=pool,
+                density=density, buckets=buckets, offsets=offsets, threshold=threshold,
+                max_iterations=max_iterations, on=on or recording.name, rows=rows, budget=budget,
+                progress=progress,
+            ),
+        )  # fmt: skip
+    frames = read_frames(source, target, pairs, crop=crop, padding=padding, density=density)
+    problem = _Problem(frames, pool, coord_scale, epsilon, relative_epsilon, mass, tau)
+    dtype = _dtype(on)
+    shared = {
+        "tau": float(tau), "threshold": float(threshold), "reference": reference,
+        "balanced": tau == 1, "relaxation": float(relaxation or RELAXATION),
+        "adaptive": relaxation is None,
+    }  # fmt: skip
+    data = problem.columns(dtype)
+    slots = _read_buckets(buckets, problem.shapes)
+    first = _round_plan(data, on, slots, rows, budget, offsets, shared)
+    found = _iterate(data, first, on, max_iterations, shared, progress)
+    found, tile = _with_tiles(found, data, on, max_iterations, shared, problem, progress)
+    maps, last = _maps(data, found, first, on, budget, shared, tile)
+    results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size, shared)
+    _say(results)
+    return results
+
+
+def _round_plan(
+    data: Mapping[str, Any],
+    on: str | None,
+    slots: Slots,
+    rows: int | Sequence[int] | None,
+    budget: float | str | None,
+    offsets: Any,
+    shared: Mapping[str, Any],
+) -> Plan:
+    rounds = Rounds(kernels.start, kernels.finished, kernels.EVERY, POTENTIALS)
+    made = plan(
+        kernels.step, data, on=on, slots=slots, rows=rows, budget=budget, order="cheapest",
+        offsets=offsets, rounds=rounds, **{"tile": 0, **shared},
+    )  # fmt: skip
+    return replace(made, kernels=3)  # rounds, maps, and rounds with tiles where they are needed
+
+
+def _iterate(
+    data: Mapping[str, Any],
+    made: Plan,
+    on: str | None,
+    limit: int,
+    shared: Mapping[str, Any],
+    progress: bool,
+) -> Iterated:
+    return iterate(
+        kernels.step, data, made, init=kernels.start, until=kernels.finished, every=kernels.EVERY,
+        limit=limit, keep=POTENTIALS, on=on, progress=progress, **{"tile": 0, **shared},
+    )  # fmt: skip
+
+
+def _with_tiles(
+    found: Iterated,
+    data: Mapping[str, Any],
+    on: str | None,
+    limit: int,
+    shared: Mapping[str, Any],
+    problem: _Problem,
+    progress: bool,
+) -> tuple[Iterated, int]:
+    """Solve the pairs that failed once more, with sums that lose nothing."""
+    again = np.flatnonzero(found.failed)
+    if not len(again):
+        return found, 0
+    tile = _tile(problem.sharpness[again].max(), data["sharpness"].dtype)
+    some = {name: column[again] for name, column in data.items()}
+    offsets = found.plan.offsets
+    steered = {**shared, "tile": tile}
+    made = _round_plan(
+        some, on, found.plan.slots, None, None, "corner" if offsets is None else offsets[again],
+        steered,
+    )
+    more = _iterate(some, made, on, limit, steered, progress)
+    values = {
+        name: _replaced(found.values[name], again, more.values[name]) for name in POTENTIALS
+    }
+    merged = replace(found, values=values)
+    for name in ("iterations", "converged", "failed"):
+        getattr(merged, name)[again] = getattr(more, name)
+    return merged, tile
+
+
+def _replaced(column: Ragged, items: NDArray[np.intp], new: Ragged) -> Ragged:
+    values = np.array(column.values)
+    for place, item in enumerate(items.tolist()):
+        start = int(column.starts[item])
+        fresh = new[place]
+        values[start : start + fresh.size] = fresh.reshape(-1)
+    return column.map_values(lambda _: values)
+
+
+def _tile(sharpness: float, dtype: Any) -> int:
+    """Give the longest tile, a power of two, along which no summand gets lost."""
+    most = 600.0 if np.dtype(dtype) == np.float64 else 60.0
+    return 2 ** int(math.log2(max(math.sqrt(most / sharpness) + 1, 1)))
+
+
+def _maps(
+    data: Mapping[str, Any],
+    found: Iterated,
+    first: Plan,
+    on: str | None,
+    budget: float | str | None,
+    shared: Mapping[str, Any],
+    tile: int,
+) -> tuple[kernels.TransportMaps, Plan]:
+    columns = {
+        "source": data["source"], "target": data["target"], **found.values,
+        "sharpness": data["sharpness"],
+    }  # fmt: skip
+    steered = {name: shared[name] for name in ("tau", "reference", "balanced")} | {"tile": tile}
+    left: float | str | None = budget
+    if budget is not None and first.memory is not None:  # potentials are no part of the budget
+        held = sum(found.values[name].values.nbytes for name in POTENTIALS)
+        left = first.memory.budget.bytes - held
+    offsets = "corner" if first.offsets is None else first.offsets
+    slots = [{dim: slot[dim] for dim in first.dims} for slot in first.slots]
+    if first.on == "jax" and budget is None:
+        slots = list(first.slots)  # rows too, so that the next set compiles nothing
+    made = plan(
+        kernels.maps, columns, on=on, slots=slots, budget=left, order="cheapest",
+        offsets=offsets, **steered,
+    )  # fmt: skip
+    maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
+    return maps, made
+
+
+class _Problem:
+    """All pairs on their work grids, in units of their masses and epsilons."""
+
+    def __init__(
+        self,
+        frames: Frames,
+        pool: int,
+        coord_scale: float | None,
+        epsilon: float | None,
+        relative_epsilon: float,
+        mass: str,
+        tau: float,
+    ) -> None:
+        self.frames = frames
+        self.pool = pool
+        count = len(frames)
+        self.units = np.empty((count, 2))  # of mass, source and target
+        self.epsilon = np.empty(count)
+        self.spacing = np.empty(count)
+        self.masses = np.empty((count, 2))
+        sources, targets = [], []
+        for pair, (source, target) in enumerate(frames.work_grids(pool)):
+            masses = np.array([source.sum(), target.sum()])
+            for side, total in zip(("source", "target"), masses.tolist(), strict=True):
+                if not 0 < total < math.inf:
+                    raise DataError(
+                        f"transport: the {side} of pair {pair} has mass {total:g} in its crop "
+                        f"{frames.boxes[pair].tolist()}; it must be above 0 and finite. Give a "
+                        'larger crop, or crop="union".'
+                    )
+            self.units[pair] = masses.max() if mass == "shared" else masses
+            self.masses[pair] = masses / self.units[pair]
+            if tau == 1 and abs(np.diff(self.masses[pair])[0]) > 1e-9:
+                raise DataError(
+                    f"transport: tau=1 transports all mass, but that of pair {pair} is "
+                    f"{masses[0]:g} at the source and {masses[1]:g} at the target. Give each mask "
+                    'its own unit, mass="own", or tau below 1.'
+                )
+            a, b = source / self.units[pair, 0], target / self.units[pair, 1]
+            scale = 1 / frames.canvas(pair)[1] if coord_scale is None else coord_scale
+            self.spacing[pair] = scale * pool
+            share = relative_epsilon * (_mean_square(a, b) or 1.0) * self.spacing[pair] ** 2
+            self.epsilon[pair] = share if epsilon is None else epsilon
+            sources.append(a)
+            targets.append(b)
+        self.source = Ragged.from_list(sources, 2, dtype=np.float64)
+        self.target = Ragged.from_list(targets, 2, dtype=np.float64)
+        self.shapes = self.source.shapes
+        self.sharpness = self.spacing**2 / self.epsilon
+
+    def columns(self, dtype: Any) -> dict[str, Any]:
+        """Give what the kernels take."""
+        return {
+            "source": self.source.map_values(lambda values: values.astype(dtype)),
+            "target": self.target.map_values(lambda values: values.astype(dtype)),
+            "sharpness": self.sharpness.astype(dtype),
+        }
+
+    def results(
+        self,
+        maps: kernels.TransportMaps,
+        found: Iterated,
+        plans: Mapping[str, Plan],
+        pixel_size: float | None,
+        shared: Mapping[str, Any],
+    ) -> TransportResults:
+        """Give results in the units of the cost, failed pairs as NaN."""
+        wrong = found.failed
+
+        def numbers(values: Any, factor: Any = 1.0) -> Array:
+            return np.where(wrong, np.nan, np.asarray(values, np.float64) * factor)
+
+        mass = numbers(maps.mass)
+        return TransportResults(
+            cost=numbers(maps.cost, self.spacing**2),
+            primal=numbers(maps.primal, self.epsilon),
+            gap=numbers(maps.gap, self.epsilon),
+            mass=mass,
+            created_mass=self.masses[:, 1] - mass,
+            destroyed_mass=self.masses[:, 0] - mass,
+            source_mass=self.masses[:, 0],
+            target_mass=self.masses[:, 1],
+            converged=found.converged,
+            failed=wrong,
+            iterations=found.iterations,
+            error=numbers(maps.error),
+            epsilon=self.epsilon,
+            units=self.units,
+            boxes=self.frames.boxes,
+            plans=plans,
+            pool=self.pool,
+            pixel_size=1.0 if pixel_size is None else float(pixel_size),
+            spacing=self.spacing,
+            work={
+                "source": self.source,
+                "target": self.target,
+                **{name: found.values[name] for name in POTENTIALS},
+                "velocity": maps.velocity,
+                "created": maps.created,
+                "destroyed": maps.destroyed,
+            },
+            tau=float(shared["tau"]),
+            reference=str(shared["reference"]),
+        )
+
+
+def _mean_square(a: Array, b: Array) -> float:
+    """Give the mean squared distance of two densities, in pixels of the work grid."""
+    means, squares = [], []
+    for density in (a, b):
+        share = density / density.sum()
+        lines = [(share.sum(axis=1 - axis), np.arange(share.shape[axis])) for axis in (0, 1)]
+        means.append([float(line @ place) for line, place in lines])
+        squares.append(sum(float(line @ place**2) for line, place in lines))
+    apart = sum(squares) - 2 * sum(x * y for x, y in zip(*means, strict=True))
+    return max(apart, 0.0) if apart > 1e-9 else 0.0
+
+
+def _dtype(on: str | None) -> Any:
+    """Give the widest dtype that the framework computes in."""
+    if on != "jax":
+        return np.float64
+    import jax
+
+    return np.float64 if jax.config.jax_enable_x64 else np.float32
+
+
+def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
+    if buckets is None or isinstance(buckets, int | np.integer):
+        return buckets
+    given = buckets
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
+        raise PlanError(
+            f"transport: buckets={buckets!r}; give how many to choose, or a list of shapes: "
+            "buckets=[(32, 64), (64, 128)]."
+        )
+    slots: list[Mapping[str, int]] = []
+    for bucket in given:
+        if isinstance(bucket, Mapping):
+            slots.append(bucket)
+        elif isinstance(bucket, Sequence | np.ndarray) and len(bucket) == 2:
+            slots.append(dict(zip("yx", bucket, strict=True)))
+        else:
+            raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
+    sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
+    fits = (shapes[:, None, :] <= sides).all(axis=2).any(axis=1)
+    if not fits.all():
+        pair = int(np.argmin(fits))
+        height, width = shapes[pair].tolist()
+        largest = sides[np.argmax(sides.prod(axis=1) * sides.sum(axis=1))].tolist()
+        raise PlanError(
+            f"transport: {int((~fits).sum())} of {len(fits)} pairs fit no bucket. Pair {pair} has a "
+            f"work grid of {(height, width)}; the largest bucket is {tuple(largest)}. Add "
+            f"buckets=[..., {(height, width)}], or raise pool."
+        )
+    return slots
+
+
+def _say(results: TransportResults) -> None:
+    for pair, message in enumerate(results.messages):
+        if message:
+            _log.warning("transport: pair %d: %s", pair, message)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if value is not None:
+            refuse_numbers("transport", name, value, (), cure="Give one positive number.", low=0)
+
+
+def _check_choices(
+    epsilon: Any,
+    relative_epsilon: float,
+    relaxation: Any,
+    tau: Any,
+    reference: Any,
+    mass: Any,
+    pool: Any,
+) -> None:
+    if epsilon is not None and relative_epsilon != RELATIVE:
+        raise DataError(
+            f"transport: epsilon={epsilon} and relative_epsilon={relative_epsilon} exclude one "
+            "another; leave one out."
+        )
+    refuse_numbers("transport", "tau", tau, (), cure="tau is rho/(rho + eps), in (0, 1].", low=0)
+    if tau > 1:
+        raise DataError(f"transport: tau={tau}; it is rho/(rho + eps), in (0, 1].")
+    if relaxation is not None:
+        cure = "Over-relaxation is from 1 to below 2."
+        refuse_numbers("transport", "relaxation", relaxation, (), cure=cure, least=1)
+        if relaxation >= 2:
+            raise DataError(f"transport: relaxation={relaxation}; it must be below 2. {cure}")
+    if reference not in ("product", "counting"):
+        raise DataError(f'transport: reference={reference!r}; give "product" or "counting".')
+    if mass not in ("shared", "own"):
+        raise DataError(f'transport: mass={mass!r}; give "shared" or "own".')
+    if not is_count(pool):
+        raise DataError(f"transport: pool={pool!r}; it counts pixels, from 1.")
