@@ -115,16 +115,16 @@ def _read_tiff(where: str, path: Path) -> list[Frames]:
             raise DataError(f"{where} has frames in other files. Save them in one.")
         found = [(series, series.asarray()) for series in file.series]
         pages = [page.index for series, _ in found for page in series.pages if page is not None]
-    if logged:
-        raise DataError(f"{where} could not be read whole by tifffile: {logged[0]}")
-    if not found:
-        raise DataError(f"{where} holds no image.")
-    if pages != sorted(pages):
-        raise DataError(
-            f"{where} has pages of several canvases in turn, which tifffile puts out of order. "
-            "Save a file for each."
-        )
-    return [_frames_of_series(where, series, array) for series, array in found]
+        if logged:
+            raise DataError(f"{where} could not be read whole by tifffile. {logged[0]}")
+        if not found:
+            raise DataError(f"{where} holds no image.")
+        if pages != sorted(pages):
+            raise DataError(
+                f"{where} has pages of several canvases in turn, which tifffile puts out of order. "
+                "Save a file for each."
+            )
+        return [_frames_of_series(where, series, array) for series, array in found]
 
 
 @contextmanager
@@ -170,11 +170,10 @@ def _frames_of_series(where: str, series: Any, array: NDArray[Any]) -> Frames:
             "is told. Save masks with imwrite(..., photometric='minisblack')."
         )
     leading = axes.removesuffix("S").removesuffix("YX")
-    if "YX" not in axes or len(leading) > 1 or leading == "C":
+    if "YX" not in axes or len(leading) > 1:
         raise DataError(
-            f"{where} has {named}; YX is needed, with at most one axis before it, of frames and "
-            "not of channels (C). Save the masks alone: imwrite(..., photometric='minisblack', "
-            "metadata={'axes': 'TYX'})."
+            f"{where} has {named}; YX is needed, with at most one axis of frames before it. Save "
+            "one such stack: imwrite(..., photometric='minisblack', metadata={'axes': 'TYX'})."
         )
     if page.is_reduced:
         raise DataError(f"{where} holds a smaller copy of an image as a page. Save it without.")
