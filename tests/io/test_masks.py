@@ -8,6 +8,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ BENT = np.array([[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]], bool)
 LABELLED = np.array([[0, 3, 3, 0], [7, 0, 3, 250], [7, 7, 0, 250]], np.uint8)
 WIDE = BENT.astype(np.uint8) * 255
 GREY_OR_COLOUR = {2: "minisblack", 3: "rgb", 4: "rgb"}
+OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 STACKS = hnp.arrays(bool, st.tuples(*[st.integers(1, 6)] * 2, st.integers(2, 9)))
 
 
@@ -549,8 +551,8 @@ def test_a_file_that_is_something_else_is_named_with_the_reason(name, tmp_path):
     [
         ("mask.png", lambda path, stack: save_png(path, stack[0] * np.uint8(255))),
         ("mask.npy", save_npy),
-        ("mask.npz", lambda path, stack: np.savez_compressed(path, stack)),
-        ("bool.tif", lambda path, stack: save_tiff(path, stack)),
+        ("mask.npz", np.savez_compressed),
+        ("bool.tif", save_tiff),
         ("byte.tif", lambda path, stack: save_tiff(path, stack.astype(np.uint8))),
         ("zlib.tif", lambda path, stack: save_tiff(path, stack.astype("u1"), compression="zlib")),
         ("ij.tif", lambda path, stack: save_tiff(path, stack.astype(np.uint8), imagej=True)),
@@ -582,6 +584,38 @@ def test_a_file_that_is_cut_off_is_refused_or_read_whole(name, save, silenced, t
         logger.disabled = False
         logger.setLevel(logging.NOTSET)
     assert count > 30
+
+
+def test_errors_that_another_thread_logs_are_its_own(tmp_path, monkeypatch):
+    (tifffile,) = need("tifffile")
+    path, opened = save_tiff(tmp_path / "mask.tif", WIDE), tifffile.TiffFile
+
+    def open_beside_another(name):
+        other = Thread(target=logging.getLogger("tifffile").error, args=("of another file",))
+        other.start()
+        other.join()
+        return opened(name)
+
+    monkeypatch.setattr(tifffile, "TiffFile", open_beside_another)
+    assert_masks(read(path), [BENT])
+
+
+def test_frames_that_lie_in_other_files_are_refused(tmp_path):
+    need("tifffile")
+    names = [f"{n}.ome.tif" for n in range(2)]
+    data = "".join(
+        f'<TiffData FirstT="{n}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{n}</UUID>'
+        "</TiffData>"
+        for n, name in enumerate(names)
+    )
+    for n, name in enumerate(names):
+        xml = (
+            f'<?xml version="1.0"?><OME xmlns="{OME}" UUID="urn:uuid:{n}"><Image ID="Image:0">'
+            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="4" SizeY="3" '
+            f'SizeC="1" SizeZ="1" SizeT="2">{data}</Pixels></Image></OME>'
+        )
+        save_tiff(tmp_path / name, WIDE, description=xml, metadata=None)
+    refused(tmp_path / names[0], "frames in other files", "Save them in one")
 
 
 @pytest.mark.parametrize(

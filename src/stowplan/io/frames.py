@@ -131,10 +131,11 @@ def _read_tiff(where: str, path: Path) -> list[Frames]:
 def _errors_logged(name: str) -> Iterator[list[str]]:
     """Collect errors that a package logs and goes on from, such as pages that are cut off."""
     logged: list[str] = []
+    reader = threading.get_ident()
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == threading.get_ident():
+            if record.thread == reader:
                 logged.append(record.getMessage())
 
     collector = Collector(logging.ERROR)
