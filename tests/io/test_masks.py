@@ -404,6 +404,9 @@ def test_the_indices_of_a_palette_of_colours_are_labels(suffix, tmp_path):
     assert_masks(read(path, labels="all"), [indices == 1, indices == 2])
     refused(path, "3 values (0, 1, 2)", "palette of colours", "labels='all'")
     refused(path, "no threshold", "labels='all'", threshold=1)
+    save_palette(path, BENT.astype(np.uint8), [(0, 0, 0), (200, 0, 0)])
+    assert_masks(read(path, labels="all"), [BENT])
+    refused(path, "2 values (0, 1)", "palette of colours", "labels='all'")
 
 
 def test_colours_of_16_bits_are_not_reduced_silently(tmp_path):
