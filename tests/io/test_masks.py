@@ -449,6 +449,15 @@ def test_one_axis_of_frames_is_read_whatever_its_name(axes, tmp_path):
     assert_masks(read(path), stack)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3, 4), (3, 4, 1), (1, 3, 4, 1)])
+def test_axes_of_one_entry_are_neither_frames_nor_channels(shape, tmp_path):
+    path = save_tiff(tmp_path / "ones.tif", WIDE.reshape(shape))
+    assert_masks(read(path), [BENT])
+    stack = np.stack([BENT, ~BENT])
+    path = save_tiff(tmp_path / "ones.tif", stack.astype(np.uint8)[:, None, None])
+    assert_masks(read(path), stack)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, bool])
 def test_white_stored_as_0_is_refused_for_it_may_mean_both(dtype, tmp_path):
     path = tmp_path / "white.tif"
