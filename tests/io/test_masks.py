@@ -409,6 +409,16 @@ def test_the_indices_of_a_palette_of_colours_are_labels(suffix, tmp_path):
     refused(path, "2 values (0, 1)", "palette of colours", "labels='all'")
 
 
+def test_a_moving_picture_in_colours_has_no_labels_since_each_frame_may_have_its_palette(tmp_path):
+    pillow, _ = need("PIL.Image", "imageio")
+    frames = [pillow.fromarray(image.astype(np.uint8), "L") for image in (BENT, ~BENT)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 200, 0, 0])
+    path = tmp_path / "moving.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    refused(path, "real colours in 12 of 24 pixels", labels="all")
+
+
 def test_colours_of_16_bits_are_not_reduced_silently(tmp_path):
     need("imageio", "PIL")
 

@@ -206,7 +206,6 @@ def _read_picture(where: str, path: Path) -> Frames:
                 f"{where} is a PNG of 16 bits with colours or alpha, of which Pillow keeps 8. Save "
                 "grey values or labels."
             )
-        stream.seek(0)
         # Its modes tell colours from frames, whatever the shape; other plugins do not.
         with imageio.imopen(stream, "r", plugin="pillow") as file:
             about = file.metadata(index=0)
