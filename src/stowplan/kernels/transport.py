@@ -24,7 +24,18 @@ from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
 
-__all__ = ["EVERY", "TransportMaps", "finished", "maps", "start", "step"]
+__all__ = [
+    "EVERY",
+    "TransportMaps",
+    "finished",
+    "finished_points",
+    "maps",
+    "maps_points",
+    "start",
+    "start_points",
+    "step",
+    "step_points",
+]
 
 EVERY = 10
 """Steps between two looks at the error; part of the result."""
@@ -32,9 +43,10 @@ PLAIN_STEPS = 5
 FASTEST = 1.95
 """Largest over-relaxation that is tried."""
 
-_GRID = {"ragged": ("y", "x")}
-_STATIC = ("reference", "balanced", "tile")
+_STATIC = ("reference", "balanced")
 _FILL = {"source": 0.0, "target": 0.0}
+_GRID = {"ragged": ("y", "x"), "fill": _FILL}
+_LISTS = {"ragged": ("n", "m"), "fill": _FILL}
 
 
 class TransportMaps(NamedTuple):
@@ -52,28 +64,17 @@ class TransportMaps(NamedTuple):
 
 def start(source, target, sharpness, *, relaxation, tile=0):
     """Give the state from which `step` goes on: potentials 0, logarithms, and the two matrices."""
-    xp = array_namespace(source, target)
-    state = {
-        "source_potential": xp.zeros_like(source),
-        "target_potential": xp.zeros_like(target),
-        "log_source": _log_density(source),
-        "log_target": _log_density(target),
-        "relaxation": xp.zeros_like(sharpness) + relaxation,
-        "change": xp.full_like(sharpness, math.inf),
-    }
+    state = _beginning(source, target, sharpness, relaxation)
     if not tile:
         state["rows"] = _neighbours(sharpness, source.shape[-2])
         state["columns"] = _neighbours(sharpness, source.shape[-1])
-    spread = _spreading(state, sharpness, tile)
-    state["onto_target"], state["target_floor"] = spread(state["log_source"])
-    return state
+    return _looking_ahead(state, _Grid(state, sharpness, tile))
 
 
 @kernel(
     "(y,x),(y,x),()->(y,x),(y,x)",
     **_GRID,
-    static=(*_STATIC, "adaptive"),
-    fill=_FILL,
+    static=(*_STATIC, "adaptive", "tile"),
     work="y * x * (24 * (y + x) + 1500)",  # ns on a CPU of some 60 steps
     memory="16 * y * x + 2 * (y * y + x * x)",
 )
@@ -109,39 +110,8 @@ def step(
     adaptive : bool
         Whether over-relaxation follows the error.
     """
-    log_a, log_b = state["log_source"], state["log_target"]
     terms = _Terms(tau, reference, balanced)
-    spread = _spreading(state, sharpness, tile)
-    xp = array_namespace(source, sharpness)
-    one = xp.ones_like(sharpness)
-    weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
-    g = state["target_potential"]
-    g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
-    onto_source, _ = spread(log_b + g)
-    f = state["source_potential"]
-    move = terms.goal(onto_source, log_a) - f
-    f = f + weight * move
-    if not balanced:
-        shift = terms.shift(f, g, log_a, log_b)
-        f, g = f + shift, g - shift
-    onto_target, floor = spread(log_a + f)
-    found = {
-        **state,
-        "source_potential": f,
-        "target_potential": g,
-        "onto_target": onto_target,
-        "target_floor": floor,
-    }
-    if not adaptive:
-        return found
-    looks = (age + 1) % EVERY == 0
-    change = xp.sum(source * xp.abs(move), axis=(-2, -1))
-    weight = _relaxed(state["relaxation"], change, state["change"])
-    return {
-        **found,
-        "relaxation": xp.where(looks, weight, state["relaxation"]),
-        "change": xp.where(looks, change, state["change"]),
-    }
+    return _step(source, age, state, terms, _Grid(state, sharpness, tile), adaptive)
 
 
 def finished(
@@ -160,25 +130,58 @@ def finished(
 
     A row has failed where its state is not finite, and where a sum has lost what the support needs.
     """
-    xp = array_namespace(source, target)
     terms = _Terms(tau, reference, balanced)
-    spread = _spreading(state, sharpness, tile)
-    onto_source, source_floor = spread(state["log_target"] + state["target_potential"])
-    error = _marginal_error(
-        terms.marginals(state["source_potential"], state["log_source"], onto_source),
-        terms.marginals(state["target_potential"], state["log_target"], state["onto_target"]),
-    )
-    lost = xp.any((source > 0) & (onto_source < source_floor), axis=(-2, -1))
-    lost = lost | xp.any((target > 0) & (state["onto_target"] < state["target_floor"]), axis=(-2, -1))
-    failed = lost | ~xp.isfinite(error)
-    return (error < threshold) & ~failed, failed
+    return _finished(source, target, state, terms, _Grid(state, sharpness, tile), threshold)
+
+
+def start_points(source, target, source_points, target_points, sharpness, *, relaxation):
+    """Give the state from which `step_points` goes on, with the matrix of C/eps."""
+    state = _beginning(source[..., None], target[..., None], sharpness, relaxation)
+    state["cost"] = _point_costs(source_points, target_points, sharpness)
+    return _looking_ahead(state, _Points(state["cost"]))
+
+
+@kernel(
+    "(n),(m),(n,d),(m,d),()->(n,1),(m,1)",
+    **_LISTS,
+    static=(*_STATIC, "adaptive"),
+    work="1500 * n * m",  # ns on a CPU of some 60 steps
+    memory="5 * n * m",
+)
+def step_points(
+    source,
+    target,
+    source_points,
+    target_points,
+    sharpness,
+    *,
+    age,
+    state,
+    tau,
+    reference="product",
+    balanced=False,
+    adaptive=True,
+):
+    """Improve both potentials of weighted points once, ``(n),(m),(n,d),(m,d),()->(n,1),(m,1)``.
+
+    As `step`, with densities source (..., n) and target (..., m), padding 0, anywhere:
+    source_points (..., n, d) and target_points (..., m, d), any padding. sharpness is 1/eps.
+    """
+    terms = _Terms(tau, reference, balanced)
+    return _step(source[..., None], age, state, terms, _Points(state["cost"]), adaptive)
+
+
+def finished_points(state, source, target, *, tau, threshold, reference="product", balanced=False):
+    """Say which rows have converged and which have failed, as `finished`."""
+    terms = _Terms(tau, reference, balanced)
+    spreading = _Points(state["cost"])
+    return _finished(source[..., None], target[..., None], state, terms, spreading, threshold)
 
 
 @kernel(
     "(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)",
     **_GRID,
-    static=_STATIC,
-    fill=_FILL,
+    static=(*_STATIC, "tile"),
     work="y * x * (5 * (y + x) + 200)",
     memory="24 * y * x + 6 * (y * y + x * x)",
 )
@@ -200,29 +203,141 @@ def maps(
     Parameters as in `step`, with its two potentials (..., y, x). Returns `TransportMaps`; the
     velocity is 0 where the source is.
     """
-    xp = array_namespace(source, target)
     f, g = source_potential, target_potential
-    log_a, log_b = _log_density(source), _log_density(target)
-    terms = _Terms(tau, reference, balanced)
+    z_source, z_target = _log_density(source) + f, _log_density(target) + g
     if tile:
-        onto_target = _tiled(log_a + f, sharpness, tile)
-        onto_source, steps, squares = _tiled_moments(log_b + g, sharpness, tile)
+        onto_target = _tiled(z_source, sharpness, tile)
+        onto_source, steps, squares = _tiled_moments(z_target, sharpness, tile)
     else:
-        onto_target, onto_source, steps, squares = _moments(log_a + f, log_b + g, sharpness)
+        onto_target, onto_source, steps, squares = _moments(z_source, z_target, sharpness)
+    terms = _Terms(tau, reference, balanced)
+    return _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms)
+
+
+@kernel(
+    "(n),(m),(n,1),(m,1),(n,d),(m,d),()->(),(),(),(),(),(n),(m),(n,d)",
+    **_LISTS,
+    static=_STATIC,
+    work="100 * n * m",
+    memory="8 * n * m",
+)
+def maps_points(
+    source,
+    target,
+    source_potential,
+    target_potential,
+    source_points,
+    target_points,
+    sharpness,
+    *,
+    tau,
+    reference="product",
+    balanced=False,
+):
+    """Give what `maps` gives, of weighted points,
+    ``(n),(m),(n,1),(m,1),(n,d),(m,d),()->(),(),(),(),(),(n),(m),(n,d)``.
+
+    Parameters as in `step_points`. Returns `TransportMaps` in the unit of the points, with
+    destroyed (..., n), created (..., m) and velocity (..., n, d), the mean step of each point.
+    """
+    xp = array_namespace(source, target)
+    a, b, f, g = source[..., None], target[..., None], source_potential, target_potential
+    costs = _point_costs(source_points, target_points, sharpness)
+    spreading = _Points(costs)
+    onto_target, _ = spreading.onto_target(_log_density(a) + f)
+    z_target = _log_density(b) + g
+    onto_source, _ = spreading.onto_source(z_target)
+    shares = xp.exp(xp.matrix_transpose(z_target) - costs - onto_source)  # (..., n, m)
+    apart = target_points[..., None, :, :] - source_points[..., :, None, :]
+    steps = xp.sum(shares[..., None] * apart, axis=-2)
+    squares = xp.sum(shares * xp.sum(apart * apart, axis=-1), axis=-1)[..., None]
+    terms = _Terms(tau, reference, balanced)
+    found = _maps(a, b, f, g, onto_source, onto_target, steps[..., None, :], squares, terms)
+    return found._replace(
+        destroyed=found.destroyed[..., 0],
+        created=found.created[..., 0],
+        velocity=found.velocity[..., 0, :],
+    )
+
+
+def _beginning(source, target, sharpness, relaxation):
+    xp = array_namespace(source, target)
+    return {
+        "source_potential": xp.zeros_like(source),
+        "target_potential": xp.zeros_like(target),
+        "log_source": _log_density(source),
+        "log_target": _log_density(target),
+        "relaxation": xp.zeros_like(sharpness) + relaxation,
+        "change": xp.full_like(sharpness, math.inf),
+    }
+
+
+def _looking_ahead(state, spreading):
+    """Add what the source spreads onto the target, with which a step begins."""
+    spread, floor = spreading.onto_target(state["log_source"] + state["source_potential"])
+    return {**state, "onto_target": spread, "target_floor": floor}
+
+
+def _step(source, age, state, terms, spreading, adaptive):
+    xp = array_namespace(source)
+    log_a, log_b = state["log_source"], state["log_target"]
+    one = xp.ones_like(state["relaxation"])
+    weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
+    g = state["target_potential"]
+    g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
+    onto_source, _ = spreading.onto_source(log_b + g)
+    f = state["source_potential"]
+    move = terms.goal(onto_source, log_a) - f
+    f = f + weight * move
+    if not terms.balanced:
+        shift = terms.shift(f, g, log_a, log_b)
+        f, g = f + shift, g - shift
+    found = {**state, "source_potential": f, "target_potential": g}
+    found = _looking_ahead(found, spreading)
+    if not adaptive:
+        return found
+    looks = (age + 1) % EVERY == 0
+    change = _total(source * xp.abs(move))
+    adapted = _relaxed(state["relaxation"], change, state["change"])
+    return {
+        **found,
+        "relaxation": xp.where(looks, adapted, state["relaxation"]),
+        "change": xp.where(looks, change, state["change"]),
+    }
+
+
+def _finished(source, target, state, terms, spreading, threshold):
+    xp = array_namespace(source, target)
+    log_a, log_b = state["log_source"], state["log_target"]
+    f, g, onto_target = state["source_potential"], state["target_potential"], state["onto_target"]
+    onto_source, source_floor = spreading.onto_source(log_b + g)
+    error = _marginal_error(
+        terms.marginals(f, log_a, onto_source), terms.marginals(g, log_b, onto_target)
+    )
+    lost = xp.any((source > 0) & (onto_source < source_floor), axis=(-2, -1)) | xp.any(
+        (target > 0) & (onto_target < state["target_floor"]), axis=(-2, -1)
+    )
+    failed = lost | ~xp.isfinite(error)
+    return (error < threshold) & ~failed, failed
+
+
+def _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms):
+    xp = array_namespace(source, target)
+    log_a, log_b = _log_density(source), _log_density(target)
     at_source = terms.marginals(f, log_a, onto_source)
     at_target = terms.marginals(g, log_b, onto_target)
     left, arrived = at_source[0], at_target[0]
     mass = _total(left)
-    offset = _offset(source, target, reference)
-    goals = terms.potential(f, log_a), terms.potential(g, log_b)
-    linear = _total(left * goals[0]) + _total(arrived * goals[1]) + offset - mass
-    primal = linear + terms.divergence(left, source) + terms.divergence(arrived, target)
-    dual = terms.dual(goals[0], source) + terms.dual(goals[1], target) + offset - mass
-    none = xp.zeros_like(source)
+    reference = terms.reference_mass(source, target)
+    potentials = terms.potential(f, log_a), terms.potential(g, log_b)
+    primal = _total(left * potentials[0]) + _total(arrived * potentials[1]) + reference - mass
+    primal = primal + terms.divergence(left, source) + terms.divergence(arrived, target)
+    dual = terms.dual(potentials[0], source) + terms.dual(potentials[1], target)
+    none = xp.zeros_like(source[..., :1, :1])
     return TransportMaps(
         _total(left * squares),
         primal,
-        primal - dual,
+        primal - dual - reference + mass,
         mass,
         _marginal_error(at_source, at_target),
         xp.maximum(source - left, none),
@@ -268,6 +383,14 @@ class _Terms:
             wanted = log_density - self.potential(f, log_density) / self.r
         return xp.exp(log_density + f + spread), xp.exp(wanted)
 
+    def reference_mass(self, source, target):
+        """Give the mass of R."""
+        if not self.counting:
+            return _total(source) * _total(target)
+        xp = array_namespace(source, target)
+        counts = [_total(xp.astype(part > 0, part.dtype)) for part in (source, target)]
+        return counts[0] * counts[1]
+
     def divergence(self, marginal, density):
         """Give r KL(marginal|density), 0 where balanced."""
         xp = array_namespace(marginal)
@@ -308,27 +431,52 @@ def _relaxed(weight, change, last):
     return xp.where(known & (ratio > 2), 1 + 0.7 * (weight - 1), adapted)
 
 
-def _spreading(state, sharpness, tile):
-    """Give a function of z: log sum_j exp(z_j - C_ij/eps), and the least of it that is exact."""
-    if tile:
-        return lambda z: (_tiled(z, sharpness, tile), _lowest(z))
-    rows, columns = state["rows"], state["columns"]
+class _Grid:
+    """log sum_j exp(z_j - C_ij/eps) on a grid, with the least that is exact of it."""
 
-    def spread(z):
+    def __init__(self, state, sharpness, tile):
+        self.state, self.sharpness, self.tile = state, sharpness, tile
+
+    def onto_target(self, z):
         xp = array_namespace(z)
         top = xp.max(z, axis=(-2, -1), keepdims=True)
+        if self.tile:
+            return _tiled(z, self.sharpness, self.tile), xp.full_like(top, -math.inf)
+        rows, columns = self.state["rows"], self.state["columns"]
         sums = xp.matmul(rows, xp.matmul(xp.exp(z - top), columns))
         info = xp.finfo(z.dtype)
         least = float(info.smallest_normal)
         floor = math.log(least) - math.log(float(info.eps)) + math.log(z.shape[-2] * z.shape[-1])
         return xp.log(xp.maximum(sums, least * xp.ones_like(top))) + top, top + floor
 
-    return spread
+    onto_source = onto_target
 
 
-def _lowest(z):
-    xp = array_namespace(z)
-    return xp.full_like(z[..., :1, :1], -math.inf)
+class _Points:
+    """The same between points, whose costs C/eps are held, (..., n, m)."""
+
+    def __init__(self, costs):
+        self.costs = costs
+
+    def onto_target(self, z):
+        return self._sums(z - self.costs, -2)
+
+    def onto_source(self, z):
+        xp = array_namespace(z)
+        return self._sums(xp.matrix_transpose(z) - self.costs, -1)
+
+    def _sums(self, logs, axis):
+        xp = array_namespace(logs)
+        top = xp.max(logs, axis=axis, keepdims=True)
+        sums = xp.log(xp.sum(xp.exp(logs - top), axis=axis, keepdims=True)) + top
+        found = sums if axis == -1 else xp.matrix_transpose(sums)
+        return found, xp.full_like(found[..., :1, :1], -math.inf)
+
+
+def _point_costs(source_points, target_points, sharpness):
+    xp = array_namespace(source_points, target_points)
+    apart = source_points[..., :, None, :] - target_points[..., None, :, :]
+    return xp.sum(apart * apart, axis=-1) * sharpness[..., None, None]
 
 
 def _neighbours(sharpness, length):
@@ -352,9 +500,9 @@ def _moments(z_source, z_target, sharpness):
     xp = array_namespace(z_source, z_target)
     height, width = z_source.shape[-2:]
     rows, columns = _neighbours(sharpness, height), _neighbours(sharpness, width)
-    spread = _spreading({"rows": rows, "columns": columns}, sharpness, 0)
-    onto_target, _ = spread(z_source)
-    onto_source, _ = spread(z_target)
+    grid = _Grid({"rows": rows, "columns": columns}, sharpness, 0)
+    onto_target, _ = grid.onto_target(z_source)
+    onto_source, _ = grid.onto_source(z_target)
     top = xp.max(z_target, axis=(-2, -1), keepdims=True)
     along = xp.matmul(xp.exp(z_target - top), columns)
     least = float(xp.finfo(z_target.dtype).smallest_normal)
@@ -442,7 +590,9 @@ def _in_tiles(values, tile, count, fill):
     xp = array_namespace(values)
     missing = count * tile - values.shape[-1]
     if missing:
-        more = xp.full((*values.shape[:-1], missing), fill, dtype=values.dtype, device=device(values))
+        more = xp.full(
+            (*values.shape[:-1], missing), fill, dtype=values.dtype, device=device(values)
+        )
         values = xp.concat([values, more], axis=-1)
     return xp.reshape(values, (*values.shape[:-1], count, tile))
 
@@ -482,12 +632,3 @@ def _total(values):
 def _marginal_error(at_source, at_target):
     xp = array_namespace(at_source[0])
     return _total(xp.abs(at_source[0] - at_source[1])) + _total(xp.abs(at_target[0] - at_target[1]))
-
-
-def _offset(source, target, reference):
-    """Give the mass of the reference."""
-    xp = array_namespace(source, target)
-    if reference == "product":
-        return _total(source) * _total(target)
-    counts = [_total(xp.astype(part > 0, part.dtype)) for part in (source, target)]
-    return counts[0] * counts[1]

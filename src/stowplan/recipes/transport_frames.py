@@ -102,7 +102,9 @@ def read_frames(
     masks, chosen = _paired(source, target, pairs)
     given = density == "given"
     sides = _first_use(chosen)
-    masks = [_mask(mask, sides.get(place, f"mask {place}"), given) for place, mask in enumerate(masks)]
+    masks = [
+        _mask(mask, sides.get(place, f"mask {place}"), given) for place, mask in enumerate(masks)
+    ]
     for pair, (first, second) in enumerate(chosen.tolist()):
         if masks[first].shape != masks[second].shape:
             raise DataError(
@@ -283,7 +285,7 @@ def _box(
 
 
 def _depth(mask: NDArray[Any]) -> Array:
-    """Give each pixel's distance to the background in the tight box; so is what is off the canvas."""
+    """Give each pixel's distance to the background, which begins at the edge of the canvas."""
     from scipy.ndimage import distance_transform_edt  # 0.1 s to import
 
     y0, y1, x0, x1 = _tight(mask)

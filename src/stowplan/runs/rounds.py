@@ -126,7 +126,7 @@ class RoundKernel(Kernel):
         """
         if not adapter.compiles:
             return dict(keywords)
-        tracing = cast(TracingAdapter, adapter)
+        tracing = cast("TracingAdapter", adapter)
 
         def start(given: Any, named: Any, common: Any) -> State:
             return self.start(self.columns(given, named, {**common, **statics}))
@@ -190,7 +190,7 @@ def round_kernel(step: Kernel, rounds: Rounds, adapter: Adapter) -> RoundKernel:
     kernel.takes_segments = any("segments" in _names(function) for function in functions)
     kernel.takes_state = False
     kernel.function = (
-        _compiled_round(kernel, cast(TracingAdapter, adapter))
+        _compiled_round(kernel, cast("TracingAdapter", adapter))
         if adapter.compiles
         else _first_round(kernel)
     )
