@@ -6,11 +6,8 @@ KL(p|q) = sum p log(p/q) - p + q, tau = rho/(rho + eps), r = rho/eps. ``referenc
 P = a_i b_j exp(F_i + G_j - C_ij/eps). ``sharpness`` is spacing^2/eps, the cost of a step of one
 pixel in units of eps, so that nothing here has a unit.
 
-exp(-C/eps) is a matrix along y times one along x, so that applying it takes H W (H + W) products
-instead of (H W)^2. Sums are taken relative to the largest summand of an item, which loses what is
-``exp(-700)`` of it (``exp(-80)`` in float32). `finished` sees where that could matter, and gives
-such an item up; with ``tile`` > 0, pixels short enough that ``sharpness * tile**2`` is below 600
-(60), every tile of the grid has a scale of its own, and nothing is lost.
+`finished` gives an item up where a sum has lost what its support needs; a ``tile`` loses nothing,
+see `stowplan.kernels.transport_sums`.
 
 Source: L. Chizat, G. Peyre, B. Schmitzer and F.-X. Vialard, Math. Comp. 87, 2563 (2018);
 translation-invariant steps: T. Sejourne, F.-X. Vialard and G. Peyre, AISTATS 2022;
@@ -18,11 +15,20 @@ over-relaxation: A. Thibault, L. Chizat, C. Dossal and N. Papadakis, Algorithms 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from stowplan.declaration import kernel
+from stowplan.kernels.transport_sums import (
+    Grid,
+    Points,
+    moments,
+    neighbours,
+    point_costs,
+    tiled,
+    tiled_moments,
+)
 
 __all__ = [
     "EVERY",
@@ -52,23 +58,23 @@ _LISTS = {"ragged": ("n", "m"), "fill": _FILL}
 class TransportMaps(NamedTuple):
     """What a pair of potentials says, all in units of eps and pixels."""
 
-    cost: object  # (...) sum of P times squared steps, pixel^2
-    primal: object  # (...) objective / eps
-    gap: object  # (...) (primal - dual) / eps
-    mass: object  # (...) transported
-    error: object  # (...) L1 error of both marginals
-    destroyed: object  # (..., y, x) source that is not transported
-    created: object  # (..., y, x) target that nothing is transported to
-    velocity: object  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
+    cost: Any  # (...) sum of P times squared steps, pixel^2
+    primal: Any  # (...) objective / eps
+    gap: Any  # (...) (primal - dual) / eps
+    mass: Any  # (...) transported
+    error: Any  # (...) L1 error of both marginals
+    destroyed: Any  # (..., y, x) source that is not transported
+    created: Any  # (..., y, x) target that nothing is transported to
+    velocity: Any  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
 
 
 def start(source, target, sharpness, *, relaxation, tile=0):
     """Give the state from which `step` goes on: potentials 0, logarithms, and the two matrices."""
     state = _beginning(source, target, sharpness, relaxation)
     if not tile:
-        state["rows"] = _neighbours(sharpness, source.shape[-2])
-        state["columns"] = _neighbours(sharpness, source.shape[-1])
-    return _looking_ahead(state, _Grid(state, sharpness, tile))
+        state["rows"] = neighbours(sharpness, source.shape[-2])
+        state["columns"] = neighbours(sharpness, source.shape[-1])
+    return _looking_ahead(state, Grid(state, sharpness, tile))
 
 
 @kernel(
@@ -111,7 +117,7 @@ def step(
         Whether over-relaxation follows the error.
     """
     terms = _Terms(tau, reference, balanced)
-    return _step(source, age, state, terms, _Grid(state, sharpness, tile), adaptive)
+    return _step(source, age, state, terms, Grid(state, sharpness, tile), adaptive)
 
 
 def finished(
@@ -131,14 +137,14 @@ def finished(
     A row has failed where its state is not finite, and where a sum has lost what the support needs.
     """
     terms = _Terms(tau, reference, balanced)
-    return _finished(source, target, state, terms, _Grid(state, sharpness, tile), threshold)
+    return _finished(source, target, state, terms, Grid(state, sharpness, tile), threshold)
 
 
 def start_points(source, target, source_points, target_points, sharpness, *, relaxation):
     """Give the state from which `step_points` goes on, with the matrix of C/eps."""
     state = _beginning(source[..., None], target[..., None], sharpness, relaxation)
-    state["cost"] = _point_costs(source_points, target_points, sharpness)
-    return _looking_ahead(state, _Points(state["cost"]))
+    state["cost"] = point_costs(source_points, target_points, sharpness)
+    return _looking_ahead(state, Points(state["cost"]))
 
 
 @kernel(
@@ -168,13 +174,13 @@ def step_points(
     source_points (..., n, d) and target_points (..., m, d), any padding. sharpness is 1/eps.
     """
     terms = _Terms(tau, reference, balanced)
-    return _step(source[..., None], age, state, terms, _Points(state["cost"]), adaptive)
+    return _step(source[..., None], age, state, terms, Points(state["cost"]), adaptive)
 
 
 def finished_points(state, source, target, *, tau, threshold, reference="product", balanced=False):
     """Say which rows have converged and which have failed, as `finished`."""
     terms = _Terms(tau, reference, balanced)
-    spreading = _Points(state["cost"])
+    spreading = Points(state["cost"])
     return _finished(source[..., None], target[..., None], state, terms, spreading, threshold)
 
 
@@ -206,10 +212,10 @@ def maps(
     f, g = source_potential, target_potential
     z_source, z_target = _log_density(source) + f, _log_density(target) + g
     if tile:
-        onto_target = _tiled(z_source, sharpness, tile)
-        onto_source, steps, squares = _tiled_moments(z_target, sharpness, tile)
+        onto_target = tiled(z_source, sharpness, tile)
+        onto_source, steps, squares = tiled_moments(z_target, sharpness, tile)
     else:
-        onto_target, onto_source, steps, squares = _moments(z_source, z_target, sharpness)
+        onto_target, onto_source, steps, squares = moments(z_source, z_target, sharpness)
     terms = _Terms(tau, reference, balanced)
     return _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms)
 
@@ -242,8 +248,8 @@ def maps_points(
     """
     xp = array_namespace(source, target)
     a, b, f, g = source[..., None], target[..., None], source_potential, target_potential
-    costs = _point_costs(source_points, target_points, sharpness)
-    spreading = _Points(costs)
+    costs = point_costs(source_points, target_points, sharpness)
+    spreading = Points(costs)
     onto_target, _ = spreading.onto_target(_log_density(a) + f)
     z_target = _log_density(b) + g
     onto_source, _ = spreading.onto_source(z_target)
@@ -429,179 +435,6 @@ def _relaxed(weight, change, last):
     faster = xp.minimum(xp.maximum(weight + 0.7 * (best - weight), weight), FASTEST * one)
     adapted = xp.where(slow, xp.where(weight < FASTEST, faster, weight), weight)
     return xp.where(known & (ratio > 2), 1 + 0.7 * (weight - 1), adapted)
-
-
-class _Grid:
-    """log sum_j exp(z_j - C_ij/eps) on a grid, with the least that is exact of it."""
-
-    def __init__(self, state, sharpness, tile):
-        self.state, self.sharpness, self.tile = state, sharpness, tile
-
-    def onto_target(self, z):
-        xp = array_namespace(z)
-        top = xp.max(z, axis=(-2, -1), keepdims=True)
-        if self.tile:
-            return _tiled(z, self.sharpness, self.tile), xp.full_like(top, -math.inf)
-        rows, columns = self.state["rows"], self.state["columns"]
-        sums = xp.matmul(rows, xp.matmul(xp.exp(z - top), columns))
-        info = xp.finfo(z.dtype)
-        least = float(info.smallest_normal)
-        floor = math.log(least) - math.log(float(info.eps)) + math.log(z.shape[-2] * z.shape[-1])
-        return xp.log(xp.maximum(sums, least * xp.ones_like(top))) + top, top + floor
-
-    onto_source = onto_target
-
-
-class _Points:
-    """The same between points, whose costs C/eps are held, (..., n, m)."""
-
-    def __init__(self, costs):
-        self.costs = costs
-
-    def onto_target(self, z):
-        return self._sums(z - self.costs, -2)
-
-    def onto_source(self, z):
-        xp = array_namespace(z)
-        return self._sums(xp.matrix_transpose(z) - self.costs, -1)
-
-    def _sums(self, logs, axis):
-        xp = array_namespace(logs)
-        top = xp.max(logs, axis=axis, keepdims=True)
-        sums = xp.log(xp.sum(xp.exp(logs - top), axis=axis, keepdims=True)) + top
-        found = sums if axis == -1 else xp.matrix_transpose(sums)
-        return found, xp.full_like(found[..., :1, :1], -math.inf)
-
-
-def _point_costs(source_points, target_points, sharpness):
-    xp = array_namespace(source_points, target_points)
-    apart = source_points[..., :, None, :] - target_points[..., None, :, :]
-    return xp.sum(apart * apart, axis=-1) * sharpness[..., None, None]
-
-
-def _neighbours(sharpness, length):
-    """Give exp(-C/eps) along one axis, (..., length, length)."""
-    xp = array_namespace(sharpness)
-    return xp.exp(-_squares(xp, sharpness, length) * sharpness[..., None, None])
-
-
-def _apart(xp, like, length):
-    """Give j - i, (length, length)."""
-    place = xp.arange(length, dtype=like.dtype, device=device(like))
-    return place[None, :] - place[:, None]
-
-
-def _squares(xp, like, length):
-    return _apart(xp, like, length) ** 2
-
-
-def _moments(z_source, z_target, sharpness):
-    """Give both spreads, and the mean step and squared step from each pixel of the source."""
-    xp = array_namespace(z_source, z_target)
-    height, width = z_source.shape[-2:]
-    rows, columns = _neighbours(sharpness, height), _neighbours(sharpness, width)
-    grid = _Grid({"rows": rows, "columns": columns}, sharpness, 0)
-    onto_target, _ = grid.onto_target(z_source)
-    onto_source, _ = grid.onto_source(z_target)
-    top = xp.max(z_target, axis=(-2, -1), keepdims=True)
-    along = xp.matmul(xp.exp(z_target - top), columns)
-    least = float(xp.finfo(z_target.dtype).smallest_normal)
-    sums = xp.maximum(xp.matmul(rows, along), least * xp.ones_like(top))
-    dy, dx = _apart(xp, sharpness, height), _apart(xp, sharpness, width)
-    across = xp.matmul(rows, xp.exp(z_target - top))
-    # matrices to the right act on columns, (j, i)
-    moved_y = xp.matmul(rows * dy, along) / sums
-    moved_x = xp.matmul(across, columns * -dx) / sums
-    squares = xp.matmul(rows * dy**2, along) + xp.matmul(across, columns * dx**2)
-    return onto_target, onto_source, xp.stack([moved_y, moved_x], axis=-1), squares / sums
-
-
-def _tiled(z, sharpness, tile):
-    """Give log sum_j exp(z_j - C_ij/eps) with a scale of its own for every tile."""
-    xp = array_namespace(z)
-    along_x, _ = _tiles_along(z, sharpness, tile)
-    along_y, _ = _tiles_along(xp.matrix_transpose(along_x), sharpness, tile)
-    return xp.matrix_transpose(along_y)
-
-
-def _tiled_moments(z, sharpness, tile):
-    """Give that sum, the mean step (..., y, x, 2) and the mean squared step (..., y, x)."""
-    xp = array_namespace(z)
-    turn = xp.matrix_transpose
-    along_x, (dx, dx2) = _tiles_along(z, sharpness, tile, ())
-    carried = (turn(dx), turn(dx2))
-    both, (dx, dx2, dy, dy2) = _tiles_along(turn(along_x), sharpness, tile, carried)
-    return turn(both), xp.stack([turn(dy), turn(dx)], axis=-1), turn(dx2 + dy2)
-
-
-def _tiles_along(z, sharpness, tile, carried=None):
-    """Sum along the last axis: the logarithm, and weighted means.
-
-    For tiles that begin d apart and places p and q in them, (d + q - p)^2 is
-    d^2 - 2 d p + 2 d q + (q - p)^2. What depends on p or q alone goes to the logarithms, so that
-    the matrix has no entry below exp(-sharpness tile^2).
-
-    Means are those of the carried arrays, of the step and of its square; none if carried is None.
-    """
-    xp = array_namespace(z)
-    length = z.shape[-1]
-    count = -(-length // tile)
-    lowest = -0.01 * float(xp.finfo(z.dtype).max)
-    place = xp.arange(tile, dtype=z.dtype, device=device(z))
-    first = tile * xp.arange(count, dtype=z.dtype, device=device(z))
-    apart = first[None, :] - first[:, None]  # (to, from)
-    each = sharpness[(...,) + (None,) * 4]  # (..., line, to, from, place)
-    there = _in_tiles(z, tile, count, lowest)[..., None, :, :]
-    there = there - 2 * apart[:, :, None] * place * each  # (..., line, to, from, q)
-    top = xp.maximum(xp.max(there, axis=-1, keepdims=True), lowest * xp.ones_like(there[..., :1]))
-    weights = xp.exp(there - top)
-    between = _neighbours(sharpness, tile)[..., None, None, :, :]
-    sums = xp.matmul(weights, between)
-    least = float(xp.finfo(z.dtype).smallest_normal) * xp.ones_like(top)
-    bounded = xp.maximum(sums, least)
-    here = (2 * apart[:, :, None] * place - apart[:, :, None] ** 2) * each
-    logs = xp.log(bounded) + top + here  # (..., line, to, from, p)
-    highest = xp.max(logs, axis=-2, keepdims=True)
-    shares = xp.exp(logs - highest)
-    total = xp.sum(shares, axis=-2, keepdims=True)
-    found = _in_line(xp.log(total) + highest, length)
-    if carried is None:
-        return found, ()
-    shares = shares / (total * bounded)
-    step = _apart(xp, z, tile)  # q - p at (p, q)
-
-    def mean(values):
-        return _in_line(xp.sum(shares * values, axis=-2, keepdims=True), length)
-
-    means = [
-        mean(xp.matmul(weights * _in_tiles(part, tile, count, 0.0)[..., None, :, :], between))
-        for part in carried
-    ]
-    once = xp.matmul(weights, between * -step)  # (q, p)
-    twice = xp.matmul(weights, between * step**2)
-    gap = apart[:, :, None]
-    means.append(mean(gap * sums + once))
-    means.append(mean(gap**2 * sums + 2 * gap * once + twice))
-    return found, tuple(means)
-
-
-def _in_tiles(values, tile, count, fill):
-    """Cut the last axis into tiles, (..., count, tile), filled up at the end."""
-    xp = array_namespace(values)
-    missing = count * tile - values.shape[-1]
-    if missing:
-        more = xp.full(
-            (*values.shape[:-1], missing), fill, dtype=values.dtype, device=device(values)
-        )
-        values = xp.concat([values, more], axis=-1)
-    return xp.reshape(values, (*values.shape[:-1], count, tile))
-
-
-def _in_line(values, length):
-    """Join tiles (..., to, 1, place) to a line."""
-    xp = array_namespace(values)
-    *leading, count, _, tile = values.shape
-    return xp.reshape(values, (*leading, count * tile))[..., :length]
 
 
 def _log_density(density):

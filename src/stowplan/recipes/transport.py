@@ -264,7 +264,8 @@ def _replaced(column: Ragged, items: NDArray[np.intp], new: Ragged) -> Ragged:
 def _tile(sharpness: float, dtype: Any) -> int:
     """Give the longest tile, a power of two, along which no summand gets lost."""
     most = 600.0 if np.dtype(dtype) == np.float64 else 60.0
-    return 2 ** int(math.log2(max(math.sqrt(most / sharpness) + 1, 1)))
+    exponent = int(math.log2(max(math.sqrt(most / sharpness) + 1, 1)))
+    return 1 << exponent
 
 
 def _maps(
@@ -417,7 +418,8 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
         else:
             raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
     sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
-    fits = (shapes[:, None, :] <= sides).all(axis=2).any(axis=1)
+    inside: NDArray[np.bool_] = shapes[:, None, :] <= sides
+    fits = inside.all(axis=2).any(axis=1)
     if not fits.all():
         pair = int(np.argmin(fits))
         height, width = shapes[pair].tolist()

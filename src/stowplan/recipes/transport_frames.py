@@ -71,7 +71,7 @@ class Frames:
         values, (t0, t1, l0, l1) = _depth(mask), _tight(mask)
         if self.density != "distance":
             width = BAND if self.density == "boundary" else float(self.density[1])
-            values = (values > 0) & (values <= width)
+            values = np.where(values <= width, np.minimum(values, 1.0), 0.0)
         top, bottom, left, right = max(y0, t0), min(y1, t1), max(x0, l0), min(x1, l1)
         if top < bottom and left < right:
             part = values[top - t0 : bottom - t0, left - l0 : right - l0]
@@ -136,7 +136,8 @@ def work_grid(values: NDArray[Any], pool: int) -> Array:
     rows, columns = -(-height // pool), -(-width // pool)
     whole = np.zeros((rows * pool, columns * pool))
     whole[:height, :width] = values
-    return whole.reshape(rows, pool, columns, pool).sum(axis=(1, 3))
+    found: Array = whole.reshape(rows, pool, columns, pool).sum(axis=(1, 3))
+    return found
 
 
 def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
