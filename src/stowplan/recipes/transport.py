@@ -179,9 +179,16 @@ def solve(
     slots = _read_buckets(buckets, problem.shapes)
     first = _round_plan(data, on, slots, rows, budget, offsets, shared)
     found = _iterate(data, first, on, max_iterations, shared, progress)
-    found, tile = _with_tiles(found, data, on, max_iterations, shared, problem, progress)
-    steered = {**options.fixed(), "tile": tile}
-    maps, last = _maps(data, found, first, on, budget, steered)
+    found, retried, tile = _with_tiles(
+        found, data, on, max_iterations, shared, problem.sharpness, budget, progress
+    )
+    steered = {**options.fixed(), "tile": 0}
+    maps, last = _maps(data, found, first, np.arange(len(frames)), on, budget, steered)
+    if len(retried):
+        steered["tile"] = tile
+        more, _ = _maps(data, found, first, retried, on, budget, steered)
+        columns = zip(maps, more, strict=True)
+        maps = kernels.TransportMaps(*(_replaced(*column, retried) for column in columns))
     results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size)
     _say(results)
     return results
@@ -212,10 +219,12 @@ def _iterate(
     shared: Mapping[str, Any],
     progress: bool,
 ) -> Iterated:
-    return iterate(
-        kernels.step, data, made, init=kernels.start, until=kernels.finished, every=kernels.EVERY,
-        limit=limit, keep=POTENTIALS, on=on, progress=progress, **{"tile": 0, **shared},
-    )  # fmt: skip
+    with np.errstate(all="ignore"):  # pairs that fail are flagged
+        return iterate(
+            kernels.step, data, made, init=kernels.start, until=kernels.finished,
+            every=kernels.EVERY, limit=limit, keep=POTENTIALS, on=on, progress=progress,
+            **{"tile": 0, **shared},
+        )  # fmt: skip
 
 
 def _with_tiles(
@@ -224,40 +233,51 @@ def _with_tiles(
     on: str | None,
     limit: int,
     shared: Mapping[str, Any],
-    problem: _Problem,
+    sharpness: Array,
+    budget: float | str | None,
     progress: bool,
-) -> tuple[Iterated, int]:
-    """Solve the pairs that failed once more, with sums that lose nothing."""
+) -> tuple[Iterated, NDArray[np.intp], int]:
+    """Solve the pairs that failed once more, with sums that lose nothing; give which, and tile."""
     again = np.flatnonzero(found.failed)
     if not len(again):
-        return found, 0
-    tile = _tile(problem.sharpness[again].max(), data["sharpness"].dtype)
-    some = {name: column[again] for name, column in data.items()}
-    offsets = found.plan.offsets
+        return found, again, 0
+    tile = _tile(sharpness[again].max(), data["sharpness"].dtype)
     steered = {**shared, "tile": tile}
-    made = _round_plan(
-        some,
-        on,
-        found.plan.slots,
-        None,
-        None,
-        "corner" if offsets is None else offsets[again],
-        steered,
-    )
+    some, slots = _items(data, again), _same_slots(found.plan, budget)
+    made = _round_plan(some, on, slots, None, budget, _offsets(found.plan, again), steered)
     more = _iterate(some, made, on, limit, steered, progress)
-    values = {name: _replaced(found.values[name], again, more.values[name]) for name in POTENTIALS}
+    values = {name: _replaced(found.values[name], more.values[name], again) for name in POTENTIALS}
     merged = replace(found, values=values)
     for name in ("iterations", "converged", "failed"):
         getattr(merged, name)[again] = getattr(more, name)
-    return merged, tile
+    return merged, again, tile
 
 
-def _replaced(column: Ragged, items: NDArray[np.intp], new: Ragged) -> Ragged:
+def _items(columns: Mapping[str, Any], chosen: NDArray[np.intp]) -> dict[str, Any]:
+    return {name: column[chosen] for name, column in columns.items()}
+
+
+def _offsets(made: Plan, chosen: NDArray[np.intp]) -> Any:
+    return "corner" if made.offsets is None else made.offsets[chosen]
+
+
+def _same_slots(made: Plan, budget: float | str | None) -> list[Mapping[str, int]]:
+    """Give the buckets of a plan: with their rows where the next set then compiles nothing."""
+    if made.on == "jax" and budget is None:
+        return list(made.slots)
+    return [{dim: slot[dim] for dim in made.dims} for slot in made.slots]
+
+
+def _replaced(column: Any, new: Any, items: NDArray[np.intp]) -> Any:
+    """Give a column with other values for some items."""
+    if not isinstance(column, Ragged):
+        changed = np.array(column)
+        changed[items] = new
+        return changed
     values = np.array(column.values)
     for place, item in enumerate(items.tolist()):
-        start = int(column.starts[item])
-        fresh = new[place]
-        values[start : start + fresh.size] = fresh.reshape(-1)
+        start, count = int(column.starts[item]), int(column.shapes[item].prod())
+        values[start : start + count] = new[place].reshape(count, *values.shape[1:])
     return column.map_values(lambda _: values)
 
 
@@ -272,27 +292,28 @@ def _maps(
     data: Mapping[str, Any],
     found: Iterated,
     first: Plan,
+    chosen: NDArray[np.intp],
     on: str | None,
     budget: float | str | None,
     steered: Mapping[str, Any],
 ) -> tuple[kernels.TransportMaps, Plan]:
-    columns = {
-        "source": data["source"], "target": data["target"], **found.values,
-        "sharpness": data["sharpness"],
-    }  # fmt: skip
+    columns = _items(
+        {
+            "source": data["source"], "target": data["target"], **found.values,
+            "sharpness": data["sharpness"],
+        },
+        chosen,
+    )  # fmt: skip
     left: float | str | None = budget
     if budget is not None and first.memory is not None:  # potentials are no part of the budget
         held = sum(found.values[name].values.nbytes for name in POTENTIALS)
         left = first.memory.budget.bytes - held
-    offsets = "corner" if first.offsets is None else first.offsets
-    slots = [{dim: slot[dim] for dim in first.dims} for slot in first.slots]
-    if first.on == "jax" and budget is None:
-        slots = list(first.slots)  # rows too, so that the next set compiles nothing
     made = plan(
-        kernels.maps, columns, on=on, slots=slots, budget=left, order="cheapest",
-        offsets=offsets, **steered,
+        kernels.maps, columns, on=on, slots=_same_slots(first, budget), budget=left,
+        order="cheapest", offsets=_offsets(first, chosen), **steered,
     )  # fmt: skip
-    maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
+    with np.errstate(all="ignore"):  # pairs that failed have numbers that are put aside
+        maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
     return maps, made
 
 
@@ -418,8 +439,8 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
         else:
             raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
     sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
-    inside: NDArray[np.bool_] = shapes[:, None, :] <= sides
-    fits = inside.all(axis=2).any(axis=1)
+    inside = (shapes[:, None, :] <= sides).all(axis=2)
+    fits: NDArray[np.bool_] = np.any(inside, axis=1)
     if not fits.all():
         pair = int(np.argmin(fits))
         height, width = shapes[pair].tolist()
