@@ -194,6 +194,7 @@ def solve(
     return results
 
 
+@np.errstate(all="ignore")  # a probe has no mass
 def _round_plan(
     data: Mapping[str, Any],
     on: str | None,
@@ -211,6 +212,7 @@ def _round_plan(
     return replace(made, kernels=3)  # rounds, maps, and rounds with tiles where they are needed
 
 
+@np.errstate(all="ignore")  # pairs that fail are flagged
 def _iterate(
     data: Mapping[str, Any],
     made: Plan,
@@ -219,12 +221,10 @@ def _iterate(
     shared: Mapping[str, Any],
     progress: bool,
 ) -> Iterated:
-    with np.errstate(all="ignore"):  # pairs that fail are flagged
-        return iterate(
-            kernels.step, data, made, init=kernels.start, until=kernels.finished,
-            every=kernels.EVERY, limit=limit, keep=POTENTIALS, on=on, progress=progress,
-            **{"tile": 0, **shared},
-        )  # fmt: skip
+    return iterate(
+        kernels.step, data, made, init=kernels.start, until=kernels.finished, every=kernels.EVERY,
+        limit=limit, keep=POTENTIALS, on=on, progress=progress, **{"tile": 0, **shared},
+    )  # fmt: skip
 
 
 def _with_tiles(
@@ -288,6 +288,7 @@ def _tile(sharpness: float, dtype: Any) -> int:
     return 1 << exponent
 
 
+@np.errstate(all="ignore")  # numbers of pairs that failed are put aside
 def _maps(
     data: Mapping[str, Any],
     found: Iterated,
@@ -312,8 +313,7 @@ def _maps(
         kernels.maps, columns, on=on, slots=_same_slots(first, budget), budget=left,
         order="cheapest", offsets=_offsets(first, chosen), **steered,
     )  # fmt: skip
-    with np.errstate(all="ignore"):  # pairs that failed have numbers that are put aside
-        maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
+    maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
     return maps, made
 
 
@@ -422,7 +422,7 @@ def _mean_square(a: Array, b: Array) -> float:
 
 
 def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
-    if buckets is None or isinstance(buckets, int | np.integer):
+    if buckets is None or is_count(buckets):
         return buckets
     given = buckets
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
@@ -430,15 +430,8 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
             f"transport: buckets={buckets!r}; give how many to choose, or a list of shapes: "
             "buckets=[(32, 64), (64, 128)]."
         )
-    slots: list[Mapping[str, int]] = []
-    for bucket in given:
-        if isinstance(bucket, Mapping):
-            slots.append(bucket)
-        elif isinstance(bucket, Sequence | np.ndarray) and len(bucket) == 2:
-            slots.append(dict(zip("yx", bucket, strict=True)))
-        else:
-            raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
-    sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
+    slots = [_read_bucket(bucket) for bucket in given]
+    sides = np.array([[slot["y"], slot["x"]] for slot in slots])
     inside = (shapes[:, None, :] <= sides).all(axis=2)
     fits: NDArray[np.bool_] = np.any(inside, axis=1)
     if not fits.all():
@@ -451,6 +444,20 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
             f"buckets=[..., {(height, width)}], or raise pool."
         )
     return slots
+
+
+def _read_bucket(bucket: Any) -> Mapping[str, int]:
+    listed = isinstance(bucket, Sequence | np.ndarray) and len(bucket) == 2
+    slot = dict(zip("yx", bucket, strict=True)) if listed else bucket
+    if not (
+        isinstance(slot, Mapping)
+        and {"y", "x"} <= set(slot) <= {"y", "x", "rows"}
+        and all(map(is_count, slot.values()))
+    ):
+        raise PlanError(
+            f"transport: bucket {bucket!r} is no shape (height, width) of whole pixels from 1."
+        )
+    return slot
 
 
 def _say(results: TransportResults) -> None:
