@@ -1,4 +1,4 @@
-"""Transport between masks: the peers' answers, mesh invariance, accounting, velocity, and limits."""
+"""Transport between masks: peers, mesh invariance, accounting, velocity, objective, and limits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from stowplan.recipes.transport_frames import lift_density, work_grid
 
 TIGHT = {"threshold": 1e-13, "relative_epsilon": 0.05, "tau": 0.95}
 REFERENCES = ["product", "counting"]
+# shapes in which frameworks that compile can run many tests
+FEW = {"pool": 2, "buckets": [{"y": 12, "x": 18, "rows": 3}]}
+SQUARE = {"buckets": [{"y": 40, "x": 40, "rows": 2}]}
 
 
 def disk(y, x, radius, canvas=(24, 36)):
@@ -43,7 +46,7 @@ def costs(found, pair):
     return (apart**2).sum(axis=2) * (found.spacing[pair] / found.pool) ** 2
 
 
-def pot(found, pair, reference, method="sinkhorn", **options):
+def pot(found, pair, reference):
     """The plan by Python Optimal Transport."""
     ot = pytest.importorskip("ot", reason="POT is not installed")
     plan = found.coupling(pair)
@@ -54,23 +57,25 @@ def pot(found, pair, reference, method="sinkhorn", **options):
         warnings.simplefilter("ignore")  # it says how it names its references
         return ot.unbalanced.sinkhorn_unbalanced(
             plan.source_density, plan.target_density, costs(found, pair), epsilon, rho,
-            method=method, reg_type=kind, **{"stopThr": 1e-16, "numItermax": 100000, **options},
+            reg_type=kind, stopThr=1e-16, numItermax=100000,
         )  # fmt: skip
 
 
-def slow_plan(a, b, cost, epsilon, tau, steps=20000):
-    """The plan of the product reference, by plain iterations with dense sums of logarithms."""
-    f, g = np.zeros_like(a), np.zeros_like(b)
-    logs = np.log(a)[:, None] + np.log(b)[None] - cost / epsilon
+def slow_plan(a, b, cost, epsilon, tau, reference, steps=20000):
+    """The plan by plain iterations with dense sums of logarithms."""
+    log_a, log_b = np.log(a), np.log(b)
+    held = np.zeros_like(a), np.zeros_like(b)  # logarithms of the reference
+    if reference == "product":
+        held = log_a, log_b
+    r, f = tau / (1 - tau), np.zeros_like(a)
+    logs = held[0][:, None] + held[1] - cost / epsilon
     for _ in range(steps):
         before = f
-        g = -tau * logsumexp(logs - np.log(b) + f[:, None], axis=0)
-        f = -tau * logsumexp(logs - np.log(a)[:, None] + g, axis=1)
-        if tau < 1:  # the best constant between both
-            r = tau / (1 - tau)
-            shift = logsumexp(np.log(a) - f / r) - logsumexp(np.log(b) - g / r)
-            f, g = f + r / 2 * shift, g - r / 2 * shift
-        if np.abs(f - before).max() < 1e-14 * max(np.abs(f).max(), 1):
+        g = tau * (log_b - logsumexp(logs + f[:, None], axis=0))
+        f = tau * (log_a - logsumexp(logs + g, axis=1))
+        shift = logsumexp(log_a - f / r) - logsumexp(log_b - g / r)
+        f, g = f + r / 2 * shift, g - r / 2 * shift  # the best constant between both
+        if np.abs(f - before).max() < 1e-13 * max(np.abs(f).max(), 1):
             break
     return np.exp(logs + f[:, None] + g)
 
@@ -86,7 +91,7 @@ def kl(p, q):
 
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_plans_costs_and_masses_are_those_of_pot(framework, reference):
-    found = solve(*few(), pool=2, padding=3, on=framework, reference=reference, **TIGHT)
+    found = solve(*few(), on=framework, reference=reference, **TIGHT, **FEW)
     for pair in range(3):
         expected = pot(found, pair, reference)
         dense = found.coupling(pair).dense()
@@ -121,9 +126,9 @@ def test_plans_of_the_counting_reference_are_those_of_ott():
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
-def test_costs_that_underflow_are_solved_as_by_pot_in_logarithms(framework, reference):
-    if framework == "array_api_strict":
-        pytest.skip("slow, and the same code")
+def test_costs_that_underflow_are_solved_as_by_dense_sums_of_logarithms(framework, reference):
+    if framework == "array_api_strict" or (framework == "jax" and reference == "counting"):
+        pytest.skip("takes 10 s, and has been seen with another reference or framework")
     canvas = (12, 90)
     found = solve(
         [disk(5, 6, 4, canvas)], [disk(6, 82, 4.5, canvas)], pool=2, padding=2, on=framework,
@@ -132,26 +137,22 @@ def test_costs_that_underflow_are_solved_as_by_pot_in_logarithms(framework, refe
     assert (costs(found, 0) / found.epsilon[0]).min() > 700
     assert found.converged[0]
     assert found.mass[0] > 0.1
-    dense = found.coupling(0).dense()
-    if reference == "product":
-        plan = found.coupling(0)
-        expected = slow_plan(
-            plan.source_density, plan.target_density, costs(found, 0), found.epsilon[0], found.tau
-        )
-    else:
-        expected = pot(
-            found, 0, reference, method="sinkhorn_stabilized", tau=10.0, numItermax=200000
-        )
+    plan, dense = found.coupling(0), found.coupling(0).dense()
+    expected = slow_plan(
+        plan.source_density, plan.target_density, costs(found, 0), found.epsilon[0], found.tau,
+        reference,
+    )  # fmt: skip
     np.testing.assert_allclose(dense, expected, rtol=0, atol=1e-9 * expected.max())
 
 
 def test_pairs_beside_one_that_underflows_have_the_numbers_that_they_have_alone(framework):
-    if framework == "array_api_strict":
-        pytest.skip("slow, and the same code")
+    if framework in ("array_api_strict", "jax"):
+        pytest.skip("takes 10 s: every pair is a shape of its own")
     far = disk(10, 11, 5.2, (24, 160)), disk(12, 140, 6, (24, 160))
     sharp = disk(62, 8, 2.2, (100, 24)), disk(64, 10, 3, (100, 24))  # 26 times as sharp
     steering = {
         "pool": 1, "crop": (0, 999, 0, 999), "tau": 0.99999, "epsilon": 6e-4, "on": framework,
+        "threshold": 1e-11,
     }  # fmt: skip
     alone = [solve([source], [target], **steering) for source, target in (far, sharp)]
     both = solve([far[0], sharp[0]], [far[1], sharp[1]], **steering)
@@ -192,12 +193,15 @@ def test_the_counting_mass_grows_as_a_power_of_the_number_of_pixels():
 # accounting
 
 
-@pytest.mark.parametrize("pool", [1, 4])
+@pytest.mark.parametrize("pool", [1, 2, 4])
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_what_is_not_transported_is_destroyed_and_what_does_not_arrive_is_created(
     framework, pool, reference
 ):
-    found = solve(*few(), pool=pool, on=framework, reference=reference)
+    if framework == "jax" and pool != 2:
+        pytest.skip("compiles for 10 s, and pools before it computes")
+    steering = FEW if pool == 2 else {"pool": pool}
+    found = solve(*few(), on=framework, reference=reference, **steering)
     masses = np.array([[mask.sum() for mask in side] for side in few()], float)
     expected = masses / masses.max(axis=0)
     np.testing.assert_allclose(found.source_mass, expected[0], rtol=1e-13)
@@ -256,21 +260,23 @@ def test_maps_keep_their_sums_at_the_edge_of_a_canvas_that_no_block_divides(pool
 
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_the_velocity_is_the_mean_target_of_the_plan_minus_the_pixel(framework, reference):
-    found = solve(*few(), pool=2, on=framework, reference=reference, pixel_size=0.65)
+    found = solve(*few(), on=framework, reference=reference, pixel_size=0.65, **FEW)
     for pair in range(3):
         plan, dense = found.coupling(pair), found.coupling(pair).dense()
         expected = dense @ plan.target_points / dense.sum(axis=1)[:, None] - plan.source_points
         where = np.floor(plan.source_points).astype(int) - found.boxes[pair, [0, 2]]
         there = found.velocity[pair][tuple(where.T)]
         np.testing.assert_allclose(there, 0.65 * expected, rtol=0, atol=1e-10)
-        mean = dense.sum(axis=1) @ expected / dense.sum()
-        assert found.mean_velocity[pair] == pytest.approx(0.65 * mean, abs=0.02)
+        moved = np.minimum(dense.sum(axis=1), plan.source_density)  # what is not destroyed
+        mean = moved @ expected / moved.sum()
+        np.testing.assert_allclose(found.mean_velocity[pair], 0.65 * mean, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("pool", [1, 2])
 def test_a_balanced_shift_moves_the_mass_by_that_shift(framework, pool):
-    mask = disk(12, 12, 6.5, (32, 48))
-    found = solve([mask], [np.roll(mask, (4, 12), axis=(0, 1))], pool=pool, tau=1, on=framework)
+    mask = disk(12, 12, 6.5, (40, 40))
+    moved = np.roll(mask, (4, 12), axis=(0, 1))
+    found = solve([mask], [moved], pool=pool, tau=1, on=framework, **SQUARE)
     np.testing.assert_allclose(found.mean_velocity, [[4.0, 12.0]], atol=1e-3)
     y0, y1, x0, x1 = found.boxes[0]
     inside = mask[y0:y1, x0:x1]
@@ -289,8 +295,8 @@ def test_a_balanced_shift_moves_the_mass_by_that_shift(framework, pool):
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_the_primal_is_the_objective_of_the_dense_plan(framework, reference, tau):
     found = solve(
-        *few(), pool=2, reference=reference, tau=tau, mass="own" if tau == 1 else "shared",
-        on=framework, threshold=1e-11,
+        *few(), reference=reference, tau=tau, mass="own" if tau == 1 else "shared",
+        on=framework, threshold=1e-11, **FEW,
     )  # fmt: skip
     for pair in range(3):
         plan, dense = found.coupling(pair), found.coupling(pair).dense()
@@ -307,7 +313,7 @@ def test_the_primal_is_the_objective_of_the_dense_plan(framework, reference, tau
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_the_duality_gap_is_positive_and_vanishes(framework, reference):
     gaps = [
-        solve(*few(), pool=2, reference=reference, threshold=threshold, on=framework).gap
+        solve(*few(), reference=reference, threshold=threshold, on=framework, **FEW).gap
         for threshold in (1e-1, 1e-4, 1e-11)
     ]
     assert (np.array(gaps) >= -1e-12).all()
@@ -321,18 +327,20 @@ def test_the_duality_gap_is_positive_and_vanishes(framework, reference):
 @pytest.mark.parametrize("tau", [0.99, 1])
 def test_identical_masks_stay_where_they_are(framework, tau):
     mask = disk(12, 12, 6, (25, 25))
-    found = solve([mask], [mask], pool=1, tau=tau, relative_epsilon=0.001, on=framework)
+    found = solve(
+        [mask], [mask], pool=1, tau=tau, relative_epsilon=0.01, on=framework, **SQUARE
+    )  # fmt: skip
     assert found.converged[0]
     np.testing.assert_allclose(found.mean_velocity, 0, atol=1e-9)
-    assert found.mass[0] == pytest.approx(1, abs=2e-3)
-    assert found.cost[0] < 2 * found.epsilon[0]
+    assert found.cost[0] < found.epsilon[0]
+    assert found.mass[0] == pytest.approx(1, abs=0.03 if tau < 1 else 1e-4)
 
 
 def test_single_pixels_have_the_answer_in_closed_form(framework):
     # P = m: m C + eps (m log m - m + 1) + 2 rho (m log m - m + 1) is least at exp(-C/(eps + 2 rho))
     found = solve(
         [pixel(10, 10)] * 2, [pixel(10, 10), pixel(30, 25)], pool=1, on=framework,
-        threshold=1e-12,
+        threshold=1e-12, **SQUARE,
     )  # fmt: skip
     cost = np.array([0, (20**2 + 15**2) / 40**2])
     rho = found.epsilon * 99
@@ -345,6 +353,8 @@ def test_single_pixels_have_the_answer_in_closed_form(framework):
 
 
 def test_far_masks_at_small_tau_are_destroyed_and_created_where_they_are(framework, caplog):
+    if framework == "jax":
+        pytest.skip("takes 10 s: it compiles sums that lose nothing for a pair")
     canvas = (24, 120)
     with caplog.at_level(logging.WARNING, logger="stowplan"):
         found = solve(
@@ -370,7 +380,7 @@ def test_far_masks_at_small_tau_are_destroyed_and_created_where_they_are(framewo
 
 def test_a_mass_much_larger_than_the_other_is_mostly_destroyed_or_created(framework):
     big, one = disk(20, 20, 19, (40, 40)), pixel(10, 12)
-    found = solve([big, one], [one, big], on=framework, threshold=1e-10)
+    found = solve([big, one], [one, big], pool=1, on=framework, threshold=1e-10, **SQUARE)
     assert found.converged.all()
     assert found.mass[0] == pytest.approx(found.mass[1], rel=1e-6)  # the problem is symmetric
     assert found.destroyed_mass[0] > 0.9
@@ -380,7 +390,7 @@ def test_a_mass_much_larger_than_the_other_is_mostly_destroyed_or_created(framew
 
 
 def test_tau_1_transports_all_mass_of_unequal_masks_in_their_own_units(framework):
-    found = solve(*few(), tau=1, mass="own", on=framework, threshold=1e-9, pool=2)
+    found = solve(*few(), tau=1, mass="own", on=framework, threshold=1e-9, **FEW)
     assert found.converged.all()
     np.testing.assert_allclose(found.mass, 1, atol=1e-8)
     ot = pytest.importorskip("ot", reason="POT is not installed")

@@ -20,13 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.adapters import framework_of
 from stowplan.errors import DataError, PlanError
 from stowplan.kernels import transport as kernels
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.recipes.known import is_count, refuse_numbers
 from stowplan.recipes.transport_frames import Density, Frames, read_frames
-from stowplan.recipes.transport_gradient import followed_by, solve_followed
+from stowplan.recipes.transport_gradient import arrays_of, followed_by, solve_followed
 from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
 from stowplan.recipes.transport_points import PointResults, solve_points
 from stowplan.recipes.transport_results import Coupling, TransportResults
@@ -158,6 +159,8 @@ def solve(
         epsilon, relative_epsilon, relaxation, tau, reference, mass, threshold, max_iterations
     )
     _check_grid(coord_scale, pixel_size, pool)
+    if on is None and density == "given":
+        on = framework_of([*arrays_of(source), *arrays_of(target)])
     recording = followed_by(source, target) if density == "given" else None
     if recording is not None:
         return solve_followed(
