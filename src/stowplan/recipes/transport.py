@@ -418,8 +418,8 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
         else:
             raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
     sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
-    inside: NDArray[np.bool_] = shapes[:, None, :] <= sides
-    fits = inside.all(axis=2).any(axis=1)
+    inside = np.all(np.less_equal(shapes[:, None, :], sides), axis=2)
+    fits: NDArray[np.bool_] = np.any(inside, axis=1)
     if not fits.all():
         pair = int(np.argmin(fits))
         height, width = shapes[pair].tolist()
