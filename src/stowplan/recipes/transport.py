@@ -42,7 +42,7 @@ RELAXATION = 1.7
 """Over-relaxation to begin with; it is raised where errors fall too slowly."""
 POTENTIALS = ("source_potential", "target_potential")
 NOTHING = 1e-9  # mass below which nothing is transported
-_log = logging.getLogger("stowplan")
+_log = logging.getLogger("stowplan.transport")  # of what is said of pairs
 
 
 def solve(

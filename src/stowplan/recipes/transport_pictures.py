@@ -146,8 +146,8 @@ def _arrange(height: int, width: int) -> _Layout:
     wide, high = width * inches, height * inches
     bottom, shift = EDGE / 2 + STRIP, (half - wide) / 2
     columns = ((EDGE, half), (EDGE + half + GAP, half))
-    panels = tuple((left + shift, bottom, wide, high) for left, _ in columns)
-    return _Layout(HEAD + high + below + EDGE / 2, panels, columns, inches)
+    first, second = ((left + shift, bottom, wide, high) for left, _ in columns)
+    return _Layout(HEAD + high + below + EDGE / 2, (first, second), columns, inches)
 
 
 def _panel(
@@ -246,7 +246,8 @@ def _draw_changes(
     pair: int,
     masks: list[NDArray[np.bool_]],
 ) -> None:
-    shares, totals, most = [np.zeros(mask.shape) for mask in masks], ("", ""), 0.0
+    destroyed, created = (np.zeros(mask.shape) for mask in masks)
+    names, most = ["Destroyed", "Created"], 0.0
     if not results.failed[pair]:
         maps = results.maps(pair)
         found = [maps[name] for name in ("destroyed", "created")]
@@ -255,12 +256,13 @@ def _draw_changes(
             float(lift_density(_work(results, side, pair), box, results.pool).max())
             for side in ("source", "target")
         )
-        shares = [np.clip(part / full, 0, 1) for part in found]
-        totals = tuple(f" {_percent(float(part.sum()))}" for part in found)
-        most = max(FAINT, *(float(share.max()) for share in shares))
-    captions = ((f"Destroyed{totals[0]}", SOURCE), (f"Created{totals[1]}", TARGET))
+        destroyed, created = (np.clip(part / full, 0, 1) for part in found)
+        totals = (_percent(float(part.sum())) for part in found)
+        names = [f"{name} {total}" for name, total in zip(names, totals, strict=True)]
+        most = max(FAINT, float(destroyed.max()), float(created.max()))
+    captions = zip(names, (SOURCE, TARGET), strict=True)
     axes = _panel(figure, layout, 1, masks[0].shape, *captions)
-    axes.imshow(_blend(*shares, most or 1.0), interpolation="nearest", aspect="auto")
+    axes.imshow(_blend(destroyed, created, most or 1.0), interpolation="nearest", aspect="auto")
     for mask, colour in zip(masks, (SOURCE, TARGET), strict=True):
         _outline(axes, mask, colour)
     if most > 0:
