@@ -263,9 +263,9 @@ def test_flags_are_the_arguments_of_the_recipe(flags, options, stack, capsys, mo
         lambda *masks, **given: asked.update(given) or whole(*masks, **given),
     )
     assert main(["transport", stack, "--consecutive", *flags.split()]) == 0
-    expected = transport.solve(STACK, pairs="consecutive", **options)
     asked.pop("pairs")
     assert asked == {**options, "pixel_size": None, "progress": False}
+    expected = whole(STACK, pairs="consecutive", **options)
     rows, _ = lines_of(capsys)
     assert [float(row["cost"]) for row in rows] == pytest.approx(expected.cost.tolist(), rel=1e-8)
 
