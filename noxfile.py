@@ -70,7 +70,7 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test all backends that this machine can run, in one environment (the default)."""
-    install(session, "test", "strict", "examples", extras="all-cpu")
+    install(session, "test", "strict", "examples", "peers", extras="all-cpu")
     if session.posargs:
         pytest(session)
         return
@@ -107,7 +107,10 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the library against its peers, on one thread."""
     install(session, "bench", extras="all-cpu")
-    session.run("python", "-m", "bench.ewald", *session.posargs, env=ONE_THREAD)
+    names = [name for name in ("ewald", "transport") if name in session.posargs]
+    others = [option for option in session.posargs if option not in names]
+    for name in names or ("ewald", "transport"):
+        session.run("python", "-m", f"bench.{name}", *others, env=ONE_THREAD)
 
 
 @nox.session

@@ -214,8 +214,8 @@ def kernel(
     The function acts on the trailing core dims of its positional parameters, broadcasts over
     leading ones and is written against the array API. Keyword-only parameters are shared by all
     items; one named ``mask`` receives ``{dim: bool (..., capacity)}``, True where an entry is real.
-    One named ``state`` makes it a step of an iteration, see `iterate`: with ``age`` (...), the steps
-    taken before, it gives the state after one more; the outputs of its signature are what is kept.
+    One named ``state`` makes it a step of an iteration, see `iterate`: with ``age`` (...), the
+    steps taken before, it gives the state after one more; its signature's outputs are what is kept.
 
     Parameters
     ----------

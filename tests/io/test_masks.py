@@ -70,6 +70,8 @@ def refused(path, *words, **options):
     with pytest.raises(DataError) as error:
         read(path, **options)
     message = str(error.value)
+    assert message.startswith("read: ")
+    assert message.count("read: ") == 1
     for word in (Path(path).name, *words):
         assert word in message
     return message
@@ -198,10 +200,10 @@ def test_the_masks_of_a_label_image_partition_what_is_not_background(tmp_path):
     np.testing.assert_array_equal(np.sum(masks, axis=0), LABELLED != 0)
 
 
-@given(stack=hnp.arrays(np.uint16, (2, 3, 5), elements=st.sampled_from([0, 1, 2, 40000])))
+@given(stack=hnp.arrays(np.uint16, (2, 3, 5), elements=st.sampled_from([0, 1, 300, 40000])))
 def test_labels_survive_every_format(stack, tmp_path):
-    stack[:, 0, 0] = 2
-    expected = [frame == n for frame in stack for n in (1, 2, 40000) if (frame == n).any()]
+    stack[:, 0, 0] = 300
+    expected = [frame == n for frame in stack for n in (1, 300, 40000) if (frame == n).any()]
     files = [
         save_png(tmp_path / "0.png", stack[0]),
         save_png(tmp_path / "1.png", stack[1]),
@@ -353,6 +355,12 @@ def test_real_colours_are_refused_with_the_first_and_a_cure(suffix, tmp_path):
     for options in ({}, {"labels": "all"}, {"threshold": 3}):
         refused(path, "real colours in 5 of 12 pixels, first [255, 255, 0] at y=0, x=1 of frame 0",
                 "picture[..., 0]", **options)  # fmt: skip
+
+
+def test_more_channels_than_colours_have_are_refused(tmp_path):
+    picture = np.broadcast_to(WIDE[..., None], (3, 4, 5))
+    path = save_tiff(tmp_path / "five.tif", picture, planarconfig="contig")
+    refused(path, "5 channels", "grey values or labels have one")
 
 
 def test_colours_for_print_are_real_colours(tmp_path):
@@ -510,6 +518,14 @@ def test_files_of_a_pattern_or_folder_are_in_natural_order(tmp_path):
     listed = [f"{tmp_path}/a/t2*", tmp_path / "a9", tmp_path / f"{order[0]}.npy"]
     assert found(listed) == [2, 4, 0]
     assert found(iter(listed)) == [2, 4, 0]
+
+
+def test_two_stars_reach_into_all_folders_below(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for n, folder in enumerate(("", "a", "a/b"), start=1):
+        save_npy(tmp_path / folder / "mask.npy", BENT[:n])
+    found = read(tmp_path / "**" / "mask.npy")
+    assert sorted(len(mask) for mask in found) == [1, 2, 3]
 
 
 def test_canvases_may_differ(tmp_path):

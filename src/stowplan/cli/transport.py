@@ -29,7 +29,8 @@ frame; those that it lacks are left out and named.
 --out DIR gets results.parquet, a row for each pair, and for each pair maps (pair0000.npz: velocity
 (y, x, 2) as dy, dx; created, destroyed (y, x); box y0 y1 x0 x1 of the canvas; unit; or
 pair0000.tif, four channels) and a picture, pair0000.png. Without it, standard output gets a
-tab-separated line for each pair. Masses are shares of the larger mass of a pair.
+tab-separated line for each pair. Masses are shares of the larger mass of a pair; created and
+destroyed are net, below 0 where more mass arrives or leaves than there is.
 
 A pair that failed or did not converge is named on standard error and marked in the columns
 `failed` and `converged`; all others are written, and the exit status is 1.

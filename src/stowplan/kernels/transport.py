@@ -6,11 +6,8 @@ KL(p|q) = sum p log(p/q) - p + q, tau = rho/(rho + eps), r = rho/eps. ``referenc
 P = a_i b_j exp(F_i + G_j - C_ij/eps). ``sharpness`` is spacing^2/eps, the cost of a step of one
 pixel in units of eps, so that nothing here has a unit.
 
-exp(-C/eps) is a matrix along y times one along x, so that applying it takes H W (H + W) products
-instead of (H W)^2. Sums are taken relative to the largest summand of an item, which loses what is
-``exp(-700)`` of it (``exp(-80)`` in float32). `finished` sees where that could matter, and gives
-such an item up; with ``tile`` > 0, pixels short enough that ``sharpness * tile**2`` is below 600
-(60), every tile of the grid has a scale of its own, and nothing is lost.
+`finished` gives an item up where a sum has lost what its support needs; a ``tile`` loses nothing,
+see `stowplan.kernels.transport_sums`.
 
 Source: L. Chizat, G. Peyre, B. Schmitzer and F.-X. Vialard, Math. Comp. 87, 2563 (2018);
 translation-invariant steps: T. Sejourne, F.-X. Vialard and G. Peyre, AISTATS 2022;
@@ -18,13 +15,33 @@ over-relaxation: A. Thibault, L. Chizat, C. Dossal and N. Papadakis, Algorithms 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from stowplan.declaration import kernel
+from stowplan.kernels.transport_sums import (
+    Grid,
+    Points,
+    moments,
+    neighbours,
+    point_costs,
+    tiled,
+    tiled_moments,
+)
 
-__all__ = ["EVERY", "TransportMaps", "finished", "maps", "start", "step"]
+__all__ = [
+    "EVERY",
+    "TransportMaps",
+    "finished",
+    "finished_points",
+    "maps",
+    "maps_points",
+    "start",
+    "start_points",
+    "step",
+    "step_points",
+]
 
 EVERY = 10
 """Steps between two looks at the error; part of the result."""
@@ -32,48 +49,38 @@ PLAIN_STEPS = 5
 FASTEST = 1.95
 """Largest over-relaxation that is tried."""
 
-_GRID = {"ragged": ("y", "x")}
-_STATIC = ("reference", "balanced", "tile")
+_STATIC = ("reference", "balanced")
 _FILL = {"source": 0.0, "target": 0.0}
+_GRID = {"ragged": ("y", "x"), "fill": _FILL}
+_LISTS = {"ragged": ("n", "m"), "fill": _FILL}
 
 
 class TransportMaps(NamedTuple):
     """What a pair of potentials says, all in units of eps and pixels."""
 
-    cost: object  # (...) sum of P times squared steps, pixel^2
-    primal: object  # (...) objective / eps
-    gap: object  # (...) (primal - dual) / eps
-    mass: object  # (...) transported
-    error: object  # (...) L1 error of both marginals
-    destroyed: object  # (..., y, x) source that is not transported
-    created: object  # (..., y, x) target that nothing is transported to
-    velocity: object  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
+    cost: Any  # (...) sum of P times squared steps, pixel^2
+    primal: Any  # (...) objective / eps
+    gap: Any  # (...) (primal - dual) / eps
+    mass: Any  # (...) transported
+    error: Any  # (...) L1 error of both marginals
+    destroyed: Any  # (..., y, x) source that is not transported
+    created: Any  # (..., y, x) target that nothing is transported to
+    velocity: Any  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
 
 
 def start(source, target, sharpness, *, relaxation, tile=0):
     """Give the state from which `step` goes on: potentials 0, logarithms, and the two matrices."""
-    xp = array_namespace(source, target)
-    state = {
-        "source_potential": xp.zeros_like(source),
-        "target_potential": xp.zeros_like(target),
-        "log_source": _log_density(source),
-        "log_target": _log_density(target),
-        "relaxation": xp.zeros_like(sharpness) + relaxation,
-        "change": xp.full_like(sharpness, math.inf),
-    }
+    state = _beginning(source, target, sharpness, relaxation)
     if not tile:
-        state["rows"] = _neighbours(sharpness, source.shape[-2])
-        state["columns"] = _neighbours(sharpness, source.shape[-1])
-    spread = _spreading(state, sharpness, tile)
-    state["onto_target"], state["target_floor"] = spread(state["log_source"])
-    return state
+        state["rows"] = neighbours(sharpness, source.shape[-2])
+        state["columns"] = neighbours(sharpness, source.shape[-1])
+    return _looking_ahead(state, Grid(state, sharpness, tile))
 
 
 @kernel(
     "(y,x),(y,x),()->(y,x),(y,x)",
     **_GRID,
-    static=(*_STATIC, "adaptive"),
-    fill=_FILL,
+    static=(*_STATIC, "adaptive", "tile"),
     work="y * x * (24 * (y + x) + 1500)",  # ns on a CPU of some 60 steps
     memory="16 * y * x + 2 * (y * y + x * x)",
 )
@@ -109,39 +116,8 @@ def step(
     adaptive : bool
         Whether over-relaxation follows the error.
     """
-    log_a, log_b = state["log_source"], state["log_target"]
     terms = _Terms(tau, reference, balanced)
-    spread = _spreading(state, sharpness, tile)
-    xp = array_namespace(source, sharpness)
-    one = xp.ones_like(sharpness)
-    weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
-    g = state["target_potential"]
-    g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
-    onto_source, _ = spread(log_b + g)
-    f = state["source_potential"]
-    move = terms.goal(onto_source, log_a) - f
-    f = f + weight * move
-    if not balanced:
-        shift = terms.shift(f, g, log_a, log_b)
-        f, g = f + shift, g - shift
-    onto_target, floor = spread(log_a + f)
-    found = {
-        **state,
-        "source_potential": f,
-        "target_potential": g,
-        "onto_target": onto_target,
-        "target_floor": floor,
-    }
-    if not adaptive:
-        return found
-    looks = (age + 1) % EVERY == 0
-    change = xp.sum(source * xp.abs(move), axis=(-2, -1))
-    weight = _relaxed(state["relaxation"], change, state["change"])
-    return {
-        **found,
-        "relaxation": xp.where(looks, weight, state["relaxation"]),
-        "change": xp.where(looks, change, state["change"]),
-    }
+    return _step(source, age, state, terms, Grid(state, sharpness, tile), adaptive)
 
 
 def finished(
@@ -160,25 +136,58 @@ def finished(
 
     A row has failed where its state is not finite, and where a sum has lost what the support needs.
     """
-    xp = array_namespace(source, target)
     terms = _Terms(tau, reference, balanced)
-    spread = _spreading(state, sharpness, tile)
-    onto_source, source_floor = spread(state["log_target"] + state["target_potential"])
-    error = _marginal_error(
-        terms.marginals(state["source_potential"], state["log_source"], onto_source),
-        terms.marginals(state["target_potential"], state["log_target"], state["onto_target"]),
-    )
-    lost = xp.any((source > 0) & (onto_source < source_floor), axis=(-2, -1))
-    lost = lost | xp.any((target > 0) & (state["onto_target"] < state["target_floor"]), axis=(-2, -1))
-    failed = lost | ~xp.isfinite(error)
-    return (error < threshold) & ~failed, failed
+    return _finished(source, target, state, terms, Grid(state, sharpness, tile), threshold)
+
+
+def start_points(source, target, source_points, target_points, sharpness, *, relaxation):
+    """Give the state from which `step_points` goes on, with the matrix of C/eps."""
+    state = _beginning(source[..., None], target[..., None], sharpness, relaxation)
+    state["cost"] = point_costs(source_points, target_points, sharpness)
+    return _looking_ahead(state, Points(state["cost"]))
+
+
+@kernel(
+    "(n),(m),(n,d),(m,d),()->(n,1),(m,1)",
+    **_LISTS,
+    static=(*_STATIC, "adaptive"),
+    work="1500 * n * m",  # ns on a CPU of some 60 steps
+    memory="5 * n * m",
+)
+def step_points(
+    source,
+    target,
+    source_points,
+    target_points,
+    sharpness,
+    *,
+    age,
+    state,
+    tau,
+    reference="product",
+    balanced=False,
+    adaptive=True,
+):
+    """Improve both potentials of weighted points once, ``(n),(m),(n,d),(m,d),()->(n,1),(m,1)``.
+
+    As `step`, with densities source (..., n) and target (..., m), padding 0, anywhere:
+    source_points (..., n, d) and target_points (..., m, d), any padding. sharpness is 1/eps.
+    """
+    terms = _Terms(tau, reference, balanced)
+    return _step(source[..., None], age, state, terms, Points(state["cost"]), adaptive)
+
+
+def finished_points(state, source, target, *, tau, threshold, reference="product", balanced=False):
+    """Say which rows have converged and which have failed, as `finished`."""
+    terms = _Terms(tau, reference, balanced)
+    spreading = Points(state["cost"])
+    return _finished(source[..., None], target[..., None], state, terms, spreading, threshold)
 
 
 @kernel(
     "(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)",
     **_GRID,
-    static=_STATIC,
-    fill=_FILL,
+    static=(*_STATIC, "tile"),
     work="y * x * (5 * (y + x) + 200)",
     memory="24 * y * x + 6 * (y * y + x * x)",
 )
@@ -200,29 +209,141 @@ def maps(
     Parameters as in `step`, with its two potentials (..., y, x). Returns `TransportMaps`; the
     velocity is 0 where the source is.
     """
-    xp = array_namespace(source, target)
     f, g = source_potential, target_potential
-    log_a, log_b = _log_density(source), _log_density(target)
-    terms = _Terms(tau, reference, balanced)
+    z_source, z_target = _log_density(source) + f, _log_density(target) + g
     if tile:
-        onto_target = _tiled(log_a + f, sharpness, tile)
-        onto_source, steps, squares = _tiled_moments(log_b + g, sharpness, tile)
+        onto_target = tiled(z_source, sharpness, tile)
+        onto_source, steps, squares = tiled_moments(z_target, sharpness, tile)
     else:
-        onto_target, onto_source, steps, squares = _moments(log_a + f, log_b + g, sharpness)
+        onto_target, onto_source, steps, squares = moments(z_source, z_target, sharpness)
+    terms = _Terms(tau, reference, balanced)
+    return _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms)
+
+
+@kernel(
+    "(n),(m),(n,1),(m,1),(n,d),(m,d),()->(),(),(),(),(),(n),(m),(n,d)",
+    **_LISTS,
+    static=_STATIC,
+    work="100 * n * m",
+    memory="8 * n * m",
+)
+def maps_points(
+    source,
+    target,
+    source_potential,
+    target_potential,
+    source_points,
+    target_points,
+    sharpness,
+    *,
+    tau,
+    reference="product",
+    balanced=False,
+):
+    """Give what `maps` gives, of weighted points,
+    ``(n),(m),(n,1),(m,1),(n,d),(m,d),()->(),(),(),(),(),(n),(m),(n,d)``.
+
+    Parameters as in `step_points`. Returns `TransportMaps` in the unit of the points, with
+    destroyed (..., n), created (..., m) and velocity (..., n, d), the mean step of each point.
+    """
+    xp = array_namespace(source, target)
+    a, b, f, g = source[..., None], target[..., None], source_potential, target_potential
+    costs = point_costs(source_points, target_points, sharpness)
+    spreading = Points(costs)
+    onto_target, _ = spreading.onto_target(_log_density(a) + f)
+    z_target = _log_density(b) + g
+    onto_source, _ = spreading.onto_source(z_target)
+    shares = xp.exp(xp.matrix_transpose(z_target) - costs - onto_source)  # (..., n, m)
+    apart = target_points[..., None, :, :] - source_points[..., :, None, :]
+    steps = xp.sum(shares[..., None] * apart, axis=-2)
+    squares = xp.sum(shares * xp.sum(apart * apart, axis=-1), axis=-1)[..., None]
+    terms = _Terms(tau, reference, balanced)
+    found = _maps(a, b, f, g, onto_source, onto_target, steps[..., None, :], squares, terms)
+    return found._replace(
+        destroyed=found.destroyed[..., 0],
+        created=found.created[..., 0],
+        velocity=found.velocity[..., 0, :],
+    )
+
+
+def _beginning(source, target, sharpness, relaxation):
+    xp = array_namespace(source, target)
+    return {
+        "source_potential": xp.zeros_like(source),
+        "target_potential": xp.zeros_like(target),
+        "log_source": _log_density(source),
+        "log_target": _log_density(target),
+        "relaxation": xp.zeros_like(sharpness) + relaxation,
+        "change": xp.full_like(sharpness, math.inf),
+    }
+
+
+def _looking_ahead(state, spreading):
+    """Add what the source spreads onto the target, with which a step begins."""
+    spread, floor = spreading.onto_target(state["log_source"] + state["source_potential"])
+    return {**state, "onto_target": spread, "target_floor": floor}
+
+
+def _step(source, age, state, terms, spreading, adaptive):
+    xp = array_namespace(source)
+    log_a, log_b = state["log_source"], state["log_target"]
+    one = xp.ones_like(state["relaxation"])
+    weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
+    g = state["target_potential"]
+    g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
+    onto_source, _ = spreading.onto_source(log_b + g)
+    f = state["source_potential"]
+    move = terms.goal(onto_source, log_a) - f
+    f = f + weight * move
+    if not terms.balanced:
+        shift = terms.shift(f, g, log_a, log_b)
+        f, g = f + shift, g - shift
+    found = {**state, "source_potential": f, "target_potential": g}
+    found = _looking_ahead(found, spreading)
+    if not adaptive:
+        return found
+    looks = (age + 1) % EVERY == 0
+    change = _total(source * xp.abs(move))
+    adapted = _relaxed(state["relaxation"], change, state["change"])
+    return {
+        **found,
+        "relaxation": xp.where(looks, adapted, state["relaxation"]),
+        "change": xp.where(looks, change, state["change"]),
+    }
+
+
+def _finished(source, target, state, terms, spreading, threshold):
+    xp = array_namespace(source, target)
+    log_a, log_b = state["log_source"], state["log_target"]
+    f, g, onto_target = state["source_potential"], state["target_potential"], state["onto_target"]
+    onto_source, source_floor = spreading.onto_source(log_b + g)
+    error = _marginal_error(
+        terms.marginals(f, log_a, onto_source), terms.marginals(g, log_b, onto_target)
+    )
+    lost = xp.any((source > 0) & (onto_source < source_floor), axis=(-2, -1)) | xp.any(
+        (target > 0) & (onto_target < state["target_floor"]), axis=(-2, -1)
+    )
+    failed = lost | ~xp.isfinite(error)
+    return (error < threshold) & ~failed, failed
+
+
+def _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms):
+    xp = array_namespace(source, target)
+    log_a, log_b = _log_density(source), _log_density(target)
     at_source = terms.marginals(f, log_a, onto_source)
     at_target = terms.marginals(g, log_b, onto_target)
     left, arrived = at_source[0], at_target[0]
     mass = _total(left)
-    offset = _offset(source, target, reference)
-    goals = terms.potential(f, log_a), terms.potential(g, log_b)
-    linear = _total(left * goals[0]) + _total(arrived * goals[1]) + offset - mass
-    primal = linear + terms.divergence(left, source) + terms.divergence(arrived, target)
-    dual = terms.dual(goals[0], source) + terms.dual(goals[1], target) + offset - mass
-    none = xp.zeros_like(source)
+    reference = terms.reference_mass(source, target)
+    potentials = terms.potential(f, log_a), terms.potential(g, log_b)
+    primal = _total(left * potentials[0]) + _total(arrived * potentials[1]) + reference - mass
+    primal = primal + terms.divergence(left, source) + terms.divergence(arrived, target)
+    dual = terms.dual(potentials[0], source) + terms.dual(potentials[1], target)
+    none = xp.zeros_like(source[..., :1, :1])
     return TransportMaps(
         _total(left * squares),
         primal,
-        primal - dual,
+        primal - dual - reference + mass,
         mass,
         _marginal_error(at_source, at_target),
         xp.maximum(source - left, none),
@@ -268,6 +389,14 @@ class _Terms:
             wanted = log_density - self.potential(f, log_density) / self.r
         return xp.exp(log_density + f + spread), xp.exp(wanted)
 
+    def reference_mass(self, source, target):
+        """Give the mass of R."""
+        if not self.counting:
+            return _total(source) * _total(target)
+        xp = array_namespace(source, target)
+        counts = [_total(xp.astype(part > 0, part.dtype)) for part in (source, target)]
+        return counts[0] * counts[1]
+
     def divergence(self, marginal, density):
         """Give r KL(marginal|density), 0 where balanced."""
         xp = array_namespace(marginal)
@@ -308,152 +437,6 @@ def _relaxed(weight, change, last):
     return xp.where(known & (ratio > 2), 1 + 0.7 * (weight - 1), adapted)
 
 
-def _spreading(state, sharpness, tile):
-    """Give a function of z: log sum_j exp(z_j - C_ij/eps), and the least of it that is exact."""
-    if tile:
-        return lambda z: (_tiled(z, sharpness, tile), _lowest(z))
-    rows, columns = state["rows"], state["columns"]
-
-    def spread(z):
-        xp = array_namespace(z)
-        top = xp.max(z, axis=(-2, -1), keepdims=True)
-        sums = xp.matmul(rows, xp.matmul(xp.exp(z - top), columns))
-        info = xp.finfo(z.dtype)
-        least = float(info.smallest_normal)
-        floor = math.log(least) - math.log(float(info.eps)) + math.log(z.shape[-2] * z.shape[-1])
-        return xp.log(xp.maximum(sums, least * xp.ones_like(top))) + top, top + floor
-
-    return spread
-
-
-def _lowest(z):
-    xp = array_namespace(z)
-    return xp.full_like(z[..., :1, :1], -math.inf)
-
-
-def _neighbours(sharpness, length):
-    """Give exp(-C/eps) along one axis, (..., length, length)."""
-    xp = array_namespace(sharpness)
-    return xp.exp(-_squares(xp, sharpness, length) * sharpness[..., None, None])
-
-
-def _apart(xp, like, length):
-    """Give j - i, (length, length)."""
-    place = xp.arange(length, dtype=like.dtype, device=device(like))
-    return place[None, :] - place[:, None]
-
-
-def _squares(xp, like, length):
-    return _apart(xp, like, length) ** 2
-
-
-def _moments(z_source, z_target, sharpness):
-    """Give both spreads, and the mean step and squared step from each pixel of the source."""
-    xp = array_namespace(z_source, z_target)
-    height, width = z_source.shape[-2:]
-    rows, columns = _neighbours(sharpness, height), _neighbours(sharpness, width)
-    spread = _spreading({"rows": rows, "columns": columns}, sharpness, 0)
-    onto_target, _ = spread(z_source)
-    onto_source, _ = spread(z_target)
-    top = xp.max(z_target, axis=(-2, -1), keepdims=True)
-    along = xp.matmul(xp.exp(z_target - top), columns)
-    least = float(xp.finfo(z_target.dtype).smallest_normal)
-    sums = xp.maximum(xp.matmul(rows, along), least * xp.ones_like(top))
-    dy, dx = _apart(xp, sharpness, height), _apart(xp, sharpness, width)
-    across = xp.matmul(rows, xp.exp(z_target - top))
-    # matrices to the right act on columns, (j, i)
-    moved_y = xp.matmul(rows * dy, along) / sums
-    moved_x = xp.matmul(across, columns * -dx) / sums
-    squares = xp.matmul(rows * dy**2, along) + xp.matmul(across, columns * dx**2)
-    return onto_target, onto_source, xp.stack([moved_y, moved_x], axis=-1), squares / sums
-
-
-def _tiled(z, sharpness, tile):
-    """Give log sum_j exp(z_j - C_ij/eps) with a scale of its own for every tile."""
-    xp = array_namespace(z)
-    along_x, _ = _tiles_along(z, sharpness, tile)
-    along_y, _ = _tiles_along(xp.matrix_transpose(along_x), sharpness, tile)
-    return xp.matrix_transpose(along_y)
-
-
-def _tiled_moments(z, sharpness, tile):
-    """Give that sum, the mean step (..., y, x, 2) and the mean squared step (..., y, x)."""
-    xp = array_namespace(z)
-    turn = xp.matrix_transpose
-    along_x, (dx, dx2) = _tiles_along(z, sharpness, tile, ())
-    carried = (turn(dx), turn(dx2))
-    both, (dx, dx2, dy, dy2) = _tiles_along(turn(along_x), sharpness, tile, carried)
-    return turn(both), xp.stack([turn(dy), turn(dx)], axis=-1), turn(dx2 + dy2)
-
-
-def _tiles_along(z, sharpness, tile, carried=None):
-    """Sum along the last axis: the logarithm, and weighted means.
-
-    For tiles that begin d apart and places p and q in them, (d + q - p)^2 is
-    d^2 - 2 d p + 2 d q + (q - p)^2. What depends on p or q alone goes to the logarithms, so that
-    the matrix has no entry below exp(-sharpness tile^2).
-
-    Means are those of the carried arrays, of the step and of its square; none if carried is None.
-    """
-    xp = array_namespace(z)
-    length = z.shape[-1]
-    count = -(-length // tile)
-    lowest = -0.01 * float(xp.finfo(z.dtype).max)
-    place = xp.arange(tile, dtype=z.dtype, device=device(z))
-    first = tile * xp.arange(count, dtype=z.dtype, device=device(z))
-    apart = first[None, :] - first[:, None]  # (to, from)
-    each = sharpness[(...,) + (None,) * 4]  # (..., line, to, from, place)
-    there = _in_tiles(z, tile, count, lowest)[..., None, :, :]
-    there = there - 2 * apart[:, :, None] * place * each  # (..., line, to, from, q)
-    top = xp.maximum(xp.max(there, axis=-1, keepdims=True), lowest * xp.ones_like(there[..., :1]))
-    weights = xp.exp(there - top)
-    between = _neighbours(sharpness, tile)[..., None, None, :, :]
-    sums = xp.matmul(weights, between)
-    least = float(xp.finfo(z.dtype).smallest_normal) * xp.ones_like(top)
-    bounded = xp.maximum(sums, least)
-    here = (2 * apart[:, :, None] * place - apart[:, :, None] ** 2) * each
-    logs = xp.log(bounded) + top + here  # (..., line, to, from, p)
-    highest = xp.max(logs, axis=-2, keepdims=True)
-    shares = xp.exp(logs - highest)
-    total = xp.sum(shares, axis=-2, keepdims=True)
-    found = _in_line(xp.log(total) + highest, length)
-    if carried is None:
-        return found, ()
-    shares = shares / (total * bounded)
-    step = _apart(xp, z, tile)  # q - p at (p, q)
-
-    def mean(values):
-        return _in_line(xp.sum(shares * values, axis=-2, keepdims=True), length)
-
-    means = [
-        mean(xp.matmul(weights * _in_tiles(part, tile, count, 0.0)[..., None, :, :], between))
-        for part in carried
-    ]
-    once = xp.matmul(weights, between * -step)  # (q, p)
-    twice = xp.matmul(weights, between * step**2)
-    gap = apart[:, :, None]
-    means.append(mean(gap * sums + once))
-    means.append(mean(gap**2 * sums + 2 * gap * once + twice))
-    return found, tuple(means)
-
-
-def _in_tiles(values, tile, count, fill):
-    """Cut the last axis into tiles, (..., count, tile), filled up at the end."""
-    xp = array_namespace(values)
-    missing = count * tile - values.shape[-1]
-    if missing:
-        more = xp.full((*values.shape[:-1], missing), fill, dtype=values.dtype, device=device(values))
-        values = xp.concat([values, more], axis=-1)
-    return xp.reshape(values, (*values.shape[:-1], count, tile))
-
-
-def _in_line(values, length):
-    """Join tiles (..., to, 1, place) to a line."""
-    xp = array_namespace(values)
-    *leading, count, _, tile = values.shape
-    return xp.reshape(values, (*leading, count * tile))[..., :length]
-
-
 def _log_density(density):
     """Give log a, -inf where there is none."""
     xp = array_namespace(density)
@@ -482,12 +465,3 @@ def _total(values):
 def _marginal_error(at_source, at_target):
     xp = array_namespace(at_source[0])
     return _total(xp.abs(at_source[0] - at_source[1])) + _total(xp.abs(at_target[0] - at_target[1]))
-
-
-def _offset(source, target, reference):
-    """Give the mass of the reference."""
-    xp = array_namespace(source, target)
-    if reference == "product":
-        return _total(source) * _total(target)
-    counts = [_total(xp.astype(part > 0, part.dtype)) for part in (source, target)]
-    return counts[0] * counts[1]

@@ -23,7 +23,9 @@ __all__ = ["load_plan", "save_plan"]
 
 FORMAT = "stowplan plan"
 VERSION = 1
-PLAIN = tuple("dims slots work derived mode exact on item_bytes alternatives headroom kernels".split())
+PLAIN = tuple(
+    "dims slots work derived mode exact on item_bytes alternatives headroom kernels".split()
+)
 
 
 def _paths(path: str | PathLike[str]) -> tuple[Path, Path]:

@@ -27,21 +27,18 @@ from stowplan.ragged import Ragged
 from stowplan.recipes.known import is_count, refuse_numbers
 from stowplan.recipes.transport_frames import Density, Frames, read_frames
 from stowplan.recipes.transport_gradient import followed_by, solve_followed
+from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
+from stowplan.recipes.transport_points import PointResults, solve_points
 from stowplan.recipes.transport_results import Coupling, TransportResults
 from stowplan.runs.execution import run
 from stowplan.runs.iteration import Iterated, iterate
 from stowplan.runs.planning import Slots, plan
 from stowplan.runs.rounds import Rounds
 
-__all__ = ["Coupling", "TransportResults", "solve"]
+__all__ = ["Coupling", "PointResults", "TransportResults", "solve", "solve_points"]
 
 Array = NDArray[np.float64]
 Buckets = int | Sequence[Sequence[int] | Mapping[str, int]] | None
-RELATIVE = 0.01
-RELAXATION = 1.7
-"""Over-relaxation to begin with; it is raised where errors fall too slowly."""
-POTENTIALS = ("source_potential", "target_potential")
-NOTHING = 1e-9  # mass below which nothing is transported
 _log = logging.getLogger("stowplan.transport")  # of what is said of pairs
 
 
@@ -157,11 +154,10 @@ def solve(
     >>> [total.round(12).tolist() for total in sums]
     [[1.0, 1.0], [1.0, 1.0]]
     """
-    _check_numbers(
-        coord_scale=coord_scale, pixel_size=pixel_size, epsilon=epsilon,
-        relative_epsilon=relative_epsilon, threshold=threshold,
-    )  # fmt: skip
-    _check_choices(epsilon, relative_epsilon, relaxation, tau, reference, mass, pool)
+    options = Options(
+        epsilon, relative_epsilon, relaxation, tau, reference, mass, threshold, max_iterations
+    )
+    _check_grid(coord_scale, pixel_size, pool)
     recording = followed_by(source, target) if density == "given" else None
     if recording is not None:
         return solve_followed(
@@ -176,20 +172,17 @@ def solve(
             ),
         )  # fmt: skip
     frames = read_frames(source, target, pairs, crop=crop, padding=padding, density=density)
-    problem = _Problem(frames, pool, coord_scale, epsilon, relative_epsilon, mass, tau)
-    dtype = _dtype(on)
-    shared = {
-        "tau": float(tau), "threshold": float(threshold), "reference": reference,
-        "balanced": tau == 1, "relaxation": float(relaxation or RELAXATION),
-        "adaptive": relaxation is None,
-    }  # fmt: skip
+    problem = _Problem(frames, pool, coord_scale, options)
+    dtype = widest_float(on)
+    shared = options.shared()
     data = problem.columns(dtype)
     slots = _read_buckets(buckets, problem.shapes)
     first = _round_plan(data, on, slots, rows, budget, offsets, shared)
     found = _iterate(data, first, on, max_iterations, shared, progress)
     found, tile = _with_tiles(found, data, on, max_iterations, shared, problem, progress)
-    maps, last = _maps(data, found, first, on, budget, shared, tile)
-    results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size, shared)
+    steered = {**options.fixed(), "tile": tile}
+    maps, last = _maps(data, found, first, on, budget, steered)
+    results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size)
     _say(results)
     return results
 
@@ -243,13 +236,16 @@ def _with_tiles(
     offsets = found.plan.offsets
     steered = {**shared, "tile": tile}
     made = _round_plan(
-        some, on, found.plan.slots, None, None, "corner" if offsets is None else offsets[again],
+        some,
+        on,
+        found.plan.slots,
+        None,
+        None,
+        "corner" if offsets is None else offsets[again],
         steered,
     )
     more = _iterate(some, made, on, limit, steered, progress)
-    values = {
-        name: _replaced(found.values[name], again, more.values[name]) for name in POTENTIALS
-    }
+    values = {name: _replaced(found.values[name], again, more.values[name]) for name in POTENTIALS}
     merged = replace(found, values=values)
     for name in ("iterations", "converged", "failed"):
         getattr(merged, name)[again] = getattr(more, name)
@@ -268,7 +264,8 @@ def _replaced(column: Ragged, items: NDArray[np.intp], new: Ragged) -> Ragged:
 def _tile(sharpness: float, dtype: Any) -> int:
     """Give the longest tile, a power of two, along which no summand gets lost."""
     most = 600.0 if np.dtype(dtype) == np.float64 else 60.0
-    return 2 ** int(math.log2(max(math.sqrt(most / sharpness) + 1, 1)))
+    exponent = int(math.log2(max(math.sqrt(most / sharpness) + 1, 1)))
+    return 1 << exponent
 
 
 def _maps(
@@ -277,14 +274,12 @@ def _maps(
     first: Plan,
     on: str | None,
     budget: float | str | None,
-    shared: Mapping[str, Any],
-    tile: int,
+    steered: Mapping[str, Any],
 ) -> tuple[kernels.TransportMaps, Plan]:
     columns = {
         "source": data["source"], "target": data["target"], **found.values,
         "sharpness": data["sharpness"],
     }  # fmt: skip
-    steered = {name: shared[name] for name in ("tau", "reference", "balanced")} | {"tile": tile}
     left: float | str | None = budget
     if budget is not None and first.memory is not None:  # potentials are no part of the budget
         held = sum(found.values[name].values.nbytes for name in POTENTIALS)
@@ -305,25 +300,19 @@ class _Problem:
     """All pairs on their work grids, in units of their masses and epsilons."""
 
     def __init__(
-        self,
-        frames: Frames,
-        pool: int,
-        coord_scale: float | None,
-        epsilon: float | None,
-        relative_epsilon: float,
-        mass: str,
-        tau: float,
+        self, frames: Frames, pool: int, coord_scale: float | None, options: Options
     ) -> None:
         self.frames = frames
         self.pool = pool
+        self.options = options
         count = len(frames)
         self.units = np.empty((count, 2))  # of mass, source and target
+        self.masses = np.empty((count, 2))
         self.epsilon = np.empty(count)
         self.spacing = np.empty(count)
-        self.masses = np.empty((count, 2))
         sources, targets = [], []
-        for pair, (source, target) in enumerate(frames.work_grids(pool)):
-            masses = np.array([source.sum(), target.sum()])
+        for pair, (a, b) in enumerate(frames.work_grids(pool)):
+            masses = np.array([a.sum(), b.sum()])
             for side, total in zip(("source", "target"), masses.tolist(), strict=True):
                 if not 0 < total < math.inf:
                     raise DataError(
@@ -331,19 +320,12 @@ class _Problem:
                         f"{frames.boxes[pair].tolist()}; it must be above 0 and finite. Give a "
                         'larger crop, or crop="union".'
                     )
-            self.units[pair] = masses.max() if mass == "shared" else masses
-            self.masses[pair] = masses / self.units[pair]
-            if tau == 1 and abs(np.diff(self.masses[pair])[0]) > 1e-9:
-                raise DataError(
-                    f"transport: tau=1 transports all mass, but that of pair {pair} is "
-                    f"{masses[0]:g} at the source and {masses[1]:g} at the target. Give each mask "
-                    'its own unit, mass="own", or tau below 1.'
-                )
-            a, b = source / self.units[pair, 0], target / self.units[pair, 1]
+            self.units[pair] = options.unit(pair, masses)
+            self.masses[pair] = options.in_units(pair, a, b)
             scale = 1 / frames.canvas(pair)[1] if coord_scale is None else coord_scale
             self.spacing[pair] = scale * pool
-            share = relative_epsilon * (_mean_square(a, b) or 1.0) * self.spacing[pair] ** 2
-            self.epsilon[pair] = share if epsilon is None else epsilon
+            apart = _mean_square(a, b) * self.spacing[pair] ** 2
+            self.epsilon[pair] = options.blur(apart, self.spacing[pair])
             sources.append(a)
             targets.append(b)
         self.source = Ragged.from_list(sources, 2, dtype=np.float64)
@@ -365,7 +347,6 @@ class _Problem:
         found: Iterated,
         plans: Mapping[str, Plan],
         pixel_size: float | None,
-        shared: Mapping[str, Any],
     ) -> TransportResults:
         """Give results in the units of the cost, failed pairs as NaN."""
         wrong = found.failed
@@ -402,8 +383,8 @@ class _Problem:
                 "created": maps.created,
                 "destroyed": maps.destroyed,
             },
-            tau=float(shared["tau"]),
-            reference=str(shared["reference"]),
+            tau=float(self.options.tau),
+            reference=self.options.reference,
         )
 
 
@@ -417,15 +398,6 @@ def _mean_square(a: Array, b: Array) -> float:
         squares.append(sum(float(line @ place**2) for line, place in lines))
     apart = sum(squares) - 2 * sum(x * y for x, y in zip(*means, strict=True))
     return max(apart, 0.0) if apart > 1e-9 else 0.0
-
-
-def _dtype(on: str | None) -> Any:
-    """Give the widest dtype that the framework computes in."""
-    if on != "jax":
-        return np.float64
-    import jax
-
-    return np.float64 if jax.config.jax_enable_x64 else np.float32
 
 
 def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
@@ -446,14 +418,15 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
         else:
             raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
     sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
-    fits = (shapes[:, None, :] <= sides).all(axis=2).any(axis=1)
+    inside = np.all(np.less_equal(shapes[:, None, :], sides), axis=2)
+    fits: NDArray[np.bool_] = np.any(inside, axis=1)
     if not fits.all():
         pair = int(np.argmin(fits))
         height, width = shapes[pair].tolist()
         largest = sides[np.argmax(sides.prod(axis=1) * sides.sum(axis=1))].tolist()
         raise PlanError(
-            f"transport: {int((~fits).sum())} of {len(fits)} pairs fit no bucket. Pair {pair} has a "
-            f"work grid of {(height, width)}; the largest bucket is {tuple(largest)}. Add "
+            f"transport: {int((~fits).sum())} of {len(fits)} pairs fit no bucket. Pair {pair} "
+            f"has a work grid of {(height, width)}; the largest bucket is {tuple(largest)}. Add "
             f"buckets=[..., {(height, width)}], or raise pool."
         )
     return slots
@@ -465,37 +438,9 @@ def _say(results: TransportResults) -> None:
             _log.warning("transport: pair %d: %s", pair, message)
 
 
-def _check_numbers(**numbers: Any) -> None:
-    for name, value in numbers.items():
+def _check_grid(coord_scale: Any, pixel_size: Any, pool: Any) -> None:
+    for name, value in (("coord_scale", coord_scale), ("pixel_size", pixel_size)):
         if value is not None:
             refuse_numbers("transport", name, value, (), cure="Give one positive number.", low=0)
-
-
-def _check_choices(
-    epsilon: Any,
-    relative_epsilon: float,
-    relaxation: Any,
-    tau: Any,
-    reference: Any,
-    mass: Any,
-    pool: Any,
-) -> None:
-    if epsilon is not None and relative_epsilon != RELATIVE:
-        raise DataError(
-            f"transport: epsilon={epsilon} and relative_epsilon={relative_epsilon} exclude one "
-            "another; leave one out."
-        )
-    refuse_numbers("transport", "tau", tau, (), cure="tau is rho/(rho + eps), in (0, 1].", low=0)
-    if tau > 1:
-        raise DataError(f"transport: tau={tau}; it is rho/(rho + eps), in (0, 1].")
-    if relaxation is not None:
-        cure = "Over-relaxation is from 1 to below 2."
-        refuse_numbers("transport", "relaxation", relaxation, (), cure=cure, least=1)
-        if relaxation >= 2:
-            raise DataError(f"transport: relaxation={relaxation}; it must be below 2. {cure}")
-    if reference not in ("product", "counting"):
-        raise DataError(f'transport: reference={reference!r}; give "product" or "counting".')
-    if mass not in ("shared", "own"):
-        raise DataError(f'transport: mass={mass!r}; give "shared" or "own".')
     if not is_count(pool):
         raise DataError(f"transport: pool={pool!r}; it counts pixels, from 1.")

@@ -71,7 +71,7 @@ class Frames:
         values, (t0, t1, l0, l1) = _depth(mask), _tight(mask)
         if self.density != "distance":
             width = BAND if self.density == "boundary" else float(self.density[1])
-            values = (values > 0) & (values <= width)
+            values = np.where(values <= width, np.minimum(values, 1.0), 0.0)
         top, bottom, left, right = max(y0, t0), min(y1, t1), max(x0, l0), min(x1, l1)
         if top < bottom and left < right:
             part = values[top - t0 : bottom - t0, left - l0 : right - l0]
@@ -102,7 +102,9 @@ def read_frames(
     masks, chosen = _paired(source, target, pairs)
     given = density == "given"
     sides = _first_use(chosen)
-    masks = [_mask(mask, sides.get(place, f"mask {place}"), given) for place, mask in enumerate(masks)]
+    masks = [
+        _mask(mask, sides.get(place, f"mask {place}"), given) for place, mask in enumerate(masks)
+    ]
     for pair, (first, second) in enumerate(chosen.tolist()):
         if masks[first].shape != masks[second].shape:
             raise DataError(
@@ -134,7 +136,8 @@ def work_grid(values: NDArray[Any], pool: int) -> Array:
     rows, columns = -(-height // pool), -(-width // pool)
     whole = np.zeros((rows * pool, columns * pool))
     whole[:height, :width] = values
-    return whole.reshape(rows, pool, columns, pool).sum(axis=(1, 3))
+    found: Array = whole.reshape(rows, pool, columns, pool).sum(axis=(1, 3))
+    return found
 
 
 def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
@@ -150,12 +153,12 @@ def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
 
 def lift_vectors(values: Array, box: Sequence[int], pool: int) -> Array:
     """Give every pixel of the box the vector of its block, in pixels, (y1 - y0, x1 - x0, 2)."""
-    return pool * _repeated(values, box[1] - box[0], box[3] - box[2], pool)
+    return _repeated(pool * values, box[1] - box[0], box[3] - box[2], pool)
 
 
 def _repeated(values: Array, height: int, width: int, pool: int) -> Array:
-    fine = np.repeat(np.repeat(values, pool, axis=0)[:height], pool, axis=1)
-    return fine[:, :width]
+    wide = np.repeat(values, pool, axis=1)[:, :width]
+    return wide.take(np.arange(height) // pool, axis=0)  # whole rows: the one large copy
 
 
 def _paired(source: Any, target: Any, pairs: Any) -> tuple[list[Any], NDArray[np.intp]]:
@@ -283,7 +286,7 @@ def _box(
 
 
 def _depth(mask: NDArray[Any]) -> Array:
-    """Give each pixel's distance to the background in the tight box; so is what is off the canvas."""
+    """Give each pixel's distance to the background, which begins at the edge of the canvas."""
     from scipy.ndimage import distance_transform_edt  # 0.1 s to import
 
     y0, y1, x0, x1 = _tight(mask)

@@ -54,7 +54,7 @@ def followed_by(source: Any, target: Any) -> GradientAdapter | None:
             "transport: when pairs have converged depends on values, which a traced function (jit, "
             "vmap) does not have. Call it outside of jit; jax.grad alone is fine."
         )
-    return cast(GradientAdapter, adapter)
+    return cast("GradientAdapter", adapter)
 
 
 def solve_followed(
@@ -69,9 +69,7 @@ def solve_followed(
     def forward(parameters: Sequence[Any]) -> Sequence[Any]:
         host = [adapter.to_host(part) for part in parameters]
         first, second = host[: len(sides[0])], host[len(sides[0]) :]
-        found = solve(
-            first[0] if stacked[0] else first, second[0] if stacked[1] else second
-        )
+        found = solve(first[0] if stacked[0] else first, second[0] if stacked[1] else second)
         kept.append(found)
         return (_beside(adapter, found.primal, parameters[0]),)
 

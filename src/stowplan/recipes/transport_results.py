@@ -137,16 +137,13 @@ class TransportResults(ItemResults):
         y0, _, x0, _ = self.boxes[place].tolist()
         centre = (self.pool - 1) / 2
         sides = []
-        for density, potential in (_COUPLED[:2], _COUPLED[2:]):
-            where = np.argwhere(parts[density] > 0)
+        for side in ("source", "target"):
+            where = np.argwhere(parts[side] > 0)
             inside = tuple(where.T)
-            sides += [
-                where * self.pool + np.array([y0, x0]) + centre,
-                parts[density][inside],
-                parts[potential][inside],
-            ]
-        sharpness = self.spacing[place] ** 2 / self.epsilon[place] / self.pool**2
-        return Coupling(*sides, sharpness)
+            points = where * self.pool + np.array([y0, x0]) + centre
+            sides.append((points, parts[side][inside], parts[f"{side}_potential"][inside]))
+        sharpness = float(self.spacing[place] ** 2 / self.epsilon[place] / self.pool**2)
+        return Coupling(*sides[0], *sides[1], sharpness)
 
     def __repr__(self) -> str:
         done = int(self.converged.sum())
@@ -193,11 +190,11 @@ class TransportResults(ItemResults):
         if self.failed[pair]:
             values = np.full_like(values, np.nan)
         if name == "velocity":
-            return self.pixel_size * lift_vectors(values, box, self.pool)
+            return lift_vectors(self.pixel_size * values, box, self.pool)
         return lift_density(values, box, self.pool)
 
 
-_COUPLED = ("source", "source_potential", "target", "target_potential")
+_COUPLED = ("source", "target", "source_potential", "target_potential")
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +226,8 @@ class Coupling:
         points = self.source_points[chosen]
         apart = ((points[:, None, :] - self.target_points[None, :, :]) ** 2).sum(axis=2)
         logs = self.source_potential[chosen, None] + self.target_potential - self.sharpness * apart
-        return self.source_density[chosen, None] * self.target_density * np.exp(logs)
+        found: Array = self.source_density[chosen, None] * self.target_density * np.exp(logs)
+        return found
 
     def dense(self, *, most_bytes: float = 2**30) -> Array:
         """Give the matrix P, (n, m).

@@ -161,7 +161,8 @@ def iterate(
     elif rows is not None or budget is not None:
         name = "rows" if rows is not None else "budget"
         raise PlanError(
-            f"iterate: give {name}= while planning, sp.plan(..., {name}=...), or leave out the plan."
+            f"iterate: give {name}= while planning, sp.plan(..., {name}=...), or leave out the "
+            "plan."
         )
     check_sizes("iterate", step, columns, plan)
     check_indices("iterate", step, columns)
@@ -486,6 +487,12 @@ class _CompiledRounds:
         staying: NDArray[np.intp],
         new: NDArray[np.intp],
     ) -> _Rows:
+        device = self.job.target.device
+        put = self.job.target.adapter.asarray
+
+        def there(x: Any) -> Any:
+            return put(x, device) if isinstance(x, np.ndarray) else x
+
         if len(rows.items) == most:
             free = np.flatnonzero(~rows.live)
             items, ages, live = rows.items.copy(), rows.ages.copy(), rows.live.copy()
@@ -495,7 +502,7 @@ class _CompiledRounds:
                 state = {name: np.asarray(x)[staying] for name, x in self.by_row["state"].items()}
                 more = most - len(staying)
                 self.by_row["state"] = {
-                    name: np.concatenate([x, np.repeat(x[-1:], more, axis=0)])
+                    name: there(np.concatenate([x, np.repeat(x[-1:], more, axis=0)]))
                     for name, x in state.items()
                 }
             repeated = np.concatenate([rows.items[staying], new])
@@ -511,19 +518,14 @@ class _CompiledRounds:
             fresh[:] = True
         if len(new) or not self.keywords:
             arguments, keywords = self.job.gather_rows(Batch(items, most, capacity, slot))
-            device = self.job.target.device
-            put = self.job.target.adapter.asarray
-
-            def there(x: Any) -> Any:
-                return put(x, device) if isinstance(x, np.ndarray) else x
-
             self.arguments = [there(x) for x in arguments]
             self.keywords = {"masks": _mapped(keywords, there)}
         if not self.by_row:
-            self.by_row = self.kernel.by_row(
+            by_row = self.kernel.by_row(
                 self.job.target.adapter, self.arguments, self.keywords["masks"], self.shared,
                 self.statics,
             )  # fmt: skip
+            self.by_row = _mapped(by_row, there)  # where later states are: a compile key
         self.by_row["fresh"] = fresh
         return _Rows(items, ages, live)
 

@@ -332,6 +332,7 @@ class Job:
         return None
 
     def check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
+        """Refuse an output of a batch that has not the shape of its signature."""
         expected = (
             len(batch.items),
             *self.indices.sizes.capacity(batch, output.dims),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -126,7 +126,7 @@ class RoundKernel(Kernel):
         """
         if not adapter.compiles:
             return dict(keywords)
-        tracing = cast(TracingAdapter, adapter)
+        tracing = cast("TracingAdapter", adapter)
 
         def start(given: Any, named: Any, common: Any) -> State:
             return self.start(self.columns(given, named, {**common, **statics}))
@@ -147,7 +147,6 @@ class RoundKernel(Kernel):
         return {**dict(zip(self.arguments, arguments, strict=True)), **keywords, **shared}
 
 
-@functools.lru_cache(maxsize=256)
 def round_kernel(step: Kernel, rounds: Rounds, adapter: Adapter) -> RoundKernel:
     """Give the round of a step; the same one for the same functions.
 
@@ -157,6 +156,12 @@ def round_kernel(step: Kernel, rounds: Rounds, adapter: Adapter) -> RoundKernel:
         For a step without ``state``, one that is per item, and fields to keep that are not as many
         as its outputs.
     """
+    found: RoundKernel = _round_kernel(step, rounds, cast("Hashable", adapter))
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _round_kernel(step: Kernel, rounds: Rounds, adapter: Any) -> RoundKernel:
     where = f"iterate: {step.name}"
     if not step.takes_state:
         raise SignatureError(
@@ -189,11 +194,7 @@ def round_kernel(step: Kernel, rounds: Rounds, adapter: Adapter) -> RoundKernel:
     kernel.takes_mask = any("mask" in _names(function) for function in functions)
     kernel.takes_segments = any("segments" in _names(function) for function in functions)
     kernel.takes_state = False
-    kernel.function = (
-        _compiled_round(kernel, cast(TracingAdapter, adapter))
-        if adapter.compiles
-        else _first_round(kernel)
-    )
+    kernel.function = _compiled_round(kernel, adapter) if adapter.compiles else _first_round(kernel)
     return kernel
 
 

@@ -1,0 +1,125 @@
+"""What all transport problems are told: blur, penalties, units of mass, when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+
+from stowplan.adapters import get_adapter
+from stowplan.errors import DataError, FrameworkError
+from stowplan.recipes.known import refuse_numbers
+
+__all__ = ["POTENTIALS", "RELATIVE", "Options", "widest_float"]
+
+Array = NDArray[np.float64]
+POTENTIALS = ("source_potential", "target_potential")
+RELATIVE = 0.01
+RELAXATION = 1.7
+"""Over-relaxation to begin with; it is raised where errors fall too slowly."""
+EQUAL = 1e-9  # relative difference of masses that are equal
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked options of `solve` and `solve_points`, where they are described."""
+
+    epsilon: float | None
+    relative_epsilon: float
+    relaxation: float | None
+    tau: float
+    reference: str
+    mass: str
+    threshold: float
+    max_iterations: int
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "relative_epsilon", "threshold"):
+            value = getattr(self, name)
+            if value is not None:
+                cure = "Give one positive number."
+                refuse_numbers("transport", name, value, (), cure=cure, low=0)
+        if self.epsilon is not None and self.relative_epsilon != RELATIVE:
+            raise DataError(
+                f"transport: epsilon={self.epsilon} and relative_epsilon={self.relative_epsilon} "
+                "exclude one another; leave one out."
+            )
+        cure = "tau is rho/(rho + eps), in (0, 1]."
+        refuse_numbers("transport", "tau", self.tau, (), cure=cure, low=0)
+        if self.tau > 1:
+            raise DataError(f"transport: tau={self.tau}; it must not be above 1. {cure}")
+        if self.relaxation is not None:
+            cure = "Over-relaxation is from 1 to below 2."
+            refuse_numbers("transport", "relaxation", self.relaxation, (), cure=cure, least=1)
+            if self.relaxation >= 2:
+                raise DataError(f"transport: relaxation={self.relaxation}. {cure}")
+        if self.reference not in ("product", "counting"):
+            raise DataError(
+                f'transport: reference={self.reference!r}; give "product" or "counting".'
+            )
+        if self.mass not in ("shared", "own"):
+            raise DataError(f'transport: mass={self.mass!r}; give "shared" or "own".')
+
+    def fixed(self) -> dict[str, Any]:
+        """Give what every kernel shares."""
+        return {"tau": float(self.tau), "reference": self.reference, "balanced": self.tau == 1}
+
+    def shared(self) -> dict[str, Any]:
+        """Give what an iteration shares."""
+        return {
+            **self.fixed(),
+            "threshold": float(self.threshold),
+            "relaxation": float(self.relaxation or RELAXATION),
+            "adaptive": self.relaxation is None,
+        }
+
+    def unit(self, pair: int, masses: Array) -> Array:
+        """Give the units of a pair's masses (2,)."""
+        if self.tau == 1 and self.mass == "shared":
+            if abs(masses[0] - masses[1]) > EQUAL * masses.max():
+                raise DataError(
+                    f"transport: tau=1 transports all mass, but that of pair {pair} is "
+                    f"{masses[0]:g} at the source and {masses[1]:g} at the target. Give each its "
+                    'own unit, mass="own", or tau below 1.'
+                )
+        units: Array = np.full(2, masses.max()) if self.mass == "shared" else masses
+        return units
+
+    def in_units(self, pair: int, source: Array, target: Array) -> Array:
+        """Bring the densities of a pair to their units, in place; give their masses (2,)."""
+        masses = np.array([source.sum(), target.sum()])
+        units = self.unit(pair, masses)
+        source /= units[0]
+        target /= units[1]
+        found: Array = masses / units
+        return found
+
+    def blur(self, mean_cost: float, spacing: float) -> float:
+        """Give epsilon, from the mean cost of a pair; two single points have the spacing squared.
+
+        Raises
+        ------
+        DataError
+            Where it is 0 in float64.
+        """
+        if self.epsilon is not None:
+            return float(self.epsilon)
+        found = self.relative_epsilon * (mean_cost if mean_cost > 0 else spacing**2)
+        if not 0 < found < math.inf:
+            raise DataError(f"transport: relative_epsilon={self.relative_epsilon} gives {found}.")
+        return found
+
+
+def widest_float(on: str | None) -> Any:
+    """Give the widest floating dtype that a framework computes in."""
+    adapter = get_adapter(on or "numpy")
+    try:
+        array = adapter.asarray(np.zeros(0), adapter.devices()[0])
+    except FrameworkError:  # JAX without 64 bits
+        return np.float32
+    xp = array_namespace(array)
+    return np.float64 if array.dtype == xp.float64 else np.float32
