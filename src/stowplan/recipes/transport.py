@@ -39,7 +39,7 @@ __all__ = ["Coupling", "PointResults", "TransportResults", "solve", "solve_point
 
 Array = NDArray[np.float64]
 Buckets = int | Sequence[Sequence[int] | Mapping[str, int]] | None
-_log = logging.getLogger("stowplan")
+_log = logging.getLogger("stowplan.transport")  # of what is said of pairs
 
 
 def solve(
