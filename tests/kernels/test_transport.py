@@ -1,4 +1,4 @@
-"""Transport kernels against slow dense loops: potentials, maps, sums, and what rows must not see."""
+"""Transport kernels against slow dense loops: potentials, maps, sums; what rows must not see."""
 
 from __future__ import annotations
 
