@@ -125,6 +125,11 @@ def plan(
     source, target = find_places("plan", arrays, on, device, absent=True)
     if rounds is not None:
         kernel = round_kernel(kernel, rounds, target.adapter)
+        if gradient:
+            raise PlanError(
+                f"plan: gradient={gradient!r}, but a loop that ends by values has none."
+            )
+        gradient = False
     statics, traced = known_shared("plan", kernel, shared)
     missing = missing_shared(kernel, shared)
     memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)

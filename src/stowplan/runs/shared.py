@@ -42,9 +42,7 @@ def known_shared(
 
 def missing_shared(kernel: Kernel, shared: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of parameters that are neither given nor have a default; of a step, its state, too."""
-    missing = (
-        name for name in kernel.shared if name not in shared and name not in kernel.defaults
-    )
+    missing = (name for name in kernel.shared if name not in shared and name not in kernel.defaults)
     return (*missing, "state") if kernel.takes_state else tuple(missing)
 
 
