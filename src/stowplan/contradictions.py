@@ -20,8 +20,11 @@ RESERVED = frozenset(
     "compile passes executor resume out loss wrt peak gradient items tolerance repeats rounds "
     "offsets".split()
 )
-OF_ITERATE = frozenset("step init until every limit keep".split())
-"""Names that only the steps of an iteration, and its other functions, cannot take."""
+OF_ITERATE = frozenset(
+    "step data plan init until every limit keep on device slots rows budget peak gradient rounds "
+    "order overflow costs passes headroom offsets progress kernel".split()
+)
+"""Names that the functions of an iteration cannot take: those of ``iterate`` and ``plan``."""
 
 
 def refuse_contradictions(kernel: Kernel) -> None:

@@ -127,7 +127,8 @@ def plan(
         kernel = round_kernel(kernel, rounds, target.adapter)
         if gradient:
             raise PlanError(
-                f"plan: gradient={gradient!r}, but a loop that ends by values has none."
+                f"plan: gradient={gradient!r} beside rounds=, but a loop that ends by its values "
+                "has none. Leave it out."
             )
         gradient = False
     statics, traced = known_shared("plan", kernel, shared)

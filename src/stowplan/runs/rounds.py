@@ -13,7 +13,7 @@ from array_api_compat import array_namespace
 
 from stowplan.adapters import Adapter, get_adapter
 from stowplan.adapters.interface import TracingAdapter
-from stowplan.contradictions import OF_ITERATE, RESERVED
+from stowplan.contradictions import OF_ITERATE
 from stowplan.declaration import Kernel
 from stowplan.errors import SignatureError
 
@@ -73,8 +73,8 @@ class Rounds:
             raise SignatureError(
                 f"iterate: every={self.every!r}; a round has a whole number of steps from 1."
             )
-        _refuse_misnamed("init", self.init, {"state", "age"}, "there is none before the first step")
-        _refuse_misnamed("until", self.until, {"age"}, "count steps in a field of the state")
+        _refuse_unnamed("init", self.init)
+        _refuse_unnamed("until", self.until)
 
 
 class RoundKernel(Kernel):
@@ -219,17 +219,12 @@ def _round_kernel(step: Kernel, rounds: Rounds, framework: str) -> RoundKernel:
     kernel.__dict__.update(step.__dict__)
     kernel.step, kernel.rounds = step, rounds
     kernel.takes_state = False
-    functions = (rounds.init, rounds.until)
-    taken = [_taken(function) for function in functions]
+    taken = [_taken(function) for function in (rounds.init, rounds.until)]
     kernel.takes_mask = step.takes_mask or any(names is None or "mask" in names for names in taken)
-    by_row = (*step.arguments, "mask", "state", *(("segments",) if step.segments else ()))
-    shared = [name for names in taken for name in names or () if name not in by_row]
-    for name in shared:
-        if name in RESERVED | OF_ITERATE:
-            raise SignatureError(
-                f"iterate: init or until takes {name!r}, a name that iterate uses itself; rename "
-                "the parameter."
-            )
+    shared = [
+        *_shared_names(step, "init", rounds.init),
+        *_shared_names(step, "until", rounds.until),
+    ]
     kernel.shared = tuple(dict.fromkeys((*step.shared, *shared)))
     kernel.defaults = {**_defaults(rounds.init), **_defaults(rounds.until), **step.defaults}
     adapter = get_adapter(framework)
@@ -316,8 +311,8 @@ def _fields(keep: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _refuse_misnamed(option: str, function: Any, unknown: set[str], cure: str) -> None:
-    """Refuse a function that cannot be called with what it names."""
+def _refuse_unnamed(option: str, function: Any) -> None:
+    """Refuse what is no function of named parameters."""
     where = f"iterate: {option}={_name(function)}"
     if not callable(function):
         raise SignatureError(
@@ -335,8 +330,25 @@ def _refuse_misnamed(option: str, function: Any, unknown: set[str], cure: str) -
                 f"{where} takes {parameter} by position; it gets columns and shared parameters by "
                 "name."
             )
-        if parameter.name in unknown:
-            raise SignatureError(f"{where} takes {parameter.name!r}: {cure}.")
+
+
+def _shared_names(step: Kernel, option: str, function: Callable[..., Any]) -> list[str]:
+    """Give the shared parameters of ``init`` or ``until``, and refuse what they cannot get."""
+    where = f"iterate: {option}={_name(function)} takes"
+    by_row = {"mask", *(("segments",) if step.segments else ())}
+    given = by_row if option == "init" else {*by_row, "state"}
+    names = [name for name in _taken(function) or () if name not in (*step.arguments, *given)]
+    for name in names:
+        if name in ("state", "age"):
+            cure = (
+                "there is none yet" if option == "init" else "count steps in a field of the state"
+            )
+            raise SignatureError(f"{where} {name!r}: {cure}.")
+        if name in OF_ITERATE:
+            raise SignatureError(
+                f"{where} {name!r}, a name that iterate uses itself; rename the parameter."
+            )
+    return names
 
 
 def _name(function: Any) -> str:
