@@ -454,10 +454,9 @@ def test_joined_rows_have_their_segments(put, host):
         xp = array_namespace(mass)
         number = xp.arange(wanted.shape[-1], dtype=segments["atoms"].dtype)
         own = segments["atoms"][..., None, :] == number[:, None]
-        total = xp.sum(
-            xp.where(own, mass[..., None, :], xp.zeros_like(mass[..., None, :])), axis=-1
-        )
-        return {"total": state["total"] + total}
+        each = mass[..., None, :]
+        each = xp.where(own, each, xp.zeros_like(each))
+        return {"total": state["total"] + xp.sum(each, axis=-1)}
 
     def enough(state, wanted, mask):
         xp = array_namespace(wanted)
@@ -476,12 +475,10 @@ def test_joined_rows_have_their_segments(put, host):
     )  # fmt: skip
     split = host(sp.split_rows(gather_mass, found.values["total"], packing))
     whole = np.array([sum(part) for part in mass])
-    steps = np.zeros(4)
-    rows = np.asarray(packing.rows)
-    for row in range(int(rows.max()) + 1):
-        steps[rows == row] = found.iterations[row]
-        assert found.iterations[row] == np.ceil(wanted / whole)[rows == row].max()
-    np.testing.assert_allclose(split, whole * steps)
+    needed = np.ceil(wanted / whole)
+    for row, items in enumerate(packing.rows):
+        assert found.iterations[row] == needed[items].max()  # of all items that lie in it
+    np.testing.assert_allclose(split, whole * found.iterations[packing.row])
 
 
 # --- memory ------------------------------------------------------------------------------------
@@ -754,7 +751,7 @@ def counts_on(goal, *, state, start):
             r"field 'steps' to keep the shape \(2, 1\) for 2 rows; the signature of count.*\(2,\)",
         ),
         ({"init": lambda goal, state: state}, r"init=<lambda> takes 'state': there is none yet"),
-        ({"until": lambda state, age: age}, r"until=<lambda> takes 'age': let a field of the state count"),
+        ({"until": lambda state, age: age}, r"until=<lambda> takes 'age': let a field"),
         ({"init": lambda *columns: columns}, r"init=<lambda> takes \*columns by position"),
         ({"until": lambda state: state["steps"] > 1}, r"until=<lambda> gave ndarray.*\(done, fail"),
         ({"until": lambda state, rows: state}, r"until=<lambda> takes 'rows', a name that iterate"),

@@ -340,9 +340,7 @@ def _shared_names(step: Kernel, option: str, function: Callable[..., Any]) -> li
     names = [name for name in _taken(function) or () if name not in (*step.arguments, *given)]
     for name in names:
         if name in ("state", "age"):
-            cure = (
-                "there is none yet" if option == "init" else "count steps in a field of the state"
-            )
+            cure = "there is none yet" if option == "init" else "let a field of the state count"
             raise SignatureError(f"{where} {name!r}: {cure}.")
         if name in OF_ITERATE:
             raise SignatureError(
