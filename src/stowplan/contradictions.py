@@ -22,9 +22,9 @@ RESERVED = frozenset(
 )
 OF_ITERATE = frozenset(
     "step data plan init until every limit keep on device slots rows budget peak gradient rounds "
-    "order overflow costs passes headroom offsets progress kernel".split()
+    "order overflow costs passes headroom offsets progress kernel fresh".split()
 )
-"""Names that the functions of an iteration cannot take: those of ``iterate`` and ``plan``."""
+"""Names that the functions of an iteration cannot take: ``iterate``, ``plan`` and rounds do."""
 
 
 def refuse_contradictions(kernel: Kernel) -> None:

@@ -307,6 +307,18 @@ def test_the_tail_gets_a_smaller_program_once_idle_rows_cost_as_much(
         assert fewer == (full < 3)
 
 
+@only_jax
+def test_several_rows_go_on_in_the_smaller_program_with_what_they_had(put, host, rounds):
+    goals = np.array([9.0, 1.0, 14.0, 2.0, 1.0, 1.0, 3.0, 1.0, 20.0, 17.0, 1.0])
+    data = put({"goal": goals})
+    plan = sp.plan(count, data, rows=8, costs=sp.Costs(work_seconds=1.0, compile_seconds=0.0))
+    found = sp.iterate(count, data, plan, every=1, limit=60, **COUNT)
+    assert found.iterations.tolist() == goals.tolist()
+    assert host(found.values["steps"]).tolist() == goals.tolist()
+    assert host(found.values["ages"]).tolist() == [n * (n - 1) / 2 for n in goals]
+    assert {8, 4, 3, 2, 1} == set(rounds.rows)
+
+
 def test_items_lie_in_the_middle_of_their_padding_with_masks(put, host, framework):
     data = make(SIZES)
     given_ = put(data)
@@ -512,8 +524,9 @@ def crowd(items, n=40):
 
 @sp.kernel("(n,30)->(n)", ragged="n", exact="n")
 def multiply(matrix, *, state):
-    """Keeps little beside its column."""
-    return {"x": array_namespace(matrix).matmul(matrix, state["x"][..., None])[..., 0] / 9}
+    """Takes next to nothing beside its column and a field that it hands on."""
+    product = array_namespace(matrix).matmul(matrix, state["x"][..., None])
+    return {**state, "x": product[..., 0] / 9}
 
 
 @pytest.mark.parametrize("budget", ["1.5 MB", "3 MB", "12 MB"])
@@ -534,24 +547,29 @@ def test_a_plan_predicts_no_less_than_is_taken(budget):
         assert peak <= made.memory.peak_bytes + 100_000  # objects of Python
 
 
-def test_columns_that_are_joined_are_foreseen():
-    n, items = 30, 120
+@pytest.mark.parametrize("width", [20, 60])
+def test_the_joining_of_columns_and_fields_is_foreseen(width):
+    n, items = 30, 300
     rng = np.random.default_rng(0)
     values = rng.uniform(size=(items, n * n)) * np.geomspace(0.7, 2.0, items)[:, None]
     data = {"matrix": sp.Ragged(values.reshape(-1, n), [n] * items)}
+
+    def ones(matrix):
+        handed_on = np.zeros((*matrix.shape[:-1], width))
+        return {"x": matrix[..., 0] + 1.0, "handed_on": handed_on}
+
     how = {
-        "init": lambda matrix: {"x": matrix[..., 0] + 1.0},
+        "init": ones, "every": 1, "keep": "x",
         "until": lambda state: (state["x"][..., 0] > 9.0, state["x"][..., 0] < 0),
-        "every": 1, "keep": "x",
     }  # fmt: skip
-    plan = sp.plan(multiply, data, budget="6 MB", rounds=sp.Rounds(**how))
+    plan = sp.plan(multiply, data, budget="20 MB", rounds=sp.Rounds(**how))
     assert len(plan.batches) > 1
     sp.iterate(multiply, data, rows=1, limit=3, **how)
     tracemalloc.start()
     found = sp.iterate(multiply, data, plan, limit=30, **how)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(set(found.iterations.tolist())) > 1
+    assert len(set(found.iterations.tolist())) > 3
     assert peak <= plan.memory.peak_bytes + 100_000
 
 
@@ -825,15 +843,38 @@ def test_shared_parameters_are_those_of_all_three_functions(put, host):
         iterate_count(**how, data=data, start=1.0, stat=1)
 
 
-def test_functions_may_take_all_there_is(put, host):
+def test_functions_may_take_all_there_is(put):
     def begin_with(**columns):
-        assert {"goal", "rate", "mask", "scale", "tolerance"} <= set(columns)
-        return begin(columns["goal"])
+        assert set(columns) == {"x", "mask", "least"}
+        assert set(columns["mask"]) == {"n"}
+        return at_x(columns["x"])
 
-    data = put(make(SIZES))
-    found = sp.iterate(settle, data, **{**HOW, "init": begin_with}, **SHARED)
-    wanted = sp.iterate(settle, data, **HOW, **SHARED)
+    data = put(crowd(3))
+    found = sp.iterate(wander, data, limit=50, least=0.1, **{**WANDER, "init": begin_with})
+    wanted = sp.iterate(wander, data, limit=50, least=0.1, **WANDER)
     assert found.iterations.tolist() == wanted.iterations.tolist()
+
+
+def test_one_parameter_has_one_default():
+    def differs(state, goal, more=3.0):
+        return state["steps"] > more, goal < 0
+
+    def begins(goal, more=2.0):
+        return {"steps": goal, "ages": goal}
+
+    with pytest.raises(sp.SignatureError, match=r"more=3.0 by default in differs, elsewhere 2.0"):
+        iterate_count(init=begins, until=differs)
+
+
+def test_functions_without_a_hash_are_refused():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, goal):
+            return {"steps": goal, "ages": goal}
+
+    with pytest.raises(sp.SignatureError, match=r"has no hash.*Wrap it: def init"):
+        iterate_count(init=Unhashable())
 
 
 @pytest.mark.parametrize("name", ["init", "until", "every", "limit", "keep", "step"])

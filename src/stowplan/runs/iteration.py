@@ -248,7 +248,7 @@ class _Loop:
     def finish_slot(self, slot: int) -> None:
         """Take every item of a slot to its end; where memory runs out, in fewer rows."""
         plan, adapter = self.job.plan, self.job.target.adapter
-        batches = [batch for batch in plan.batches if batch.slot == slot and batch.count]
+        batches = [batch for batch in plan.batches if batch.slot == slot]
         if not batches:
             return
         items = np.concatenate([batch.items[: batch.count] for batch in batches])

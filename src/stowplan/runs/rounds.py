@@ -226,7 +226,15 @@ def _round_kernel(step: Kernel, rounds: Rounds, framework: str) -> RoundKernel:
         *_shared_names(step, "until", rounds.until),
     ]
     kernel.shared = tuple(dict.fromkeys((*step.shared, *shared)))
-    kernel.defaults = {**_defaults(rounds.init), **_defaults(rounds.until), **step.defaults}
+    kernel.defaults = dict(step.defaults)
+    for function in (rounds.init, rounds.until):
+        for name, default in _defaults(function).items():
+            known = kernel.defaults.setdefault(name, default)
+            if repr(known) != repr(default):
+                raise SignatureError(
+                    f"iterate: {name}={default!r} by default in {_name(function)}, elsewhere "
+                    f"{known!r}; all functions get one value. Give one default."
+                )
     adapter = get_adapter(framework)
     make = _compiled_round if adapter.compiles else _first_round
     kernel.function = make(kernel, adapter)
@@ -319,10 +327,11 @@ def _refuse_unnamed(option: str, function: Any) -> None:
             f"{where} is no function. Give one that takes columns and shared parameters by name."
         )
     try:
+        hash(function)  # programs are kept by it
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # of some functions written in C
+    except (TypeError, ValueError):  # of some functions written in C, too
         raise SignatureError(
-            f"{where} does not say what it takes. Wrap it: def {option}(x): ..."
+            f"{where} has no hash, or does not say what it takes. Wrap it: def {option}(x): ..."
         ) from None
     for parameter in parameters:
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
