@@ -125,6 +125,12 @@ def plan(
     source, target = find_places("plan", arrays, on, device, absent=True)
     if rounds is not None:
         kernel = round_kernel(kernel, rounds, target.adapter)
+        if gradient:
+            raise PlanError(
+                f"plan: gradient={gradient!r} beside rounds=, but a loop that ends by its values "
+                "has none. Leave it out."
+            )
+        gradient = False
     statics, traced = known_shared("plan", kernel, shared)
     missing = missing_shared(kernel, shared)
     memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)
