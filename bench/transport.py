@@ -158,6 +158,9 @@ class Stowplan:
             import torch
 
             torch.set_num_threads(1)
+        from stowplan.recipes import transport
+
+        self.transport = transport
         self.options = {"on": on, "reference": reference, "buckets": buckets}
         self.slots: Any = None
 
@@ -165,12 +168,10 @@ class Stowplan:
         self.masks = masks(number)
 
     def compute(self, count: int = COUNT) -> Answer:
-        from stowplan.recipes import transport
-
         options = dict(self.options)
         if self.slots is not None:
             options["buckets"] = self.slots
-        found = transport.solve(
+        found = self.transport.solve(
             *(side[:count] for side in self.masks), pool=POOL, tau=TAU, relative_epsilon=RELATIVE,
             threshold=ERROR, **options,
         )  # fmt: skip

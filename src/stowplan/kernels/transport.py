@@ -175,7 +175,7 @@ def finished_points(state, source, target, *, tau, threshold, reference="product
     "(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)",
     **_GRID,
     static=(*_STATIC, "tile"),
-    work="y * x * (5 * (y + x) + 200)",
+    work="y * x * (2.4 * (y + x) + 150)",
     memory="24 * y * x + 6 * (y * y + x * x)",
 )
 def maps(
