@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench.sides import JaxPME, Result, Side, Stowplan, TorchPME
+from bench.workers import ONE_THREAD, Worker, spread
 from bench.workload import CUTOFF, SMEARING, WAVELENGTH, grid, structures
 
 COUNT, SECOND_COUNT = 128, 96
@@ -41,13 +38,6 @@ SIDES: dict[str, Callable[[], Side]] = {
 OURS = tuple(name for name in SIDES if name.startswith("stowplan"))
 SLOW = {"jax-pme": 3, "jax-pme, 16 rows": 1, "jax-pme tiled": 3}
 """Warm passes of sides that take many seconds each."""
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "JAX_PLATFORMS": "cpu",
-}
 AGREEMENT = 1e-9
 # (what, side to compare with, quantity, least ratio, sides of ours)
 TARGETS = (
@@ -58,67 +48,22 @@ TARGETS = (
 )
 
 
-def peak_mb() -> float:
-    """Largest resident size of this process so far, in MiB."""
-    status = Path("/proc/self/status")  # ru_maxrss starts at the size of the parent there
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def serve(name: str, connection: Any) -> None:
-    """Run one side: construct it, then answer each call with result, times, peak and compiles."""
-    sets = [structures(COUNT, seed=0), structures(SECOND_COUNT, seed=1)]
-    side = SIDES[name]()
-    baseline = peak_mb()
-    calls = {
-        "prepare": lambda number: side.prepare(sets[number], sets[0] + sets[1]),
-        "compute": side.compute,
-        "facts": side.facts,
-    }
-    while (message := connection.recv()) is not None:
-        call, arguments = message
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            answer = calls[call](*arguments)
-        except Exception as error:  # noqa: BLE001  # told to the parent, whatever it is
-            connection.send(RuntimeError(f"{name}: {call}{arguments}: {error!r}"))
-            continue
-        times = time.perf_counter() - wall, time.process_time() - cpu
-        connection.send((answer, times, peak_mb() - baseline, dict(side.compiles)))
-
-
-class Worker:
-    """A side in its own process."""
+class Served:
+    """A side with its two sets of structures, as a worker drives it."""
 
     def __init__(self, name: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(name, theirs), daemon=True)
-        self.process.start()
-        self.peak_mb, self.compiles = 0.0, {}
+        self.sets = [structures(COUNT, seed=0), structures(SECOND_COUNT, seed=1)]
+        self.side = SIDES[name]()
+        self.compiles = self.side.compiles
+        self.compute, self.facts = self.side.compute, self.side.facts
 
-    def __call__(self, call: str, *arguments: Any) -> tuple[Any, tuple[float, float]]:
-        """Give the answer and its (wall, CPU) seconds; counts what was compiled in it."""
-        self.connection.send((call, arguments))
-        reply = self.connection.recv()
-        if isinstance(reply, Exception):
-            raise reply
-        before = sum(self.compiles.values())
-        answer, times, self.peak_mb, self.compiles = reply
-        self.compiled = sum(self.compiles.values()) - before
-        return answer, times
-
-    def stop(self) -> None:
-        self.connection.send(None)
-        self.process.join()
+    def prepare(self, number: int) -> None:
+        self.side.prepare(self.sets[number], self.sets[0] + self.sets[1])
 
 
 def measure(names: list[str], rounds: int) -> dict[str, Any]:
     """Cold pass of every side, warm passes in turn, then the second set and a new smearing."""
-    workers = {name: Worker(name) for name in names}
+    workers = {name: Worker(name, partial(Served, name)) for name in names}
     records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in names}
     results: dict[str, Result] = {}
     for name, worker in workers.items():
@@ -174,10 +119,6 @@ def errors(result: Result, expected: Result) -> dict[str, float]:
     if max(found.values()) > AGREEMENT:
         raise SystemExit(f"the sides disagree by more than {AGREEMENT}: {found}")
     return {key: float(value) for key, value in found.items()}
-
-
-def spread(seconds: tuple[float, ...]) -> dict[str, float]:
-    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def judge(records: dict[str, Any]) -> list[dict[str, Any]]:

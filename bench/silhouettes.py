@@ -1,4 +1,4 @@
-"""Pairs of silhouettes: bent ellipses, the same for the same seed, and the coins of scikit-image."""
+"""Silhouettes: pairs of bent ellipses, the same for the same seed, and coins of scikit-image."""
 
 from __future__ import annotations
 

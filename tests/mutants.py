@@ -97,6 +97,12 @@ MUTANTS = [
     ("interpolation.py", "[length - 3 for", "[length - 2 for"),
     ("vectors.py", "(2, 1, 0)", "(1, 2, 0)"),
     ("peaks.py", "fixed = max(0, *(", "fixed = 0 * max(0, *("),
+    ("runs/iteration.py", "rows.live = rows.live & ~over", "rows.live = rows.live & ~done"),
+    ("runs/iteration.py", "batches=tuple(self.over)", "batches=self.job.plan.batches"),
+    ("runs/iteration.py", "items[self.iterations[items] == 0]", "items"),
+    ("runs/working_rows.py", "np.zeros(len(new), np.int64)])\n        self.live = np.ones",
+     "np.full(len(new), self.ages.max(initial=0))])\n        self.live = np.ones"),
+    ("runs/rounds.py", "for column in arguments:", "for column in ():"),
     ("runs/probes.py", "(least, 2 * least, 3 * least)", "(least, least + 1)"),
 ]  # fmt: skip
 

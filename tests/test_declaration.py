@@ -11,7 +11,7 @@ import pytest
 from array_api_compat import array_namespace
 
 import stowplan as sp
-from stowplan.contradictions import RESERVED
+from stowplan.contradictions import OF_ITERATE, RESERVED
 from stowplan.declaration import kernel
 from stowplan.errors import SignatureError
 
@@ -325,6 +325,16 @@ def test_every_parameter_of_the_public_calls_is_reserved(call):
         if parameter.kind is not parameter.VAR_KEYWORD
     }
     assert named <= RESERVED
+
+
+@pytest.mark.parametrize("call", [sp.iterate, sp.plan])
+def test_every_parameter_of_an_iteration_and_its_plan_is_kept_from_its_functions(call):
+    named = {
+        name
+        for name, parameter in inspect.signature(call).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert named <= OF_ITERATE
 
 
 @pytest.mark.parametrize("signature", [lambda x: x, None, 3, ["(n)->()"]])

@@ -13,12 +13,18 @@ from stowplan.signature import CoreShape
 if TYPE_CHECKING:
     from stowplan.declaration import Kernel
 
-__all__ = ["RESERVED", "refuse_contradictions"]
+__all__ = ["OF_ITERATE", "RESERVED", "refuse_contradictions"]
 
 RESERVED = frozenset(
     "kernel data plan on device devices rows slots budget headroom order overflow costs progress "
-    "compile passes executor resume out loss wrt peak gradient items tolerance repeats".split()
+    "compile passes executor resume out loss wrt peak gradient items tolerance repeats rounds "
+    "offsets".split()
 )
+OF_ITERATE = frozenset(
+    "step data plan init until every limit keep on device slots rows budget peak gradient rounds "
+    "order overflow costs passes headroom offsets progress kernel fresh".split()
+)
+"""Names that the functions of an iteration cannot take: ``iterate``, ``plan`` and rounds do."""
 
 
 def refuse_contradictions(kernel: Kernel) -> None:
@@ -35,6 +41,11 @@ def refuse_contradictions(kernel: Kernel) -> None:
     if taken:
         raise SignatureError(
             f"{where}: run uses the name {taken[0]!r} itself; rename the parameter."
+        )
+    taken = sorted(OF_ITERATE.intersection(kernel.shared)) if kernel.takes_state else []
+    if taken:
+        raise SignatureError(
+            f"{where}: iterate uses the name {taken[0]!r} itself; rename the parameter."
         )
     if "rows" in (*kernel.signature.dims, *kernel.signature.new_dims):
         raise SignatureError(f"{where}: slots use the name 'rows' themselves; rename the dim.")

@@ -215,7 +215,8 @@ def kernel(
     leading ones and is written against the array API. Keyword-only parameters are shared by all
     items; one named ``mask`` receives ``{dim: bool (..., capacity)}``, True where an entry is real.
     One named ``state`` makes it a step of an iteration, see `iterate`: with ``age`` (...), the
-    steps taken before, it gives the state after one more; its signature's outputs are what is kept.
+    steps taken before, it gives the state after one more; the outputs of its signature are the
+    fields that are kept.
 
     Parameters
     ----------
@@ -227,7 +228,7 @@ def kernel(
         Those of them that share a batch only at equal length (an FFT axis, an eigenproblem).
     work
         Cost of one item, such as ``"atoms * k"``; the product of the ragged dims by default,
-        without the one that counts items.
+        without the one that counts items. That of a step is all steps that an item takes.
     memory
         Numbers that one row keeps alive at once (columns, scratch, outputs), an expression like
         ``work``: how large a batch stays in a cache, and the budget where nothing can be probed.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stowplan.errors import DataError, MissingDependencyError
-from stowplan.io.masks import read
+from stowplan.io.masks import read, read_with_places
 
 BENT = np.array([[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]], bool)
 LABELLED = np.array([[0, 3, 3, 0], [7, 0, 3, 250], [7, 7, 0, 250]], np.uint8)
@@ -690,3 +690,25 @@ def test_a_missing_package_is_told_the_extra(name, module, tmp_path, monkeypatch
     package = module.partition(".")[0]
     with pytest.raises(MissingDependencyError, match=rf"{package}.*install 'stowplan\[masks\]'"):
         read(tmp_path / name)
+
+
+def test_a_mask_is_told_by_file_frame_and_label(tmp_path):
+    first = np.zeros((2, 3, 4), np.uint8)
+    first[0, 0, :2] = 7, 3
+    first[1, 2, 3] = 7
+    np.savez(tmp_path / "a.npz", before=first, after=first[::-1])
+    np.save(tmp_path / "b.npy", first[0])
+    found = read_with_places([tmp_path / "b.npy", tmp_path / "a.npz"], labels="all")
+    places = [(place.file.name, place.frame, place.label) for place, _ in found]
+    before, after = [("a.npz", 0, 3), ("a.npz", 0, 7), ("a.npz", 1, 7)], [("a.npz", 2, 7)]
+    end = [("a.npz", 3, 3), ("a.npz", 3, 7)]
+    assert places == [("b.npy", 0, 3), ("b.npy", 0, 7), *before, *after, *end]
+    for place, mask in found:
+        frame = [first[0], first[1], first[1], first[0]][place.frame]
+        np.testing.assert_array_equal(mask, frame == place.label)
+
+
+def test_masks_without_labels_have_places_without_them(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(3, dtype=bool)[None].repeat(2, axis=0))
+    found = read_with_places(tmp_path / "a.npy")
+    assert [place[1:] for place, _ in found] == [(0, None), (1, None)]

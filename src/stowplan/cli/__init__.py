@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from stowplan import __version__
-from stowplan.cli import bragg, ewald, plan
+from stowplan.cli import bragg, ewald, plan, transport
 from stowplan.errors import DataError, FrameworkError, MissingDependencyError, PlanError
 
 __all__ = ["main"]
@@ -71,4 +71,5 @@ def _parser() -> argparse.ArgumentParser:
     bragg.add_command(commands)
     ewald.add_command(commands)
     plan.add_command(commands)
+    transport.add_command(commands)
     return parser

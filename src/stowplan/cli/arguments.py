@@ -14,6 +14,7 @@ __all__ = [
     "add_slots",
     "cost_constants",
     "expression",
+    "from_zero",
     "json_file",
     "named_expression",
     "natural",
@@ -21,6 +22,8 @@ __all__ = [
     "pairs",
     "positive",
     "refuse_unwritable",
+    "region",
+    "word",
 ]
 
 
@@ -40,12 +43,21 @@ def add_slots(parser: argparse.ArgumentParser) -> None:
 
 def natural(text: str) -> int:
     """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def from_zero(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        value = -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
     return value
 
 
@@ -83,6 +95,34 @@ def pairs(read: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:
         return found
 
     return pairs
+
+
+def word(*allowed: str, otherwise: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
+    """A reader of words; of what another one reads, too."""
+
+    def read(text: str) -> Any:
+        if text in allowed:
+            return text
+        if otherwise is not None:
+            return otherwise(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(allowed)}")
+
+    return read
+
+
+def region(text: str) -> tuple[slice, slice]:
+    """``Y0:Y1,X0:X1`` as slices; what is left out is the edge."""
+    try:
+        found = []
+        for part in text.split(","):
+            start, colon, stop = part.partition(":")
+            if not colon:
+                raise ValueError(part)
+            found.append(slice(*(int(end) if end.strip() else None for end in (start, stop))))
+        slow, fast = found
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form Y0:Y1,X0:X1") from None
+    return slow, fast
 
 
 def cost_constants(text: str) -> dict[str, float]:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from stowplan.adapters import installed_frameworks
-from stowplan.cli.arguments import natural, number, positive, refuse_unwritable
+from stowplan.cli.arguments import (
+    from_zero,
+    natural,
+    number,
+    positive,
+    refuse_unwritable,
+    region,
+    word,
+)
 from stowplan.errors import DataError
 
 __all__ = ["add_command"]
@@ -49,24 +57,6 @@ class _Option:
     switch: bool = False
 
 
-def _word(*allowed: str, otherwise: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
-    """A reader of words; of what another one reads, too."""
-
-    def read(text: str) -> Any:
-        if text in allowed:
-            return text
-        if otherwise is not None:
-            return otherwise(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(allowed)}")
-
-    return read
-
-
-def _seed(text: str) -> int:
-    """A whole number from 0."""
-    return 0 if text == "0" else natural(text)
-
-
 _OPTIONS: dict[str, dict[str, _Option]] = {
     "crystal": {
         "cell": _Option(
@@ -80,18 +70,18 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
         "default_factor": _Option("structure factor outside of the table (100)", metavar="F"),
         "mosaic_spread": _Option("width of the mosaic in degrees", metavar="DEG"),
         "mosaic_domains": _Option("mosaic domains", natural, metavar="N"),
-        "seed": _Option("of the mosaic's random rotations (0)", _seed, metavar="N"),
+        "seed": _Option("of the mosaic's random rotations (0)", from_zero, metavar="N"),
         "phi": _Option("start of the rotation in degrees", metavar="DEG"),
         "oscillation": _Option("width of the rotation in degrees", metavar="DEG"),
         "phi_steps": _Option("steps of the rotation (1)", natural, metavar="N"),
         "interpolation": _Option(
             "auto (default), nearest, tricubic or constant",
-            _word("auto", "nearest", "tricubic", "constant"), metavar="WORD",
+            word("auto", "nearest", "tricubic", "constant"), metavar="WORD",
         ),
-        "shape": _Option("square (default) or round", _word("square", "round"), metavar="WORD"),
+        "shape": _Option("square (default) or round", word("square", "round"), metavar="WORD"),
         "fudge": _Option("scales the size of a round crystal's spots (1)"),
         "convention": _Option(
-            "nanobragg (default) or exact", _word("nanobragg", "exact"), metavar="WORD"
+            "nanobragg (default) or exact", word("nanobragg", "exact"), metavar="WORD"
         ),
     },
     "detector": {
@@ -104,14 +94,14 @@ _OPTIONS: dict[str, dict[str, _Option]] = {
             "Xbeam, Ybeam in mm (the middle)", count=2, metavar=("X", "Y")
         ),
         "oversample": _Option(
-            "sub-pixels along each axis (1), or auto", _word("auto", otherwise=natural), metavar="N"
+            "sub-pixels along each axis (1), or auto", word("auto", otherwise=natural), metavar="N"
         ),
         "point_pixel": _Option("solid angle 1/r^2", switch=True),
     },
     "beam": {
         "wavelength": _Option("in Å", positive, metavar="A"),
         "polarization": _Option(
-            "Kahn's factor, -1 to 1 (0), or none", _word("none", otherwise=number), metavar="K"
+            "Kahn's factor, -1 to 1 (0), or none", word("none", otherwise=number), metavar="K"
         ),
         "fluence": _Option("photons/m^2", positive),
         "dispersion": _Option("width of the spectrum in percent", metavar="PERCENT"),
@@ -137,7 +127,7 @@ def add_command(commands: Any) -> None:
             _add_option(group, name, option)
     add = parser.add_argument_group("image").add_argument
     add("--dmin", type=number, default=0.0, metavar="A", help="finest spacing that counts, in Å")
-    add("--region", type=_region, metavar="Y0:Y1,X0:X1", help="pixels that are wanted")
+    add("--region", type=region, metavar="Y0:Y1,X0:X1", help="pixels that are wanted")
     add(
         "--on",
         choices=("numpy", "jax", "torch", "cupy"),
@@ -219,21 +209,6 @@ def _print_summary(photons: Any) -> None:
     print("slow", "fast", "largest", "at_slow", "at_fast", "sum", sep="\t")
     values = (f"{float(flat[place]):.9g}", place // fast, place % fast, f"{float(flat.sum()):.9g}")
     print(slow, fast, *values, sep="\t")
-
-
-def _region(text: str) -> tuple[slice, slice]:
-    """``Y0:Y1,X0:X1`` as slices; what is left out is the edge."""
-    try:
-        found = []
-        for part in text.split(","):
-            start, colon, stop = part.partition(":")
-            if not colon:
-                raise ValueError(part)
-            found.append(slice(*(int(end) if end.strip() else None for end in (start, stop))))
-        slow, fast = found
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form Y0:Y1,X0:X1") from None
-    return slow, fast
 
 
 def _experiment(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:

@@ -104,8 +104,9 @@ def _print_energies(structures: list[Any], result: Any) -> None:
 
 def _write(path: Path, structures: list[Any], result: Any) -> None:
     """Write a table of all digits (.parquet), or structures that ASE reads back; all or nothing."""
-    part = path.with_name(f"{path.name}.part")
-    try:
+    from stowplan.io.whole_files import whole_file
+
+    with whole_file(path) as part:
         if path.suffix == ".parquet":
             table = result.to_table()  # says how to install pyarrow
             import pyarrow.parquet
@@ -113,9 +114,6 @@ def _write(path: Path, structures: list[Any], result: Any) -> None:
             pyarrow.parquet.write_table(table, part)
         else:
             _write_structures(part, structures, result)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_structures(path: Path, structures: list[Any], result: Any) -> None:

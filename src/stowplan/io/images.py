@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError
 from stowplan.extras import import_extra
+from stowplan.io.whole_files import whole_file
 
 __all__ = ["check_suffix", "greyscale", "write"]
 
@@ -59,12 +60,8 @@ def write(path: str | os.PathLike[str], image: Any) -> None:
             f"{where}: an image of shape {host.shape} and dtype {host.dtype}; give real numbers, "
             "(slow, fast)."
         )
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with whole_file(path) as part:
         writer(where, part, host)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,8 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,20 @@ from stowplan.errors import DataError
 from stowplan.io.file_lists import list_files
 from stowplan.io.frames import Frames, read_frames
 
-__all__ = ["read"]
+__all__ = ["MaskPlace", "read", "read_with_places"]
 
 SHOWN = 8  # values or labels that a message lists
 
 Mask = NDArray[np.bool_]
 Labels = Literal["all"] | Sequence[int]
+
+
+class MaskPlace(NamedTuple):
+    """Where a mask was found."""
+
+    file: Path
+    frame: int  # of the file, from 0
+    label: int | None  # None where the values are no labels
 
 
 def read(
@@ -79,14 +88,36 @@ def read(
     >>> (above == seven).all()
     np.True_
     """
+    return [mask for _, mask in read_with_places(path, labels=labels, threshold=threshold)]
+
+
+def read_with_places(
+    path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    labels: Labels | None = None,
+    threshold: float | None = None,
+) -> list[tuple[MaskPlace, Mask]]:
+    """Read masks as `read` does, each with its file, frame and label.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(Path(folder, "cells.npy"), np.array([[[3, 7]], [[7, 0]]]))
+    ...     found = read_with_places(Path(folder, "cells.npy"), labels="all")
+    >>> [(place.file.name, place.frame, place.label) for place, _ in found]
+    [('cells.npy', 0, 3), ('cells.npy', 0, 7), ('cells.npy', 1, 7)]
+    """
     wanted = _wanted(labels)
     _check_threshold(threshold, labels)
-    return [
-        mask
-        for file in list_files(path)
-        for frames in read_frames(file)
-        for mask in _masks(frames, wanted, threshold)
-    ]
+    found = []
+    for file in list_files(path):
+        frame = 0
+        for frames in read_frames(file):
+            masks = _masks(frames, wanted, threshold)
+            found += [(MaskPlace(file, frame + t, label), mask) for t, label, mask in masks]
+            frame += len(frames.values)
+    return found
 
 
 def _wanted(labels: Any) -> Literal["all"] | list[int] | None:
@@ -124,23 +155,33 @@ def _check_threshold(threshold: Any, labels: Any) -> None:
 
 def _masks(
     frames: Frames, wanted: Literal["all"] | list[int] | None, threshold: float | None
-) -> list[Mask]:
+) -> list[tuple[int, int | None, Mask]]:
+    """Give frame, label and mask of each."""
+    values = frames.values
+    if wanted is not None and values.dtype != np.bool_:
+        return [found for t in range(len(values)) for found in _by_label(frames, t, wanted)]
+    return [(t, None, mask) for t, mask in enumerate(_unlabelled(frames, wanted, threshold))]
+
+
+def _unlabelled(
+    frames: Frames, wanted: Literal["all"] | list[int] | None, threshold: float | None
+) -> Mask:
+    """Give masks, (t, y, x)."""
     values = frames.values
     if values.dtype == np.bool_:
         if wanted is not None or threshold is not None:
             given = "labels" if wanted is not None else "threshold"
             raise DataError(f"{frames.where} holds bool: it is a mask already. Leave {given}= out.")
-        return list(values)
-    if wanted is not None:
-        return [mask for t in range(len(values)) for mask in _by_label(frames, t, wanted)]
+        return values
     if threshold is None:
-        return list(_two_valued(frames))
+        return _two_valued(frames)
     if frames.indexed:
         raise DataError(
             f"{frames.where} has a palette of colours, whose indices are labels and have no "
             "threshold. Give labels='all', or save grey values."
         )
-    return list(values > float(threshold))
+    above: Mask = values > float(threshold)
+    return above
 
 
 def _two_valued(frames: Frames) -> Mask:
@@ -166,7 +207,9 @@ def _two_valued(frames: Frames) -> Mask:
     )
 
 
-def _by_label(frames: Frames, t: int, wanted: Literal["all"] | list[int]) -> list[Mask]:
+def _by_label(
+    frames: Frames, t: int, wanted: Literal["all"] | list[int]
+) -> list[tuple[int, int | None, Mask]]:
     frame = frames.values[t]
     where = f"{frames.where}, frame {t} of {_size(frames.values)},"
     found = np.unique(frame)
@@ -187,7 +230,7 @@ def _by_label(frames: Frames, t: int, wanted: Literal["all"] | list[int]) -> lis
             f"{where} lacks {_listed('label', missing)}; it holds {_listed('label', present)}. "
             "Leave them out, or read the frames that hold them."
         )
-    return [frame == label for label in wanted]
+    return [(t, label, frame == label) for label in wanted]
 
 
 def _size(values: NDArray[Any]) -> str:

@@ -74,7 +74,7 @@ def start(source, target, sharpness, *, relaxation, tile=0):
     if not tile:
         state["rows"] = neighbours(sharpness, source.shape[-2])
         state["columns"] = neighbours(sharpness, source.shape[-1])
-    return _looking_ahead(state, Grid(state, sharpness, tile))
+    return state
 
 
 @kernel(
@@ -120,31 +120,19 @@ def step(
     return _step(source, age, state, terms, Grid(state, sharpness, tile), adaptive)
 
 
-def finished(
-    state,
-    source,
-    target,
-    sharpness,
-    *,
-    tau,
-    threshold,
-    reference="product",
-    balanced=False,
-    tile=0,
-):
+def finished(state, source, target, *, tau, threshold, reference="product", balanced=False):
     """Say which rows have converged, and which cannot: (...) bool each.
 
     A row has failed where its state is not finite, and where a sum has lost what the support needs.
     """
-    terms = _Terms(tau, reference, balanced)
-    return _finished(source, target, state, terms, Grid(state, sharpness, tile), threshold)
+    return _finished(source, target, state, _Terms(tau, reference, balanced), threshold)
 
 
 def start_points(source, target, source_points, target_points, sharpness, *, relaxation):
     """Give the state from which `step_points` goes on, with the matrix of C/eps."""
     state = _beginning(source[..., None], target[..., None], sharpness, relaxation)
     state["cost"] = point_costs(source_points, target_points, sharpness)
-    return _looking_ahead(state, Points(state["cost"]))
+    return state
 
 
 @kernel(
@@ -180,15 +168,14 @@ def step_points(
 def finished_points(state, source, target, *, tau, threshold, reference="product", balanced=False):
     """Say which rows have converged and which have failed, as `finished`."""
     terms = _Terms(tau, reference, balanced)
-    spreading = Points(state["cost"])
-    return _finished(source[..., None], target[..., None], state, terms, spreading, threshold)
+    return _finished(source[..., None], target[..., None], state, terms, threshold)
 
 
 @kernel(
     "(y,x),(y,x),(y,x),(y,x),()->(),(),(),(),(),(y,x),(y,x),(y,x,2)",
     **_GRID,
     static=(*_STATIC, "tile"),
-    work="y * x * (5 * (y + x) + 200)",
+    work="y * x * (2.4 * (y + x) + 150)",
     memory="24 * y * x + 6 * (y * y + x * x)",
 )
 def maps(
@@ -267,21 +254,21 @@ def maps_points(
 
 
 def _beginning(source, target, sharpness, relaxation):
+    """Give potentials 0, whose spreads are left out: the first step begins with the source."""
     xp = array_namespace(source, target)
+    nothing = xp.zeros_like(source[..., :1, :1])
     return {
         "source_potential": xp.zeros_like(source),
         "target_potential": xp.zeros_like(target),
+        "onto_source": xp.zeros_like(source),
+        "onto_target": xp.zeros_like(target),
+        "source_floor": nothing,
+        "target_floor": nothing,
         "log_source": _log_density(source),
         "log_target": _log_density(target),
         "relaxation": xp.zeros_like(sharpness) + relaxation,
         "change": xp.full_like(sharpness, math.inf),
     }
-
-
-def _looking_ahead(state, spreading):
-    """Add what the source spreads onto the target, with which a step begins."""
-    spread, floor = spreading.onto_target(state["log_source"] + state["source_potential"])
-    return {**state, "onto_target": spread, "target_floor": floor}
 
 
 def _step(source, age, state, terms, spreading, adaptive):
@@ -291,15 +278,23 @@ def _step(source, age, state, terms, spreading, adaptive):
     weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
     g = state["target_potential"]
     g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
-    onto_source, _ = spreading.onto_source(log_b + g)
+    onto_source, floor = spreading.onto_source(log_b + g)
     f = state["source_potential"]
     move = terms.goal(onto_source, log_a) - f
     f = f + weight * move
     if not terms.balanced:
         shift = terms.shift(f, g, log_a, log_b)
-        f, g = f + shift, g - shift
-    found = {**state, "source_potential": f, "target_potential": g}
-    found = _looking_ahead(found, spreading)
+        f, g, onto_source, floor = f + shift, g - shift, onto_source - shift, floor - shift
+    onto_target, target_floor = spreading.onto_target(log_a + f)
+    found = {
+        **state,
+        "source_potential": f,
+        "target_potential": g,
+        "onto_source": onto_source,
+        "onto_target": onto_target,
+        "source_floor": floor,
+        "target_floor": target_floor,
+    }
     if not adaptive:
         return found
     looks = (age + 1) % EVERY == 0
@@ -312,15 +307,15 @@ def _step(source, age, state, terms, spreading, adaptive):
     }
 
 
-def _finished(source, target, state, terms, spreading, threshold):
+def _finished(source, target, state, terms, threshold):
     xp = array_namespace(source, target)
     log_a, log_b = state["log_source"], state["log_target"]
-    f, g, onto_target = state["source_potential"], state["target_potential"], state["onto_target"]
-    onto_source, source_floor = spreading.onto_source(log_b + g)
+    onto_source, onto_target = state["onto_source"], state["onto_target"]
     error = _marginal_error(
-        terms.marginals(f, log_a, onto_source), terms.marginals(g, log_b, onto_target)
+        terms.marginals(state["source_potential"], log_a, onto_source),
+        terms.marginals(state["target_potential"], log_b, onto_target),
     )
-    lost = xp.any((source > 0) & (onto_source < source_floor), axis=(-2, -1)) | xp.any(
+    lost = xp.any((source > 0) & (onto_source < state["source_floor"]), axis=(-2, -1)) | xp.any(
         (target > 0) & (onto_target < state["target_floor"]), axis=(-2, -1)
     )
     failed = lost | ~xp.isfinite(error)

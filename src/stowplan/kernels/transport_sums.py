@@ -87,20 +87,25 @@ def moments(z_source, z_target, sharpness):
     xp = array_namespace(z_source, z_target)
     height, width = z_source.shape[-2:]
     rows, columns = neighbours(sharpness, height), neighbours(sharpness, width)
-    grid = Grid({"rows": rows, "columns": columns}, sharpness, 0)
-    onto_target, _ = grid.onto_target(z_source)
-    onto_source, _ = grid.onto_source(z_target)
+    onto_target, _ = Grid({"rows": rows, "columns": columns}, sharpness, 0).onto_target(z_source)
     top = xp.max(z_target, axis=(-2, -1), keepdims=True)
-    along = xp.matmul(xp.exp(z_target - top), columns)
+    # (..., moment, y, x), moments 0, 1 and 2 along x, then along y; matrices to the right are
+    # (from, to)
+    along = xp.matmul(
+        xp.exp(z_target - top)[..., None, :, :], _with_moments(xp, columns, -_apart(xp, top, width))
+    )
+    sums = xp.matmul(rows[..., None, :, :], along)
     least = float(xp.finfo(z_target.dtype).smallest_normal)
-    sums = xp.maximum(xp.matmul(rows, along), least * xp.ones_like(top))
-    dy, dx = _apart(xp, sharpness, height), _apart(xp, sharpness, width)
-    across = xp.matmul(rows, xp.exp(z_target - top))
-    # matrices to the right act on columns, (j, i)
-    moved_y = xp.matmul(rows * dy, along) / sums
-    moved_x = xp.matmul(across, columns * -dx) / sums
-    squares = xp.matmul(rows * dy**2, along) + xp.matmul(across, columns * dx**2)
-    return onto_target, onto_source, xp.stack([moved_y, moved_x], axis=-1), squares / sums
+    total = xp.maximum(sums[..., 0, :, :], least * xp.ones_like(top))
+    up = xp.matmul(_with_moments(xp, rows, _apart(xp, top, height)), along[..., :1, :, :])
+    steps = xp.stack([up[..., 1, :, :] / total, sums[..., 1, :, :] / total], axis=-1)
+    squares = (up[..., 2, :, :] + sums[..., 2, :, :]) / total
+    return onto_target, xp.log(total) + top, steps, squares
+
+
+def _with_moments(xp, matrix, steps):
+    """Give a matrix times powers 0, 1 and 2 of the steps, (..., 3, n, n)."""
+    return matrix[..., None, :, :] * xp.stack([xp.ones_like(steps), steps, steps * steps])
 
 
 def tiled(z, sharpness, tile):

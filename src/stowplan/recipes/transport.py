@@ -40,7 +40,7 @@ __all__ = ["Coupling", "PointResults", "TransportResults", "solve", "solve_point
 
 Array = NDArray[np.float64]
 Buckets = int | Sequence[Sequence[int] | Mapping[str, int]] | None
-_log = logging.getLogger("stowplan")
+_log = logging.getLogger("stowplan.transport")  # of what is said of pairs
 
 
 def solve(
@@ -435,7 +435,7 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
         )
     slots = [_read_bucket(bucket) for bucket in given]
     sides = np.array([[slot["y"], slot["x"]] for slot in slots])
-    inside = (shapes[:, None, :] <= sides).all(axis=2)
+    inside = np.all(np.less_equal(shapes[:, None, :], sides), axis=2)
     fits: NDArray[np.bool_] = np.any(inside, axis=1)
     if not fits.all():
         pair = int(np.argmin(fits))

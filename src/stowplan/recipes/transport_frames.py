@@ -153,12 +153,12 @@ def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
 
 def lift_vectors(values: Array, box: Sequence[int], pool: int) -> Array:
     """Give every pixel of the box the vector of its block, in pixels, (y1 - y0, x1 - x0, 2)."""
-    return pool * _repeated(values, box[1] - box[0], box[3] - box[2], pool)
+    return _repeated(pool * values, box[1] - box[0], box[3] - box[2], pool)
 
 
 def _repeated(values: Array, height: int, width: int, pool: int) -> Array:
-    fine = np.repeat(np.repeat(values, pool, axis=0)[:height], pool, axis=1)
-    return fine[:, :width]
+    wide = np.repeat(values, pool, axis=1)[:, :width]
+    return wide.take(np.arange(height) // pool, axis=0)  # whole rows: the one large copy
 
 
 def _paired(source: Any, target: Any, pairs: Any) -> tuple[list[Any], NDArray[np.intp]]:

@@ -190,7 +190,7 @@ class TransportResults(ItemResults):
         if self.failed[pair]:
             values = np.full_like(values, np.nan)
         if name == "velocity":
-            return self.pixel_size * lift_vectors(values, box, self.pool)
+            return lift_vectors(self.pixel_size * values, box, self.pool)
         return lift_density(values, box, self.pool)
 
 

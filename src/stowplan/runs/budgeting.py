@@ -197,8 +197,9 @@ class _Fit:
             return self._unprobed(split, reason)
         if self.kernel.takes_state and self.kernel.memory is None:
             raise PlanError(
-                f"{self.where}: {self.kernel.name} is one step of an iteration; a budget needs to "
-                "know the round: sp.plan(..., rounds=sp.Rounds(init, until, every, keep))."
+                f"{self.where}: {self.kernel.name} is one step of an iteration, so that a budget "
+                "needs to know the others: sp.plan(..., rounds=sp.Rounds(init, until, every, "
+                "keep))."
             )
         if self.kernel.memory is None:
             missing = ", ".join(f"{name}=..." for name in self.request.missing)

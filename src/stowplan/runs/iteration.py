@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.declaration import Kernel
-from stowplan.errors import DataError, FrameworkError, PlanError, SignatureError
+from stowplan.errors import FrameworkError, PlanError, SignatureError
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs, row_ladder
 from stowplan.runs.budgeting import MemoryRequest
@@ -22,11 +23,14 @@ from stowplan.runs.jobs import Job
 from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
-from stowplan.runs.recovery import attempt
+from stowplan.runs.recovery import attempt, shown_capacity, too_large_a_row
 from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
 from stowplan.runs.shared import check_shared, leaves, map_leaves
+from stowplan.runs.working_rows import WorkingRows, working_rows
 
 __all__ = ["Iterated", "iterate"]
+
+_log = logging.getLogger("stowplan")
 
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
@@ -167,10 +171,11 @@ def iterate(
     check_sizes("iterate", step, columns, plan)
     check_indices("iterate", step, columns)
     job = Job("iterate", kernel, columns, plan, source, target)
-    loop = _Loop(job, kernel, statics, map_leaves(job.shared, traced), most_rounds)
+    rows_at_work = working_rows(job, kernel, statics, map_leaves(job.shared, traced))
     with _bar(columns.items, progress) as advance, job.heap.around_batches():
+        loop = _Loop(job, kernel, rows_at_work, most_rounds * rounds.every, advance)
         for slot in range(len(plan.slots)):
-            loop.finish_slot(slot, advance)
+            loop.finish_slot(slot)
     values = loop.values()
     return Iterated(
         dict(zip(rounds.keep, values, strict=True)),
@@ -218,14 +223,6 @@ def _bar(items: int, progress: bool) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-class _Rows(NamedTuple):
-    """The rows that are worked on."""
-
-    items: NDArray[np.intp]  # item of each row
-    ages: Integers
-    live: Bools  # whether a row has an item that is not done
-
-
 class _Loop:
     """Rounds over the rows of one slot after another."""
 
@@ -233,338 +230,127 @@ class _Loop:
         self,
         job: Job,
         kernel: RoundKernel,
-        statics: Mapping[str, Any],
-        shared: Mapping[str, Any],
-        most_rounds: int,
+        rows: WorkingRows,
+        most_age: int,
+        advance: Callable[[int], object],
     ) -> None:
         self.job = job
         self.kernel = kernel
-        self.every = kernel.rounds.every
-        self.most_age = most_rounds * self.every
-        adapter = job.target.adapter
-        kind = _CompiledRounds if adapter.compiles else _EagerRounds
-        self.driver = kind(job, kernel, statics, shared)
+        self.rows = rows
+        self.most_age = most_age
+        self.advance = advance
         items = job.columns.items
-        self.iterations = np.zeros(items, np.int64)
+        self.iterations = np.zeros(items, np.int64)  # 0 until an item is over
         self.converged = np.zeros(items, np.bool_)
         self.failed = np.zeros(items, np.bool_)
+        self.over: list[Batch] = []  # in the order in which items were put away
 
-    def finish_slot(self, slot: int, advance: Callable[[int], object]) -> None:
+    def finish_slot(self, slot: int) -> None:
         """Take every item of a slot to its end; where memory runs out, in fewer rows."""
-        plan = self.job.plan
+        plan, adapter = self.job.plan, self.job.target.adapter
         batches = [batch for batch in plan.batches if batch.slot == slot]
         if not batches:
             return
-        rows = len(batches[0].items)
-        waiting = deque(
-            int(item) for batch in batches for item in batch.items[: batch.count].tolist()
-        )
-        left = set(waiting)
+        items = np.concatenate([batch.items[: batch.count] for batch in batches])
+        capacity, most = batches[0].capacity, len(batches[0].items)
 
         def work() -> None:
-            self._work(slot, batches[0].capacity, rows, waiting, left, advance)
+            left = items[self.iterations[items] == 0]
+            self._work(slot, capacity, most, deque(left.tolist()))
 
-        _, error = attempt(self.job.target.adapter, work)
-        while error is not None:
-            if rows == 1:
-                raise MemoryError(
-                    f"iterate: out of memory with one row of {self.kernel.name} at "
-                    f"{plan.slots[slot]}: {error}"
-                )
-            self.driver.clear()
-            self.job.target.adapter.release()
-            rows //= 2
-            waiting = deque(sorted(left))
-            _, error = attempt(self.job.target.adapter, work)
+        _, error = attempt(adapter, work)
+        while error is not None:  # outside of the except block, whose traceback keeps arrays
+            self.rows.begin(slot, capacity)
+            adapter.release()
+            if most == 1:
+                raise too_large_a_row("iterate", self.kernel, plan, capacity, error)
+            _log.warning(
+                "iterate: out of memory with %d rows of %s%s; going on with %d rows. %d of %d "
+                "items are over and kept. A smaller budget= avoids the attempt.",
+                most, self.kernel.name, shown_capacity(plan, capacity), most // 2,
+                np.count_nonzero(self.iterations), len(self.iterations),
+            )  # fmt: skip
+            most //= 2
+            _, error = attempt(adapter, work)
 
-    def _work(
-        self,
-        slot: int,
-        capacity: tuple[int, ...],
-        most: int,
-        waiting: deque[int],
-        left: set[int],
-        advance: Callable[[int], object],
-    ) -> None:
-        rows = _Rows(np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0, np.bool_))
-        started = 0.0
+    def _work(self, slot: int, capacity: tuple[int, ...], most: int, waiting: deque[int]) -> None:
+        rows = self.rows
+        rows.begin(slot, capacity)
+        tail = _Tail(self.job, capacity, self.kernel.rounds.every)
         while waiting or rows.live.any():
-            most = self._fewer(most, capacity, rows, waiting, started)
-            rows = self._filled(slot, capacity, most, rows, waiting)
-            done, failed = self.driver.advance(rows.ages)
-            ages = rows.ages + self.every
-            over = rows.live & (done | failed | (ages >= self.most_age))
+            live = int(np.count_nonzero(rows.live))
+            if not waiting:
+                most = tail.rows(live, most, self.iterations)
+            count = min(most - live, len(waiting))
+            new = np.array([waiting.popleft() for _ in range(count)], np.intp)
+            self.job.heap.before_batch(0)
+            rows.fill(new, most)
+            done, failed = rows.advance()
+            over = rows.live & (done | failed | (rows.ages >= self.most_age))
             if over.any():
-                items = rows.items[over]
-                self.iterations[items] = ages[over]
-                self.converged[items] = done[over] & ~failed[over]
-                self.failed[items] = failed[over]
-                self._keep(Batch(items, len(items), capacity, slot), np.flatnonzero(over))
-                left.difference_update(items.tolist())
-                started = float(np.mean(self.iterations[items]))
-                advance(len(items))
-            rows = _Rows(rows.items, ages, rows.live & ~over)
-        self.driver.clear()
+                self._put_away(slot, capacity, over, done, failed)
+            rows.live = rows.live & ~over
+        rows.begin(slot, capacity)
 
-    def _filled(
-        self,
-        slot: int,
-        capacity: tuple[int, ...],
-        most: int,
-        rows: _Rows,
-        waiting: deque[int],
-    ) -> _Rows:
-        """Put waiting items into rows that are free."""
-        staying = np.flatnonzero(rows.live)
-        count = min(most - len(staying), len(waiting))
-        new = np.array([waiting.popleft() for _ in range(count)], np.intp)
-        self.job.heap.before_batch(0)
-        return self.driver.fill(slot, capacity, most, rows, staying, new)
+    def _put_away(
+        self, slot: int, capacity: tuple[int, ...], over: Bools, done: Bools, failed: Bools
+    ) -> None:
+        items = self.rows.items[over]
+        self._keep(Batch(items, len(items), capacity, slot), np.flatnonzero(over))
+        self.converged[items] = done[over] & ~failed[over]
+        self.failed[items] = failed[over]
+        self.iterations[items] = self.rows.ages[over]
+        self.advance(len(items))
 
-    def _fewer(
-        self,
-        most: int,
-        capacity: tuple[int, ...],
-        rows: _Rows,
-        waiting: deque[int],
-        steps: float,
-    ) -> int:
-        """Give the rows to go on with: fewer in the end, where compiling them is worth it."""
-        adapter = self.job.target.adapter
-        if not adapter.compiles or waiting or not len(rows.items):
-            return most
-        live = int(rows.live.sum())
-        fewer = next(count for count in row_ladder(live) if count >= live)
-        if fewer >= most:
-            return most
-        costs = self.job.plan.costs or Costs()
-        work = float(self.job.plan.measure.cost(np.array([capacity], np.int64))[0])
-        to_come = max(steps - float(rows.ages[rows.live].mean()), 0.0) / max(steps, 1.0)
-        saved = (most - fewer) * work * costs.work_seconds * to_come
-        return fewer if saved > costs.compile_seconds else most
-
-    def _keep(self, batch: Batch, places: NDArray[np.intp]) -> None:
+    def _keep(self, batch: Batch, rows: NDArray[np.intp]) -> None:
         indices = self.job.indices_of(batch)
-        parts = self.driver.kept(places)
-        for output, part in zip(self.job.outputs, parts, strict=True):
-            self.job.check_shape(output, part, batch)
+        fields, assemblies = self.kernel.rounds.keep, self.job.assemblies
         real = [
-            assembly.real_rows(indices, 0, part)
-            for assembly, part in zip(self.job.assemblies, parts, strict=True)
+            assembly.real_rows(indices, 0, self.rows.kept(field, rows))
+            for field, assembly in zip(fields, assemblies, strict=True)
         ]
-        for assembly, flat in zip(self.job.assemblies, real, strict=True):
+        for assembly, flat in zip(assemblies, real, strict=True):
             assembly.keep(indices, 0, flat)
+        self.over.append(batch)  # with all fields, or with none
 
     def values(self) -> list[Any]:
-        """Give the kept fields in input order."""
+        """Give the kept fields in input order; of no items, those of a row of padding, dropped."""
         if not self.job.columns.items:
-            return self._no_values()
-        return [
-            self.job.result(output, assembly)
-            for output, assembly in zip(self.job.outputs, self.job.assemblies, strict=True)
-        ]
-
-    def _no_values(self) -> list[Any]:
-        """Give kept fields of no items: those of one row of padding, which is dropped."""
-        batch = self.job.plan.batches[0]
-        rows = _Rows(np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0, np.bool_))
-        with np.errstate(all="ignore"):
-            self.driver.fill(0, batch.capacity, 1, rows, np.empty(0, np.intp), batch.items[:1])
-        self._keep(Batch(batch.items[:0], 0, batch.capacity, 0), np.empty(0, np.intp))
-        self.driver.clear()
-        return [
-            self.job.result(output, assembly)
-            for output, assembly in zip(self.job.outputs, self.job.assemblies, strict=True)
-        ]
+            batch = self.job.plan.batches[0]
+            self.rows.begin(0, batch.capacity)
+            with np.errstate(all="ignore"):
+                self.rows.fill(batch.items[:1], 1)
+            self._keep(Batch(batch.items[:0], 0, batch.capacity, 0), np.empty(0, np.intp))
+        self.job.use(replace(self.job.plan, batches=tuple(self.over)))
+        return self.job.results()
 
 
-class _EagerRounds:
-    """Calls step by step; as many rows as there are items left, up to the plan's."""
+class _Tail:
+    """When nothing waits any more: whether fewer rows are worth a compile.
 
-    def __init__(
-        self,
-        job: Job,
-        kernel: RoundKernel,
-        statics: Mapping[str, Any],
-        shared: Mapping[str, Any],
-    ) -> None:
-        self.job = job
-        self.kernel = kernel
-        self.common = {**shared, **statics}
-        self.xp = None
-        self.clear()
+    How long the last items take is unknown. Fewer rows are taken once the idle ones have cost as
+    much as the compile costs, so that both together are at most twice what was necessary.
+    """
 
-    def clear(self) -> None:
-        """Let go of all rows."""
-        self.columns: dict[str, Any] = {}
-        self.state: dict[str, Any] = {}
+    def __init__(self, job: Job, capacity: tuple[int, ...], every: int) -> None:
+        self.compiles = job.target.adapter.compiles
+        self.costs = job.plan.costs or Costs()
+        work = float(job.plan.measure.cost(np.array([capacity], np.int64))[0])
+        self.item_seconds = work * self.costs.work_seconds
+        self.every = every
+        self.idle_seconds = 0.0
 
-    def fill(
-        self,
-        slot: int,
-        capacity: tuple[int, ...],
-        most: int,
-        rows: _Rows,
-        staying: NDArray[np.intp],
-        new: NDArray[np.intp],
-    ) -> _Rows:
-        if len(staying) < len(rows.items):  # field by field, so that little is alive twice
-            self.columns = _mapped(self.columns, lambda x: self._take(x, staying))
-            self.state = _mapped(self.state, lambda x: self._take(x, staying))
-        if len(new):
-            arguments, keywords = self.job.gather_rows(Batch(new, len(new), capacity, slot))
-            columns = self.kernel.columns(arguments, keywords, {})
-            state = self.kernel.start({**columns, **self.common})
-            if len(staying):
-                columns = self._joined(self.columns, columns)
-                state = self._joined(self.state, state)
-            self.columns, self.state = columns, state
-        items = np.concatenate([rows.items[staying], new])
-        ages = np.concatenate([rows.ages[staying], np.zeros(len(new), np.int64)])
-        return _Rows(items, ages, np.ones(len(items), np.bool_))
-
-    def advance(self, ages: Integers) -> tuple[Bools, Bools]:
-        """Take the steps of a round; give which rows are done and which have failed."""
-        columns = {**self.columns, **self.common}
-        age = self.job.target.adapter.index(ages, self.job.first)
-        for number in range(self.kernel.rounds.every):
-            self.state = self.kernel.advance(columns, age + number, self.state)
-        flags = self.kernel.look(columns, self.state)
-        done, failed = (_flags(self.job, flag, len(ages)) for flag in flags)
-        return done, failed
-
-    def kept(self, places: NDArray[np.intp]) -> list[Any]:
-        """Give the kept fields of some rows."""
-        return [self._take(self.state[name], places) for name in self.kernel.rounds.keep]
-
-    def _take(self, array: Any, places: NDArray[np.intp]) -> Any:
-        adapter = self.job.target.adapter
-        return adapter.namespace(array).take(array, adapter.index(places, array), axis=0)
-
-    def _joined(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-        found = {}
-        for name in list(old):
-            first, second = old.pop(name), new.pop(name)
-            if isinstance(first, dict):
-                found[name] = self._joined(first, second)
-            else:
-                xp = self.job.target.adapter.namespace(first)
-                found[name] = xp.concat([first, second], axis=0)
-        return found
-
-
-class _CompiledRounds:
-    """One program for a round, of fixed shape: rows without an item go on with the one they had."""
-
-    def __init__(
-        self,
-        job: Job,
-        kernel: RoundKernel,
-        statics: Mapping[str, Any],
-        shared: Mapping[str, Any],
-    ) -> None:
-        self.job = job
-        self.kernel = kernel
-        self.statics = statics
-        self.shared = shared
-        self.function = job.target.adapter.function(
-            kernel, statics, device=job.target.device, compile=False
-        )
-        self.clear()
-
-    def clear(self) -> None:
-        """Let go of all rows."""
-        self.arguments: list[Any] = []
-        self.keywords: dict[str, Any] = {}
-        self.by_row: dict[str, Any] = {}
-
-    def fill(
-        self,
-        slot: int,
-        capacity: tuple[int, ...],
-        most: int,
-        rows: _Rows,
-        staying: NDArray[np.intp],
-        new: NDArray[np.intp],
-    ) -> _Rows:
-        device = self.job.target.device
-        put = self.job.target.adapter.asarray
-
-        def there(x: Any) -> Any:
-            return put(x, device) if isinstance(x, np.ndarray) else x
-
-        if len(rows.items) == most:
-            free = np.flatnonzero(~rows.live)
-            items, ages, live = rows.items.copy(), rows.ages.copy(), rows.live.copy()
-        else:  # in the beginning, and where a smaller program pays
-            self.keywords = {}
-            if len(staying):
-                state = {name: np.asarray(x)[staying] for name, x in self.by_row["state"].items()}
-                more = most - len(staying)
-                self.by_row["state"] = {
-                    name: there(np.concatenate([x, np.repeat(x[-1:], more, axis=0)]))
-                    for name, x in state.items()
-                }
-            repeated = np.concatenate([rows.items[staying], new])
-            items = np.concatenate([repeated, np.full(most - len(repeated), repeated[-1])])
-            ages = np.concatenate([rows.ages[staying], np.zeros(most - len(staying), np.int64)])
-            live = np.arange(most) < len(staying)
-            free = np.arange(len(staying), most)
-        places = free[: len(new)]
-        items[places], ages[places], live[places] = new, 0, True
-        fresh = np.zeros(most, np.bool_)
-        fresh[places] = True
-        if not len(rows.items):
-            fresh[:] = True
-        if len(new) or not self.keywords:
-            arguments, keywords = self.job.gather_rows(Batch(items, most, capacity, slot))
-            self.arguments = [there(x) for x in arguments]
-            self.keywords = {"masks": _mapped(keywords, there)}
-        if not self.by_row:
-            by_row = self.kernel.by_row(
-                self.job.target.adapter, self.arguments, self.keywords["masks"], self.shared,
-                self.statics,
-            )  # fmt: skip
-            self.by_row = _mapped(by_row, there)  # where later states are: a compile key
-        self.by_row["fresh"] = fresh
-        return _Rows(items, ages, live)
-
-    def advance(self, ages: Integers) -> tuple[Bools, Bools]:
-        """Take the steps of a round; give which rows are done and which have failed."""
-        keywords = {
-            **self.keywords["masks"],
-            "state": self.by_row["state"],
-            "age": ages,
-            "fresh": self.by_row["fresh"],
-        }
-        found = self.function(self.arguments, keywords, self.shared)
-        count = len(self.kernel.rounds.keep)
-        *kept, others, done, failed = found
-        names = self.kernel.rounds.keep
-        self.by_row["state"] = {**dict(zip(names, kept[:count], strict=True)), **others}
-        return _flags(self.job, done, len(ages)), _flags(self.job, failed, len(ages))
-
-    def kept(self, places: NDArray[np.intp]) -> list[Any]:
-        """Give the kept fields of some rows, on the host."""
-        state = self.by_row["state"]
-        return [np.asarray(state[name])[places] for name in self.kernel.rounds.keep]
-
-
-def _mapped(value: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """Change all arrays of a nest, letting go of each as its successor is made."""
-    found = {}
-    for name in list(value):
-        part = value.pop(name)
-        found[name] = _mapped(part, change) if isinstance(part, dict) else change(part)
-    return found
-
-
-def _flags(job: Job, flags: Any, rows: int) -> Bools:
-    host = np.asarray(job.target.adapter.to_host(flags)) if is_array_api_obj(flags) else None
-    if host is None or host.shape != (rows,) or host.dtype != np.bool_:
-        what = type(flags).__name__ if host is None else f"shape {host.shape}, dtype {host.dtype}"
-        raise DataError(
-            f"iterate: until gave {what} for {rows} rows; it gives two bool arrays of shape "
-            f"({rows},), (done, failed)."
-        )
-    return host
+    def rows(self, live: int, most: int, iterations: Integers) -> int:
+        """Give the rows to go on with, from the steps that items took which are over."""
+        if not self.compiles or not live:
+            return most
+        over = iterations[iterations > 0]
+        fewer = row_ladder(live)[-1]
+        if not len(over) or fewer >= most:
+            return most
+        share = self.every / float(over.mean())  # of the work of an item that is done in a round
+        if self.idle_seconds > self.costs.compile_seconds:
+            self.idle_seconds = 0.0
+            return fewer
+        self.idle_seconds += (most - fewer) * self.item_seconds * share
+        return most

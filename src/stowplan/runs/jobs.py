@@ -80,7 +80,7 @@ class Job:
             dim: self._input(ids.distinct().map_values(self._staged), (dim,), -1)
             for dim, ids in columns.segments.items()
         }
-        self._use(plan if plan.batches else _one_empty_batch(plan, target.adapter.compiles))
+        self.use(plan if plan.batches else _one_empty_batch(plan, target.adapter.compiles))
         self.outputs = [
             _Output(core, kernel.ragged_dims(core), self.indices.sizes.tail(core))
             for core in kernel.signature.outputs
@@ -148,13 +148,9 @@ class Job:
             error = self._advance(compute, progress)
             while error is not None:  # outside of the except block, whose traceback keeps arrays
                 self.target.adapter.release()
-                self._use(halve_batches(self.where, self.kernel, self.plan, self.done, error))
+                self.use(halve_batches(self.where, self.kernel, self.plan, self.done, error))
                 error = self._advance(compute, progress)
-        results = [
-            self.result(output, assembly)
-            for output, assembly in zip(self.outputs, self.assemblies, strict=True)
-        ]
-        return self.wrapped(results)
+        return self.wrapped(self.results())
 
     def _advance(self, compute: Callable[[int], Any], progress: bool) -> str | None:
         """Compute the batches not kept yet; give the error of one that found no memory.
@@ -186,7 +182,7 @@ class Job:
         _, found = attempt(self.target.adapter, put_away)
         return failed or found
 
-    def _use(self, plan: Plan) -> None:
+    def use(self, plan: Plan) -> None:
         """Go on with a plan whose first batches are those that are kept."""
         self.plan = plan
         self.indices = Indices(plan, self.kernel, self.target.adapter, self.columns.fixed)
@@ -260,7 +256,7 @@ class Job:
             kind = type(outputs)  # the outputs themselves are not to be kept
             self.wrapped = lambda results: kind(*results)
         for output, part in zip(self.outputs, parts, strict=True):
-            self.check_shape(output, part, self.plan.batches[number])
+            self._check_shape(output, part, self.plan.batches[number])
         return parts
 
     def scatter(self, number: int, outputs: Any) -> None:
@@ -275,8 +271,12 @@ class Job:
             assembly.keep(self.indices, number, real)
         self.done = number + 1  # of all outputs, or of none
 
-    def result(self, output: _Output, assembly: Assembly) -> Any:
-        """Give one output in input order, in the user's framework."""
+    def results(self) -> list[Any]:
+        """Give the outputs in input order, in the user's framework."""
+        pairs = zip(self.outputs, self.assemblies, strict=True)
+        return [self._result(output, assembly) for output, assembly in pairs]
+
+    def _result(self, output: _Output, assembly: Assembly) -> Any:
         flat = self._given_back(assembly.whole(self.indices))
         if not output.dims:
             return flat
@@ -331,13 +331,13 @@ class Job:
                     return array
         return None
 
-    def check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
-        """Refuse an output of a batch that has not the shape of its signature."""
-        expected = (
-            len(batch.items),
-            *self.indices.sizes.capacity(batch, output.dims),
-            *output.tail,
-        )
+    def padded_shape(self, output: _Output, batch: Batch) -> tuple[int, ...]:
+        """Give the shape that an output of a batch has."""
+        lengths = self.indices.sizes.capacity(batch, output.dims)
+        return (len(batch.items), *lengths, *output.tail)
+
+    def _check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
+        expected = self.padded_shape(output, batch)
         shape = getattr(part, "shape", None)
         if shape is not None and tuple(shape) == expected:
             return

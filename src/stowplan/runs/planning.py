@@ -23,7 +23,7 @@ from stowplan.runs.matching import moved_dims, refuse_moved_targets
 from stowplan.runs.packing import KernelPacking
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.probes import Gradient
-from stowplan.runs.rounds import Rounds, round_kernel
+from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
 from stowplan.runs.shared import known_shared, leaves, missing_shared
 
 __all__ = ["plan", "plan_columns"]
@@ -125,6 +125,12 @@ def plan(
     source, target = find_places("plan", arrays, on, device, absent=True)
     if rounds is not None:
         kernel = round_kernel(kernel, rounds, target.adapter)
+        if gradient:
+            raise PlanError(
+                f"plan: gradient={gradient!r} beside rounds=, but a loop that ends by its values "
+                "has none. Leave it out."
+            )
+        gradient = False
     statics, traced = known_shared("plan", kernel, shared)
     missing = missing_shared(kernel, shared)
     memory = MemoryRequest(budget, peak, gradient, statics, traced, missing)
@@ -152,7 +158,7 @@ def plan_columns(
     offsets: Offsets = "corner",
 ) -> Plan:
     """Plan columns that are bound already; without a request for memory none is looked at."""
-    costs = costs or known_costs(kernel, target)
+    costs = costs or _own_costs(kernel, target)
     if not isinstance(passes, int | float | np.integer) or not 1 <= passes < np.inf:
         raise PlanError(f"{where}: passes={passes!r}; it is a number from 1: a plan runs once.")
     costs = replace(costs, compile_seconds=costs.compile_seconds / passes)
@@ -188,6 +194,14 @@ def _refuse_no_list(where: str, slots: object) -> None:
             f"{where}: slots={slots!r}; give how many to choose, 'exact', or a list of slots: "
             "slots=[{...}]."
         )
+
+
+def _own_costs(kernel: Kernel, place: Place) -> Costs:
+    """Give the constants of a kernel; a batch of an eager iteration launches a round at least."""
+    costs = known_costs(kernel, place)
+    if place.adapter.compiles or not isinstance(kernel, RoundKernel):
+        return costs
+    return replace(costs, launch_seconds=costs.launch_seconds * kernel.rounds.every)
 
 
 _measured: dict[tuple[Kernel, str, str], Costs] = {}

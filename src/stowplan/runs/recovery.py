@@ -16,7 +16,7 @@ from stowplan.memory import show_bytes
 from stowplan.planners.batches import Batch, Plan, empty_batch, fill_batches
 from stowplan.planners.sizes import Measure, listed
 
-__all__ = ["attempt", "halve_batches"]
+__all__ = ["attempt", "halve_batches", "shown_capacity", "too_large_a_row"]
 
 _log = logging.getLogger("stowplan")
 
@@ -51,8 +51,7 @@ def halve_batches(where: str, kernel: Kernel, plan: Plan, done: int, error: str)
         Where the next batch has one row already.
     """
     failed = plan.batches[done]
-    shape = listed(dict(zip(plan.dims, failed.capacity, strict=True)))
-    at = f" at {shape}" if shape else ""
+    at = shown_capacity(plan, failed.capacity)
     rows = len(failed.items)
     if not failed.count and len(plan.batches) > 1:
         _log.warning(
@@ -61,11 +60,7 @@ def halve_batches(where: str, kernel: Kernel, plan: Plan, done: int, error: str)
         )  # fmt: skip
         return replace(plan, batches=plan.batches[:done] + plan.batches[done + 1 :])
     if rows == 1:
-        raise BudgetError(
-            f"{where}: out of memory with one row of {kernel.name}{at}: {error}. "
-            f"{_row_needs(kernel, plan, failed)}Use a device with more memory, a smaller dtype, "
-            "or items cut into smaller ones."
-        )
+        raise too_large_a_row(where, kernel, plan, failed.capacity, error)
     most = rows // 2
     _log.warning(
         "%s: out of memory with %d rows of %s%s; going on with %d rows. %d of %d batches are done "
@@ -87,9 +82,26 @@ def halve_batches(where: str, kernel: Kernel, plan: Plan, done: int, error: str)
     return replace(plan, batches=tuple(batches))
 
 
-def _row_needs(kernel: Kernel, plan: Plan, batch: Batch) -> str:
+def too_large_a_row(
+    where: str, kernel: Kernel, plan: Plan, capacity: tuple[int, ...], error: str
+) -> BudgetError:
+    """Give the error that says that memory ran out with one row."""
+    return BudgetError(
+        f"{where}: out of memory with one row of {kernel.name}{shown_capacity(plan, capacity)}: "
+        f"{error}. {_row_needs(kernel, plan, capacity)}Use a device with more memory, a smaller "
+        "dtype, or items cut into smaller ones."
+    )
+
+
+def shown_capacity(plan: Plan, capacity: tuple[int, ...]) -> str:
+    """Say where in a plan something is, such as ``" at atoms=4"``; nothing without ragged dims."""
+    shape = listed(dict(zip(plan.dims, capacity, strict=True)))
+    return f" at {shape}" if shape else ""
+
+
+def _row_needs(kernel: Kernel, plan: Plan, padded: tuple[int, ...]) -> str:
     """Say what is known of the memory of one row."""
-    capacity = np.array([batch.capacity], np.int64)
+    capacity = np.array([padded], np.int64)
     known = []
     if plan.item_bytes is not None:
         row_bytes = Measure.parse(plan.dims, plan.item_bytes, plan.derived).cost(capacity)

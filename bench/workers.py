@@ -1,0 +1,78 @@
+"""Sides of a benchmark, each in a process of its own; only one of them computes at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ONE_THREAD", "Worker", "peak_mb", "spread"]
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def peak_mb() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    status = Path("/proc/self/status")  # ru_maxrss starts at the size of the parent there
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def serve(name: str, make: Callable[[], Any], connection: Any) -> None:
+    """Make a side, then answer each call with result, times, peak and compiles."""
+    side = make()
+    baseline = peak_mb()
+    while (message := connection.recv()) is not None:
+        call, arguments = message
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            answer = getattr(side, call)(*arguments)
+        except Exception as error:  # noqa: BLE001  # told to the parent, whatever it is
+            connection.send(RuntimeError(f"{name}: {call}{arguments}: {error!r}"))
+            continue
+        times = time.perf_counter() - wall, time.process_time() - cpu
+        connection.send((answer, times, peak_mb() - baseline, dict(side.compiles)))
+
+
+class Worker:
+    """A side in its own process: what ``make`` gives, with methods and a counter ``compiles``."""
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, make, theirs), daemon=True)
+        self.process.start()
+        self.peak_mb, self.compiles = 0.0, {}
+
+    def __call__(self, call: str, *arguments: Any) -> tuple[Any, tuple[float, float]]:
+        """Give the answer and its (wall, CPU) seconds; counts what was compiled in it."""
+        self.connection.send((call, arguments))
+        reply = self.connection.recv()
+        if isinstance(reply, Exception):
+            raise reply
+        before = sum(self.compiles.values())
+        answer, times, self.peak_mb, self.compiles = reply
+        self.compiled = sum(self.compiles.values()) - before
+        return answer, times
+
+    def stop(self) -> None:
+        self.connection.send(None)
+        self.process.join()
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
