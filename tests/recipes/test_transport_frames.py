@@ -84,6 +84,17 @@ def test_the_default_epsilon_is_a_share_of_the_mean_cost():
         assert found.epsilon[pair] == pytest.approx(0.03 * mean, rel=1e-12)
 
 
+def test_a_coupling_lies_between_the_centres_of_blocks_in_pixels_of_the_canvas():
+    found = solve(*few(), pool=3, crop=(4, 22, 2, 33)).coupling(0)
+    for side, mask in (("source", few()[0][0]), ("target", few()[1][0])):
+        rows, columns = np.nonzero(mask[4:22, 2:33])
+        blocks = sorted(
+            {(y // 3, x // 3) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)}
+        )
+        centres = [(4 + 3 * y + 1, 2 + 3 * x + 1) for y, x in blocks]
+        np.testing.assert_array_equal(getattr(found, f"{side}_points"), centres)
+
+
 # densities
 
 

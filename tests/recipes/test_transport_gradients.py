@@ -79,6 +79,46 @@ def test_gradients_are_central_differences_at_fixed_epsilon_and_unit(
         assert found[pair][y, x] == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
+def least_objective(a, b, cost, epsilon, tau, reference):
+    """The minimum of the objective by plain dense iterations; a and b in units that are held."""
+    held = np.outer(a, b) if reference == "product" else np.ones_like(cost)
+    kernel, u, v = held * np.exp(-cost / epsilon), np.ones_like(a), np.ones_like(b)
+    for _ in range(2000):
+        u = (a / (kernel @ v)) ** tau
+        v = (b / (kernel.T @ u)) ** tau
+    plan = u[:, None] * kernel * v
+    rho = epsilon * tau / (1 - tau)
+
+    def divergence(p, q):
+        return (p * np.log(p / q) - p + q).sum()
+
+    penalties = divergence(plan.sum(axis=1), a) + divergence(plan.sum(axis=0), b)
+    return (plan * cost).sum() + epsilon * divergence(plan, held) + rho * penalties
+
+
+@pytest.mark.parametrize("reference", ["product", "counting"])
+def test_gradients_by_the_heavier_side_hold_the_unit_that_it_set(reference, load_framework):
+    sources, targets = pairs()
+    _, found = slopes(
+        "torch", sources, targets, [1.0, 1.0], load_framework, reference=reference, pool=1
+    )
+    source, target = sources[0], targets[0]
+    unit = target.sum()
+    assert source.sum() < 0.6 * unit
+    x, y = np.argwhere(source > 0) / CANVAS[1], np.argwhere(target > 0) / CANVAS[1]
+    cost = ((x[:, None] - y[None]) ** 2).sum(axis=2)
+    a, b = source[source > 0] / unit, target[target > 0]
+    for place in (0, 40):
+        step, ends = 1e-4, []
+        for sign in (1, -1):
+            moved = b.copy()
+            moved[place] += sign * step
+            ends.append(least_objective(a, moved / unit, cost, 0.02, 0.9, reference))
+        expected = (ends[0] - ends[1]) / (2 * step)
+        there = tuple(np.argwhere(target > 0)[place])
+        assert found[0][there] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("framework", GRADIENTS)
 def test_gradients_by_the_target_are_those_of_the_pair_turned_round(framework, load_framework):
     sources, targets = pairs()

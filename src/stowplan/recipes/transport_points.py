@@ -229,11 +229,10 @@ def _host(values: Any) -> NDArray[Any]:
 
 
 def _mean_square(x: Array, y: Array, a: Array, b: Array) -> float:
-    """Give the mean squared distance of two weighted lists, about their common middle."""
+    """Give the mean squared distance of two weighted lists, about the middle of the first."""
     middle = a @ x / a.sum()
-    p, q, u, v = x - middle, y - middle, a / a.sum(), b / b.sum()
-    square = float(u @ (p**2).sum(axis=1) + v @ (q**2).sum(axis=1) - 2 * (u @ p) @ (v @ q))
-    return max(square, 0.0)
+    squares = [((points - middle) ** 2).sum(axis=1) for points in (x, y)]
+    return float(a @ squares[0] / a.sum() + b @ squares[1] / b.sum())
 
 
 def _ragged(points: Sequence[Array], dtype: Any) -> Ragged:
