@@ -20,13 +20,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.adapters import framework_of
 from stowplan.errors import DataError, PlanError
 from stowplan.kernels import transport as kernels
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.recipes.known import is_count, refuse_numbers
 from stowplan.recipes.transport_frames import Density, Frames, read_frames
-from stowplan.recipes.transport_gradient import followed_by, solve_followed
+from stowplan.recipes.transport_gradient import arrays_of, followed_by, solve_followed
 from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
 from stowplan.recipes.transport_points import PointResults, solve_points
 from stowplan.recipes.transport_results import Coupling, TransportResults
@@ -158,6 +159,8 @@ def solve(
         epsilon, relative_epsilon, relaxation, tau, reference, mass, threshold, max_iterations
     )
     _check_grid(coord_scale, pixel_size, pool)
+    if on is None and density == "given":
+        on = framework_of([*arrays_of(source), *arrays_of(target)])
     recording = followed_by(source, target) if density == "given" else None
     if recording is not None:
         return solve_followed(
@@ -179,14 +182,22 @@ def solve(
     slots = _read_buckets(buckets, problem.shapes)
     first = _round_plan(data, on, slots, rows, budget, offsets, shared)
     found = _iterate(data, first, on, max_iterations, shared, progress)
-    found, tile = _with_tiles(found, data, on, max_iterations, shared, problem, progress)
-    steered = {**options.fixed(), "tile": tile}
-    maps, last = _maps(data, found, first, on, budget, steered)
+    found, retried, tile = _with_tiles(
+        found, data, on, max_iterations, shared, problem.sharpness, budget, progress
+    )
+    steered = {**options.fixed(), "tile": 0}
+    maps, last = _maps(data, found, first, np.arange(len(frames)), on, budget, steered)
+    if len(retried):
+        steered["tile"] = tile
+        more, _ = _maps(data, found, first, retried, on, budget, steered)
+        columns = zip(maps, more, strict=True)
+        maps = kernels.TransportMaps(*(_replaced(*column, retried) for column in columns))
     results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size)
     _say(results)
     return results
 
 
+@np.errstate(all="ignore")  # a probe has no mass
 def _round_plan(
     data: Mapping[str, Any],
     on: str | None,
@@ -204,6 +215,7 @@ def _round_plan(
     return replace(made, kernels=3)  # rounds, maps, and rounds with tiles where they are needed
 
 
+@np.errstate(all="ignore")  # pairs that fail are flagged
 def _iterate(
     data: Mapping[str, Any],
     made: Plan,
@@ -224,40 +236,51 @@ def _with_tiles(
     on: str | None,
     limit: int,
     shared: Mapping[str, Any],
-    problem: _Problem,
+    sharpness: Array,
+    budget: float | str | None,
     progress: bool,
-) -> tuple[Iterated, int]:
-    """Solve the pairs that failed once more, with sums that lose nothing."""
+) -> tuple[Iterated, NDArray[np.intp], int]:
+    """Solve the pairs that failed once more, with sums that lose nothing; give which, and tile."""
     again = np.flatnonzero(found.failed)
     if not len(again):
-        return found, 0
-    tile = _tile(problem.sharpness[again].max(), data["sharpness"].dtype)
-    some = {name: column[again] for name, column in data.items()}
-    offsets = found.plan.offsets
+        return found, again, 0
+    tile = _tile(sharpness[again].max(), data["sharpness"].dtype)
     steered = {**shared, "tile": tile}
-    made = _round_plan(
-        some,
-        on,
-        found.plan.slots,
-        None,
-        None,
-        "corner" if offsets is None else offsets[again],
-        steered,
-    )
+    some, slots = _items(data, again), _same_slots(found.plan, budget)
+    made = _round_plan(some, on, slots, None, budget, _offsets(found.plan, again), steered)
     more = _iterate(some, made, on, limit, steered, progress)
-    values = {name: _replaced(found.values[name], again, more.values[name]) for name in POTENTIALS}
+    values = {name: _replaced(found.values[name], more.values[name], again) for name in POTENTIALS}
     merged = replace(found, values=values)
     for name in ("iterations", "converged", "failed"):
         getattr(merged, name)[again] = getattr(more, name)
-    return merged, tile
+    return merged, again, tile
 
 
-def _replaced(column: Ragged, items: NDArray[np.intp], new: Ragged) -> Ragged:
+def _items(columns: Mapping[str, Any], chosen: NDArray[np.intp]) -> dict[str, Any]:
+    return {name: column[chosen] for name, column in columns.items()}
+
+
+def _offsets(made: Plan, chosen: NDArray[np.intp]) -> Any:
+    return "corner" if made.offsets is None else made.offsets[chosen]
+
+
+def _same_slots(made: Plan, budget: float | str | None) -> list[Mapping[str, int]]:
+    """Give the buckets of a plan: with their rows where the next set then compiles nothing."""
+    if made.on == "jax" and budget is None:
+        return list(made.slots)
+    return [{dim: slot[dim] for dim in made.dims} for slot in made.slots]
+
+
+def _replaced(column: Any, new: Any, items: NDArray[np.intp]) -> Any:
+    """Give a column with other values for some items."""
+    if not isinstance(column, Ragged):
+        changed = np.array(column)
+        changed[items] = new
+        return changed
     values = np.array(column.values)
     for place, item in enumerate(items.tolist()):
-        start = int(column.starts[item])
-        fresh = new[place]
-        values[start : start + fresh.size] = fresh.reshape(-1)
+        start, count = int(column.starts[item]), int(column.shapes[item].prod())
+        values[start : start + count] = new[place].reshape(count, *values.shape[1:])
     return column.map_values(lambda _: values)
 
 
@@ -268,29 +291,30 @@ def _tile(sharpness: float, dtype: Any) -> int:
     return 1 << exponent
 
 
+@np.errstate(all="ignore")  # numbers of pairs that failed are put aside
 def _maps(
     data: Mapping[str, Any],
     found: Iterated,
     first: Plan,
+    chosen: NDArray[np.intp],
     on: str | None,
     budget: float | str | None,
     steered: Mapping[str, Any],
 ) -> tuple[kernels.TransportMaps, Plan]:
-    columns = {
-        "source": data["source"], "target": data["target"], **found.values,
-        "sharpness": data["sharpness"],
-    }  # fmt: skip
+    columns = _items(
+        {
+            "source": data["source"], "target": data["target"], **found.values,
+            "sharpness": data["sharpness"],
+        },
+        chosen,
+    )  # fmt: skip
     left: float | str | None = budget
     if budget is not None and first.memory is not None:  # potentials are no part of the budget
         held = sum(found.values[name].values.nbytes for name in POTENTIALS)
         left = first.memory.budget.bytes - held
-    offsets = "corner" if first.offsets is None else first.offsets
-    slots = [{dim: slot[dim] for dim in first.dims} for slot in first.slots]
-    if first.on == "jax" and budget is None:
-        slots = list(first.slots)  # rows too, so that the next set compiles nothing
     made = plan(
-        kernels.maps, columns, on=on, slots=slots, budget=left, order="cheapest",
-        offsets=offsets, **steered,
+        kernels.maps, columns, on=on, slots=_same_slots(first, budget), budget=left,
+        order="cheapest", offsets=_offsets(first, chosen), **steered,
     )  # fmt: skip
     maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
     return maps, made
@@ -401,7 +425,7 @@ def _mean_square(a: Array, b: Array) -> float:
 
 
 def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
-    if buckets is None or isinstance(buckets, int | np.integer):
+    if buckets is None or is_count(buckets):
         return buckets
     given = buckets
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
@@ -409,15 +433,8 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
             f"transport: buckets={buckets!r}; give how many to choose, or a list of shapes: "
             "buckets=[(32, 64), (64, 128)]."
         )
-    slots: list[Mapping[str, int]] = []
-    for bucket in given:
-        if isinstance(bucket, Mapping):
-            slots.append(bucket)
-        elif isinstance(bucket, Sequence | np.ndarray) and len(bucket) == 2:
-            slots.append(dict(zip("yx", bucket, strict=True)))
-        else:
-            raise PlanError(f"transport: bucket {bucket!r} is no shape (height, width).")
-    sides = np.array([[slot.get("y", 0), slot.get("x", 0)] for slot in slots])
+    slots = [_read_bucket(bucket) for bucket in given]
+    sides = np.array([[slot["y"], slot["x"]] for slot in slots])
     inside = np.all(np.less_equal(shapes[:, None, :], sides), axis=2)
     fits: NDArray[np.bool_] = np.any(inside, axis=1)
     if not fits.all():
@@ -430,6 +447,20 @@ def _read_buckets(buckets: Any, shapes: NDArray[np.int64]) -> Any:
             f"buckets=[..., {(height, width)}], or raise pool."
         )
     return slots
+
+
+def _read_bucket(bucket: Any) -> Mapping[str, int]:
+    listed = isinstance(bucket, Sequence | np.ndarray) and len(bucket) == 2
+    slot = dict(zip("yx", bucket, strict=True)) if listed else bucket
+    if not (
+        isinstance(slot, Mapping)
+        and {"y", "x"} <= set(slot) <= {"y", "x", "rows"}
+        and all(map(is_count, slot.values()))
+    ):
+        raise PlanError(
+            f"transport: bucket {bucket!r} is no shape (height, width) of whole pixels from 1."
+        )
+    return slot
 
 
 def _say(results: TransportResults) -> None:

@@ -21,7 +21,7 @@ from stowplan.adapters.interface import GradientAdapter
 from stowplan.errors import DataError, FrameworkError
 from stowplan.recipes.transport_results import TransportResults
 
-__all__ = ["density_gradients", "followed_by", "solve_followed"]
+__all__ = ["arrays_of", "density_gradients", "followed_by", "solve_followed"]
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def followed_by(source: Any, target: Any) -> GradientAdapter | None:
     FrameworkError
         For densities of two frameworks, and under a trace that has no values, ``jit`` or ``vmap``.
     """
-    arrays = [part for side in (source, target) for part in _parts(side)]
+    arrays = [part for side in (source, target) for part in arrays_of(side)]
     framework = framework_of(arrays)
     adapter = None if framework is None else get_adapter(framework)
     if adapter is None or not any(map(adapter.records, arrays)):
@@ -61,7 +61,7 @@ def solve_followed(
     adapter: GradientAdapter, source: Any, target: Any, solve: Solve
 ) -> TransportResults:
     """Solve on the host, with objectives that are a function of the densities, (pairs,)."""
-    sides = (_parts(source), _parts(target))
+    sides = (arrays_of(source), arrays_of(target))
     arrays = [*sides[0], *sides[1]]
     stacked = [is_array_api_obj(side) for side in (source, target)]
     kept: list[TransportResults] = []
@@ -85,7 +85,7 @@ def solve_followed(
             if not any(flags):
                 found += [None] * len(parts)
                 continue
-            shapes = [mask.shape[-2:] for part in parts for mask in _masks(part)]
+            shapes = [shape for part in parts for shape in _canvases(part)]
             slopes = density_gradients(kept[-1], name, shapes)
             slopes = [weight * slope for weight, slope in zip(weights, slopes, strict=True)]
             given = [np.stack(slopes)] if stacked[side] else slopes
@@ -137,7 +137,8 @@ def _slope(tau: float, reference: str, density: Array, potential: Array, total: 
     return slope if product else np.where(real, slope, 0.0)
 
 
-def _parts(side: Any) -> list[Any]:
+def arrays_of(side: Any) -> list[Any]:
+    """Give the arrays of a side, a stack or a list; none where it is neither."""
     if side is None:
         return []
     if is_array_api_obj(side):
@@ -145,8 +146,10 @@ def _parts(side: Any) -> list[Any]:
     return list(side) if isinstance(side, list | tuple) else []
 
 
-def _masks(part: Any) -> list[Any]:
-    return [part] if len(part.shape) == 2 else [part[place, ...] for place in range(part.shape[0])]
+def _canvases(part: Any) -> list[tuple[int, ...]]:
+    """Give the shape of each density; a traced array has no more than that by now."""
+    *leading, height, width = part.shape
+    return [(height, width)] * (leading[0] if leading else 1)
 
 
 def _beside(adapter: Any, host: Array, like: Any) -> Any:

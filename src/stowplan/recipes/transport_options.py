@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from stowplan.adapters import get_adapter
 from stowplan.errors import DataError, FrameworkError
-from stowplan.recipes.known import refuse_numbers
+from stowplan.kernels.transport import EVERY
+from stowplan.recipes.known import is_count, refuse_numbers
 
 __all__ = ["POTENTIALS", "RELATIVE", "Options", "widest_float"]
 
@@ -57,6 +58,11 @@ class Options:
             refuse_numbers("transport", "relaxation", self.relaxation, (), cure=cure, least=1)
             if self.relaxation >= 2:
                 raise DataError(f"transport: relaxation={self.relaxation}. {cure}")
+        if not is_count(self.max_iterations) or self.max_iterations < EVERY:
+            raise DataError(
+                f"transport: max_iterations={self.max_iterations!r}; errors are looked at after "
+                f"every {EVERY} steps. Give max_iterations={EVERY} or more."
+            )
         if self.reference not in ("product", "counting"):
             raise DataError(
                 f'transport: reference={self.reference!r}; give "product" or "counting".'

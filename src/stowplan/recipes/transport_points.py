@@ -129,10 +129,12 @@ rows, budget, progress
     count = len(sides[0])
     masses, epsilons = np.empty((count, 2)), np.empty(count)
     for pair, (x, y, a, b) in enumerate(zip(*sides, *weights, strict=True)):
-        if x.shape[1] != y.shape[1]:
+        first = sides[0][0].shape[1]
+        if not x.shape[1] == y.shape[1] == first:
             raise DataError(
                 f"transport: pair {pair}: the source's points have {x.shape[1]} coordinates, the "
-                f"target's {y.shape[1]}."
+                f"target's {y.shape[1]}; those of the first pair have {first}. Solve pairs of one "
+                "space at a time."
             )
         masses[pair] = options.in_units(pair, a, b)
         epsilons[pair] = options.blur(_mean_square(x, y, a, b), 1.0)
