@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 TESTS = [
     "tests/test_gather.py", "tests/test_ragged.py", "tests/test_vectors.py",
     "tests/test_interpolation.py", "tests/planners", "tests/runs",
+    "tests/recipes/test_transport_frames.py", "tests/recipes/test_transport_points.py",
+    "tests/recipes/test_transport.py", "tests/recipes/test_transport_batches.py",
 ]  # fmt: skip
 
 # file, what stands there, what is planted: off by one, or a step left out
@@ -104,6 +106,12 @@ MUTANTS = [
      "np.full(len(new), self.ages.max(initial=0))])\n        self.live = np.ones"),
     ("runs/rounds.py", "for column in arguments:", "for column in ():"),
     ("runs/probes.py", "(least, 2 * least, 3 * least)", "(least, least + 1)"),
+    ("recipes/transport.py", 'steered = {**options.fixed(), "tile": 0}',
+     'steered = {**options.fixed(), "tile": tile}'),
+    ("recipes/transport.py", "left = first.memory.budget.bytes - held", "left = None"),
+    ("recipes/transport_frames.py", "counts = work_grid(np.ones((height, width)), pool)",
+     "counts = pool * pool"),
+    ("recipes/transport_results.py", "np.array([y0, x0]) + centre", "np.array([y0, x0])"),
 ]  # fmt: skip
 
 
