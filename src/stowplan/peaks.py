@@ -17,6 +17,10 @@ from stowplan.memory import Budget, show_bytes
 __all__ = ["Forecast", "PeakModel", "fit_peak", "peak_models_by_hand"]
 
 
+SHOWN = 4
+"""Sources of a prediction that a table lists."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeakModel:
     """Peak bytes of one batch at one capacity, a line in its rows.
@@ -159,7 +163,9 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """What the table of a plan says of memory."""
-        reasons = "; ".join(self.sources)
+        reasons = "; ".join(self.sources[:SHOWN])
+        if len(self.sources) > SHOWN:
+            reasons += f"; and {len(self.sources) - SHOWN} more"
         if self.peak_bytes is None:
             return [f"memory     {self.budget}; {reasons}"]
         largest = f"{show_bytes(max(self.batch_bytes))} a batch"

@@ -79,7 +79,8 @@ def _apart(xp, like, length):
 
 
 def _squares(xp, like, length):
-    return _apart(xp, like, length) ** 2
+    apart = _apart(xp, like, length)
+    return apart * apart
 
 
 def moments(z_source, z_target, sharpness):
@@ -89,23 +90,16 @@ def moments(z_source, z_target, sharpness):
     rows, columns = neighbours(sharpness, height), neighbours(sharpness, width)
     onto_target, _ = Grid({"rows": rows, "columns": columns}, sharpness, 0).onto_target(z_source)
     top = xp.max(z_target, axis=(-2, -1), keepdims=True)
-    # (..., moment, y, x), moments 0, 1 and 2 along x, then along y; matrices to the right are
-    # (from, to)
-    along = xp.matmul(
-        xp.exp(z_target - top)[..., None, :, :], _with_moments(xp, columns, -_apart(xp, top, width))
-    )
-    sums = xp.matmul(rows[..., None, :, :], along)
+    scaled = xp.exp(z_target - top)
+    along, across = xp.matmul(scaled, columns), xp.matmul(rows, scaled)
     least = float(xp.finfo(z_target.dtype).smallest_normal)
-    total = xp.maximum(sums[..., 0, :, :], least * xp.ones_like(top))
-    up = xp.matmul(_with_moments(xp, rows, _apart(xp, top, height)), along[..., :1, :, :])
-    steps = xp.stack([up[..., 1, :, :] / total, sums[..., 1, :, :] / total], axis=-1)
-    squares = (up[..., 2, :, :] + sums[..., 2, :, :]) / total
-    return onto_target, xp.log(total) + top, steps, squares
-
-
-def _with_moments(xp, matrix, steps):
-    """Give a matrix times powers 0, 1 and 2 of the steps, (..., 3, n, n)."""
-    return matrix[..., None, :, :] * xp.stack([xp.ones_like(steps), steps, steps * steps])
+    sums = xp.maximum(xp.matmul(rows, along), least * xp.ones_like(top))
+    dy, dx = _apart(xp, top, height), _apart(xp, top, width)
+    moved_y = xp.matmul(rows * dy, along)
+    moved_x = -xp.matmul(across, columns * dx)  # a matrix to the right is (from, to)
+    squares = xp.matmul(rows * (dy * dy), along) + xp.matmul(across, columns * (dx * dx))
+    steps = xp.stack([moved_y, moved_x], axis=-1) / sums[..., None]
+    return onto_target, xp.log(sums) + top, steps, squares / sums
 
 
 def tiled(z, sharpness, tile):

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.adapters import framework_of
-from stowplan.errors import DataError, PlanError
+from stowplan.adapters import framework_of, get_adapter
+from stowplan.errors import BudgetError, DataError, PlanError
 from stowplan.kernels import transport as kernels
+from stowplan.memory import resolve_budget
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.recipes.known import is_count, refuse_numbers
@@ -120,8 +121,10 @@ def solve(
     on
         ``"numpy"``, ``"jax"``, ``"torch"`` or ``"cupy"``; by default that of the densities given,
         else NumPy. float64, but for JAX without 64 bits.
-    rows, budget
+    rows
         As in ``sp.plan``.
+    budget
+        Most bytes beside the masks, as in ``sp.plan``; `TransportResults.peak_bytes` predicts them.
     progress
         Show a progress bar over pairs.
 
@@ -175,26 +178,46 @@ def solve(
             ),
         )  # fmt: skip
     frames = read_frames(source, target, pairs, crop=crop, padding=padding, density=density)
-    problem = _Problem(frames, pool, coord_scale, options)
-    dtype = widest_float(on)
+    problem = _Problem(frames, pool, coord_scale, options, widest_float(on))
     shared = options.shared()
-    data = problem.columns(dtype)
+    data = problem.columns
     slots = _read_buckets(buckets, problem.shapes)
-    first = _round_plan(data, on, slots, rows, budget, offsets, shared)
+    held = [sides * problem.side_bytes + problem.crop_bytes for sides in (2, 4)]
+    left = [_left(budget, on, each) for each in held]
+    first = _round_plan(data, on, slots, rows, left[0], offsets, shared)
     found = _iterate(data, first, on, max_iterations, shared, progress)
     found, retried, tile = _with_tiles(
-        found, data, on, max_iterations, shared, problem.sharpness, budget, progress
+        found, data, on, max_iterations, shared, problem.sharpness, left[1], progress
     )
     steered = {**options.fixed(), "tile": 0}
-    maps, last = _maps(data, found, first, np.arange(len(frames)), on, budget, steered)
-    if len(retried):
+    if len(retried) and get_adapter(on or "numpy").compiles:  # one program of maps, not two
+        steered["tile"] = _tile(problem.sharpness.max(), problem.sharpness.dtype)
+    maps, last = _maps(data, found, first, np.arange(len(frames)), on, left[1], steered)
+    if len(retried) and not steered["tile"]:
         steered["tile"] = tile
-        more, _ = _maps(data, found, first, retried, on, budget, steered)
+        more, _ = _maps(data, found, first, retried, on, left[1], steered)
         columns = zip(maps, more, strict=True)
         maps = kernels.TransportMaps(*(_replaced(*column, retried) for column in columns))
     results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size)
     _say(results)
     return results
+
+
+def _left(budget: float | str | None, on: str | None, held: int) -> int | None:
+    """Give what a budget leaves beside work grids that are held; None where none is asked for."""
+    if budget is None:
+        return None
+    adapter = get_adapter(on or "numpy")
+    device = adapter.devices()[0]
+    given = resolve_budget(
+        budget, lambda: adapter.free_bytes(device), "transport", device=str(device)
+    )
+    if given.bytes <= held:
+        raise BudgetError(
+            f"transport: the densities and potentials of all pairs take {held} bytes; the budget "
+            f"is {given.bytes} bytes: {given}. Give more, fewer pairs at once, or a larger pool."
+        )
+    return given.bytes - held
 
 
 @np.errstate(all="ignore")  # a probe has no mass
@@ -308,12 +331,8 @@ def _maps(
         },
         chosen,
     )  # fmt: skip
-    left: float | str | None = budget
-    if budget is not None and first.memory is not None:  # potentials are no part of the budget
-        held = sum(found.values[name].values.nbytes for name in POTENTIALS)
-        left = first.memory.budget.bytes - held
     made = plan(
-        kernels.maps, columns, on=on, slots=_same_slots(first, budget), budget=left,
+        kernels.maps, columns, on=on, slots=_same_slots(first, budget), budget=budget,
         order="cheapest", offsets=_offsets(first, chosen), **steered,
     )  # fmt: skip
     maps: kernels.TransportMaps = run(kernels.maps, columns, made, on=on, **steered)
@@ -324,7 +343,12 @@ class _Problem:
     """All pairs on their work grids, in units of their masses and epsilons."""
 
     def __init__(
-        self, frames: Frames, pool: int, coord_scale: float | None, options: Options
+        self,
+        frames: Frames,
+        pool: int,
+        coord_scale: float | None,
+        options: Options,
+        dtype: Any,
     ) -> None:
         self.frames = frames
         self.pool = pool
@@ -334,7 +358,11 @@ class _Problem:
         self.masses = np.empty((count, 2))
         self.epsilon = np.empty(count)
         self.spacing = np.empty(count)
-        sources, targets = [], []
+        self.shapes = frames.work_shapes(pool)
+        self.source, self.target = (
+            Ragged(np.empty(int(self.shapes.prod(axis=1).sum()), dtype), self.shapes)
+            for _ in range(2)
+        )
         for pair, (a, b) in enumerate(frames.work_grids(pool)):
             masses = np.array([a.sum(), b.sum()])
             for side, total in zip(("source", "target"), masses.tolist(), strict=True):
@@ -350,20 +378,25 @@ class _Problem:
             self.spacing[pair] = scale * pool
             apart = _mean_square(a, b) * self.spacing[pair] ** 2
             self.epsilon[pair] = options.blur(apart, self.spacing[pair])
-            sources.append(a)
-            targets.append(b)
-        self.source = Ragged.from_list(sources, 2, dtype=np.float64)
-        self.target = Ragged.from_list(targets, 2, dtype=np.float64)
-        self.shapes = self.source.shapes
-        self.sharpness = self.spacing**2 / self.epsilon
+            self.source[pair][...] = a
+            self.target[pair][...] = b
+        self.sharpness: Array = (self.spacing**2 / self.epsilon).astype(dtype)
 
-    def columns(self, dtype: Any) -> dict[str, Any]:
-        """Give what the kernels take."""
-        return {
-            "source": self.source.map_values(lambda values: values.astype(dtype)),
-            "target": self.target.map_values(lambda values: values.astype(dtype)),
-            "sharpness": self.sharpness.astype(dtype),
-        }
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What the kernels take."""
+        return {"source": self.source, "target": self.target, "sharpness": self.sharpness}
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of the densities of one side, which a potential takes, too."""
+        return int(self.source.values.nbytes)
+
+    @property
+    def crop_bytes(self) -> int:
+        """Bytes that the largest crop takes while it is summed over blocks."""
+        sides = self.frames.boxes[:, 1::2] - self.frames.boxes[:, ::2]
+        return 2 * 8 * int(sides.prod(axis=1).max(initial=0))
 
     def results(
         self,
@@ -399,6 +432,8 @@ class _Problem:
             pool=self.pool,
             pixel_size=1.0 if pixel_size is None else float(pixel_size),
             spacing=self.spacing,
+            held_bytes=2 * self.side_bytes,
+            crop_bytes=self.crop_bytes,
             work={
                 "source": self.source,
                 "target": self.target,

@@ -57,6 +57,11 @@ class Frames:
         height, width = self.masks[self.pairs[pair, 0]].shape
         return height, width
 
+    def work_shapes(self, pool: int) -> NDArray[np.int64]:
+        """Give the shape of each pair's work grid, (pairs, 2)."""
+        sides: NDArray[np.int64] = self.boxes[:, 1::2] - self.boxes[:, ::2]
+        return -(-sides // pool)
+
     def work_grids(self, pool: int) -> Iterator[tuple[Array, Array]]:
         """Give the densities of each pair on its work grid."""
         for (first, second), box in zip(self.pairs.tolist(), self.boxes.tolist(), strict=True):

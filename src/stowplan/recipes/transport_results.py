@@ -72,6 +72,8 @@ class TransportResults(ItemResults):
     pool: int
     pixel_size: float
     spacing: Array  # of the work grid, in coordinates
+    held_bytes: int  # of the densities on work grids
+    crop_bytes: int  # of the largest crop
     work: Mapping[str, Ragged]  # on work grids: densities, potentials, maps
     tau: float
     reference: str
@@ -91,6 +93,19 @@ class TransportResults(ItemResults):
     def plan(self) -> Plan:
         """The plan of the iteration; its slots keep another set from compiling."""
         return self.plans["rounds"]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Predicted bytes at the peak of `solve`, maps on work grids included; None if unknown.
+
+        Probes and compiles of its plans, which are made once, are no part of it.
+        """
+        held = {"rounds": self.held_bytes, "maps": 2 * self.held_bytes}
+        peaks = [
+            None if plan.memory is None else plan.memory.peak_bytes for plan in self.plans.values()
+        ]
+        known = [peak + held[name] for name, peak in zip(self.plans, peaks, strict=True) if peak]
+        return max(known) + self.crop_bytes if len(known) == len(held) else None
 
     @property
     def velocity(self) -> Ragged:

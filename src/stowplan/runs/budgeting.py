@@ -36,6 +36,8 @@ CONCEIVABLE = 64
 GAPS = 3
 """Times that a batch of an eager framework fits, so that gaps in the heap need no care."""
 NOT_GIVEN = "not probed: shared parameters were not given"
+MOST_PROBED = 12
+"""Slots that are probed where nothing is compiled: others count as the next larger of these."""
 TRIES = 3
 """Shapes that are compiled to find one that fits, before a single row is tried."""
 
@@ -243,7 +245,9 @@ class _Fit:
             if self.target.adapter.peak_probe == "compiled":
                 return self._by_shapes(split, probes, margin, free=cached is not None)
             left = max(self.usable_bytes - self._held_bytes(), 1)
-            models = tuple(probe.model(most_bytes=left) for probe in probes)
+            models = tuple(
+                probes[slot].model(most_bytes=left) for slot in _probed_for(self.declared)
+            )
         except PlanError as error:
             if self.request.budget is not None or isinstance(error, BudgetError):
                 raise
@@ -466,6 +470,21 @@ def row_bytes(kernel: Kernel, plan: Plan, width: int, terms: int) -> list[int]:
         known |= {name: rule.evaluate(known) for name, rule in kernel.derived.items()}
         sizes.append(max(int(expression.evaluate(known)), 1))
     return sizes
+
+
+def _probed_for(sizes: Sequence[int]) -> list[int]:
+    """Give for each slot the one that is probed for it: itself, or of many the next larger.
+
+    >>> _probed_for([30, 10, 20])
+    [0, 1, 2]
+    """
+    order = np.argsort(np.asarray(sizes, np.float64), kind="stable")
+    count = len(order)
+    chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_PROBED)).round().astype(np.intp))
+    found = np.empty(count, np.intp)
+    found[order] = order[chosen[np.searchsorted(chosen, np.arange(count))]]
+    slots: list[int] = found.tolist()
+    return slots
 
 
 def _cached_rows(plan: Plan, target: Place, sizes: Sequence[int]) -> list[int]:
