@@ -108,7 +108,7 @@ MUTANTS = [
     ("runs/probes.py", "(least, 2 * least, 3 * least)", "(least, least + 1)"),
     ("recipes/transport.py", 'steered = {**options.fixed(), "tile": 0}',
      'steered = {**options.fixed(), "tile": tile}'),
-    ("recipes/transport.py", "left = first.memory.budget.bytes - held", "left = None"),
+    ("recipes/transport.py", "return given.bytes - held", "return given.bytes"),
     ("recipes/transport_frames.py", "counts = work_grid(np.ones((height, width)), pool)",
      "counts = pool * pool"),
     ("recipes/transport_results.py", "np.array([y0, x0]) + centre", "np.array([y0, x0])"),

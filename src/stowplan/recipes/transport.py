@@ -182,20 +182,20 @@ def solve(
     shared = options.shared()
     data = problem.columns
     slots = _read_buckets(buckets, problem.shapes)
-    held = [sides * problem.side_bytes + problem.crop_bytes for sides in (2, 4)]
-    left = [_left(budget, on, each) for each in held]
-    first = _round_plan(data, on, slots, rows, left[0], offsets, shared)
+    held = [sides * problem.side_bytes + problem.crop_bytes for sides in (4, 2)]
+    left_last, left = (_left(budget, on, each) for each in held)  # of maps, of rounds
+    first = _round_plan(data, on, slots, rows, left, offsets, shared)
     found = _iterate(data, first, on, max_iterations, shared, progress)
     found, retried, tile = _with_tiles(
-        found, data, on, max_iterations, shared, problem.sharpness, left[1], progress
+        found, data, on, max_iterations, shared, problem.sharpness, left_last, progress
     )
     steered = {**options.fixed(), "tile": 0}
     if len(retried) and get_adapter(on or "numpy").compiles:  # one program of maps, not two
         steered["tile"] = _tile(problem.sharpness.max(), problem.sharpness.dtype)
-    maps, last = _maps(data, found, first, np.arange(len(frames)), on, left[1], steered)
+    maps, last = _maps(data, found, first, np.arange(len(frames)), on, left_last, steered)
     if len(retried) and not steered["tile"]:
         steered["tile"] = tile
-        more, _ = _maps(data, found, first, retried, on, left[1], steered)
+        more, _ = _maps(data, found, first, retried, on, left_last, steered)
         columns = zip(maps, more, strict=True)
         maps = kernels.TransportMaps(*(_replaced(*column, retried) for column in columns))
     results = problem.results(maps, found, {"rounds": first, "maps": last}, pixel_size)
