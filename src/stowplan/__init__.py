@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from stowplan.adapters import installed_frameworks
 from stowplan.declaration import Kernel, kernel
 from stowplan.errors import (
@@ -34,7 +36,9 @@ from stowplan.runs.packing import PackedBatch
 from stowplan.runs.planning import plan
 from stowplan.runs.rounds import Rounds
 from stowplan.runs.sampling import MinibatchSampler
-from stowplan.runs.verification import Verification, verify
+
+if TYPE_CHECKING:
+    from stowplan.runs.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -82,3 +86,12 @@ __all__ = [
     "value_and_grad",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on use what few programs use."""
+    if name in ("Verification", "verify"):
+        from stowplan.runs import verification
+
+        return getattr(verification, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
