@@ -27,18 +27,12 @@ import numpy as np
 
 import stowplan as sp
 from bench.memory import resident_rise
+from bench.workers import ONE_THREAD
 from stowplan.kernels.bragg import FLUENCE, R_E_SQUARED, intensity
 from stowplan.recipes import bragg
 from stowplan.recipes.bragg_geometry import kernel_arguments
 
 RESULTS = Path(__file__).parent / "results" / "bragg.json"
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "JAX_PLATFORMS": "cpu",
-}
 HMAX = 12
 DOMAINS = (1, 3, 9)
 PARTS = 16  # batches of the gradient in chunks

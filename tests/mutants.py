@@ -109,8 +109,8 @@ MUTANTS = [
     ("recipes/transport.py", 'steered = {**options.fixed(), "tile": 0}',
      'steered = {**options.fixed(), "tile": tile}'),
     ("recipes/transport.py", "return given.bytes - held", "return given.bytes"),
-    ("recipes/transport_frames.py", "counts = work_grid(np.ones((height, width)), pool)",
-     "counts = pool * pool"),
+    ("recipes/transport_frames.py", "work_grid(np.ones((box[1] - box[0], box[3] - box[2])), pool)",
+     "pool * pool"),
     ("recipes/transport_results.py", "np.array([y0, x0]) + centre", "np.array([y0, x0])"),
 ]  # fmt: skip
 

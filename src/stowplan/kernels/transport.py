@@ -33,6 +33,7 @@ from stowplan.kernels.transport_sums import (
 __all__ = [
     "EVERY",
     "TransportMaps",
+    "density_slope",
     "finished",
     "finished_points",
     "maps",
@@ -251,6 +252,26 @@ def maps_points(
         created=found.created[..., 0],
         velocity=found.velocity[..., 0, :],
     )
+
+
+def density_slope(density, potential, total, *, tau, reference="product", balanced=False):
+    """Give the gradient of the objective over eps by a density, the coupling fixed, (..., y, x).
+
+    With e = exp(-F/r) it is total - e + r (1 - e) for the product reference, where ``total`` (...)
+    is the mass of the other side, and r (1 - e) for the counting one, F being the potential with
+    log a; there it is 0 where the density is 0, whose support is fixed.
+    """
+    xp = array_namespace(density, potential)
+    terms = _Terms(tau, reference, balanced)
+    f = terms.potential(potential, _log_density(density))
+    if balanced:  # r (1 - e) tends to F
+        slope = f if terms.counting else f + total - 1
+    else:
+        shrunk = -xp.expm1(-f / terms.r)  # 1 - e
+        slope = terms.r * shrunk if terms.counting else terms.r * shrunk + total - 1 + shrunk
+    if terms.counting:
+        slope = xp.where(density > 0, slope, xp.zeros_like(slope))
+    return slope
 
 
 def _beginning(source, target, sharpness, relaxation):

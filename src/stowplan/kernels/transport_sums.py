@@ -69,18 +69,14 @@ def point_costs(source_points, target_points, sharpness):
 def neighbours(sharpness, length):
     """Give exp(-C/eps) along one axis, (..., length, length)."""
     xp = array_namespace(sharpness)
-    return xp.exp(-_squares(xp, sharpness, length) * sharpness[..., None, None])
+    apart = _apart(xp, sharpness, length)
+    return xp.exp(-(apart * apart) * sharpness[..., None, None])
 
 
 def _apart(xp, like, length):
     """Give j - i, (length, length)."""
     place = xp.arange(length, dtype=like.dtype, device=device(like))
     return place[None, :] - place[:, None]
-
-
-def _squares(xp, like, length):
-    apart = _apart(xp, like, length)
-    return apart * apart
 
 
 def moments(z_source, z_target, sharpness):

@@ -20,7 +20,7 @@ from stowplan.adapters import framework_of, get_adapter
 from stowplan.adapters.interface import TracingAdapter
 from stowplan.errors import DataError, FrameworkError
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector, Sources
-from stowplan.recipes.known import is_count, known_values, refuse_numbers
+from stowplan.recipes.known import is_count, known_values, refuse_numbers, widest
 
 __all__ = [
     "arrays_of",
@@ -29,7 +29,6 @@ __all__ = [
     "kernel_arguments",
     "mosaic_rotations",
     "pixel_columns",
-    "widest",
 ]
 
 DETECTOR = ("pixel_size", "distance", "rotation", "two_theta", "beam_center")
@@ -452,12 +451,6 @@ def _is_apart(array: Any) -> bool:
     return (
         name is not None and get_adapter(name).compiles and not get_adapter(name).is_traced(array)
     )
-
-
-def widest(xp: Any) -> str:
-    """Name the widest floating dtype that a framework has: JAX may have no float64."""
-    known = xp.__array_namespace_info__().dtypes(kind="real floating")
-    return "float64" if "float64" in known else "float32"
 
 
 def _array(value: Any, like: Any) -> Any:

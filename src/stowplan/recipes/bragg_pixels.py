@@ -9,7 +9,6 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError, FrameworkError, PlanError
 from stowplan.recipes.bragg_experiment import Beam, Crystal, Detector
 from stowplan.recipes.bragg_geometry import (
@@ -17,9 +16,8 @@ from stowplan.recipes.bragg_geometry import (
     first_floating,
     kernel_arguments,
     pixel_columns,
-    widest,
 )
-from stowplan.recipes.known import is_count
+from stowplan.recipes.known import is_count, on_host, widest
 from stowplan.runs.places import Place, find_places
 
 __all__ = ["Prepared", "prepare"]
@@ -139,7 +137,7 @@ def _mask(where: str, shape: tuple[int, int], region: Any) -> NDArray[np.bool_]:
         mask = np.zeros(shape, np.bool_)
         mask[region] = True
     else:
-        mask = np.asarray(get_adapter(framework_of([region]) or "numpy").to_host(region))
+        mask = on_host(region)
         if mask.shape != tuple(shape) or mask.dtype != np.bool_:
             raise DataError(
                 f"{where}: region of shape {mask.shape} and dtype {mask.dtype}; give a bool array "

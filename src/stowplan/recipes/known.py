@@ -9,9 +9,10 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
+from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError
 
-__all__ = ["is_count", "known_values", "refuse_numbers"]
+__all__ = ["is_count", "known_values", "on_host", "refuse_numbers", "widest"]
 
 
 def known_values(value: Any) -> NDArray[np.float64] | None:
@@ -29,6 +30,21 @@ def known_values(value: Any) -> NDArray[np.float64] | None:
         return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
     except Exception:  # noqa: BLE001 - each framework has its own for a value that is not there yet
         return None
+
+
+def on_host(values: Any) -> NDArray[Any]:
+    """Give an array of any framework, or nested numbers, as NumPy.
+
+    >>> on_host([1, 2]).tolist()
+    [1, 2]
+    """
+    return np.asarray(get_adapter(framework_of([values]) or "numpy").to_host(values))
+
+
+def widest(xp: Any) -> str:
+    """Name the widest floating dtype that a framework has: JAX may have no float64."""
+    known = xp.__array_namespace_info__().dtypes(kind="real floating")
+    return "float64" if "float64" in known else "float32"
 
 
 def is_count(value: Any) -> bool:

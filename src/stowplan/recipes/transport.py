@@ -27,7 +27,7 @@ from stowplan.memory import resolve_budget
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.recipes.known import is_count, refuse_numbers
-from stowplan.recipes.transport_frames import Density, Frames, read_frames
+from stowplan.recipes.transport_frames import Density, Frames, crop_bytes, read_frames
 from stowplan.recipes.transport_gradient import arrays_of, followed_by, solve_followed
 from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
 from stowplan.recipes.transport_points import PointResults, solve_points
@@ -182,7 +182,8 @@ def solve(
     shared = options.shared()
     data = problem.columns
     slots = _read_buckets(buckets, problem.shapes)
-    held = [sides * problem.side_bytes + problem.crop_bytes for sides in (4, 2)]
+    crop = crop_bytes(frames.boxes)
+    held = [sides * problem.side_bytes + crop for sides in (4, 2)]
     left_last, left = (_left(budget, on, each) for each in held)  # of maps, of rounds
     first = _round_plan(data, on, slots, rows, left, offsets, shared)
     found = _iterate(data, first, on, max_iterations, shared, progress)
@@ -289,7 +290,7 @@ def _offsets(made: Plan, chosen: NDArray[np.intp]) -> Any:
 
 def _same_slots(made: Plan, budget: float | str | None) -> list[Mapping[str, int]]:
     """Give the buckets of a plan: with their rows where the next set then compiles nothing."""
-    if made.on == "jax" and budget is None:
+    if get_adapter(made.on or "numpy").compiles and budget is None:
         return list(made.slots)
     return [{dim: slot[dim] for dim in made.dims} for slot in made.slots]
 
@@ -372,8 +373,7 @@ class _Problem:
                         f"{frames.boxes[pair].tolist()}; it must be above 0 and finite. Give a "
                         'larger crop, or crop="union".'
                     )
-            self.units[pair] = options.unit(pair, masses)
-            self.masses[pair] = options.in_units(pair, a, b)
+            self.masses[pair], self.units[pair] = options.in_units(pair, a, b)
             scale = 1 / frames.canvas(pair)[1] if coord_scale is None else coord_scale
             self.spacing[pair] = scale * pool
             apart = _mean_square(a, b) * self.spacing[pair] ** 2
@@ -391,12 +391,6 @@ class _Problem:
     def side_bytes(self) -> int:
         """Bytes of the densities of one side, which a potential takes, too."""
         return int(self.source.values.nbytes)
-
-    @property
-    def crop_bytes(self) -> int:
-        """Bytes that the largest crop takes while it is summed over blocks."""
-        sides = self.frames.boxes[:, 1::2] - self.frames.boxes[:, ::2]
-        return 2 * 8 * int(sides.prod(axis=1).max(initial=0))
 
     def results(
         self,
@@ -432,8 +426,6 @@ class _Problem:
             pool=self.pool,
             pixel_size=1.0 if pixel_size is None else float(pixel_size),
             spacing=self.spacing,
-            held_bytes=2 * self.side_bytes,
-            crop_bytes=self.crop_bytes,
             work={
                 "source": self.source,
                 "target": self.target,

@@ -16,11 +16,20 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
-from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError
-from stowplan.recipes.known import is_count
+from stowplan.recipes.known import is_count, on_host
 
-__all__ = ["Density", "Frames", "lift_density", "lift_vectors", "read_frames", "work_grid"]
+__all__ = [
+    "Density",
+    "Frames",
+    "box_shapes",
+    "crop_bytes",
+    "lift_density",
+    "lift_vectors",
+    "read_frames",
+    "repeat_blocks",
+    "work_grid",
+]
 
 Array = NDArray[np.float64]
 Box = tuple[int, int, int, int]
@@ -59,8 +68,7 @@ class Frames:
 
     def work_shapes(self, pool: int) -> NDArray[np.int64]:
         """Give the shape of each pair's work grid, (pairs, 2)."""
-        sides: NDArray[np.int64] = self.boxes[:, 1::2] - self.boxes[:, ::2]
-        return -(-sides // pool)
+        return -(-box_shapes(self.boxes) // pool)
 
     def work_grids(self, pool: int) -> Iterator[tuple[Array, Array]]:
         """Give the densities of each pair on its work grid."""
@@ -131,6 +139,21 @@ def read_frames(
     return Frames(masks, chosen, np.array(boxes, np.int64).reshape(-1, 4), density)
 
 
+def box_shapes(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give heights and widths of boxes, (pairs, 2).
+
+    >>> box_shapes(np.array([[0, 3, 10, 15]])).tolist()
+    [[3, 5]]
+    """
+    sides: NDArray[np.int64] = boxes[:, 1::2] - boxes[:, ::2]
+    return sides
+
+
+def crop_bytes(boxes: NDArray[np.int64]) -> int:
+    """Bytes that the largest crop takes while it is summed over blocks, twice in float64."""
+    return 2 * 8 * int(box_shapes(boxes).prod(axis=1).max(initial=0))
+
+
 def work_grid(values: NDArray[Any], pool: int) -> Array:
     """Sum blocks of pool x pool pixels; the bottom and the right are filled up with zeros.
 
@@ -151,17 +174,18 @@ def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
     >>> lift_density(np.array([[4.0], [2.0]]), (0, 3, 0, 2), 2).tolist()
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    height, width = box[1] - box[0], box[3] - box[2]
-    counts = work_grid(np.ones((height, width)), pool)
-    return _repeated(values / counts, height, width, pool)
+    counts = work_grid(np.ones((box[1] - box[0], box[3] - box[2])), pool)
+    return repeat_blocks(values / counts, box, pool)
 
 
 def lift_vectors(values: Array, box: Sequence[int], pool: int) -> Array:
     """Give every pixel of the box the vector of its block, in pixels, (y1 - y0, x1 - x0, 2)."""
-    return _repeated(pool * values, box[1] - box[0], box[3] - box[2], pool)
+    return repeat_blocks(pool * values, box, pool)
 
 
-def _repeated(values: Array, height: int, width: int, pool: int) -> Array:
+def repeat_blocks(values: Array, box: Sequence[int], pool: int) -> Array:
+    """Give every pixel of the box the value of its block."""
+    height, width = box[1] - box[0], box[3] - box[2]
     wide = np.repeat(values, pool, axis=1)[:, :width]
     return wide.take(np.arange(height) // pool, axis=0)  # whole rows: the one large copy
 
@@ -235,8 +259,7 @@ def _first_use(pairs: NDArray[np.intp]) -> dict[int, str]:
 
 def _mask(mask: Any, name: str, given: bool) -> NDArray[Any]:
     """Give a mask on the host, or a density."""
-    framework = framework_of([mask])
-    host = np.asarray(get_adapter(framework).to_host(mask) if framework else mask)
+    host = on_host(mask)
     if host.ndim != 2 or 0 in host.shape:
         raise DataError(f"transport: {name} has shape {host.shape}; a mask is (y, x).")
     if not given:

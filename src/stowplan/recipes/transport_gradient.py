@@ -1,9 +1,6 @@
 """Gradients of the objective with respect to densities, by the envelope theorem.
 
-At the optimum the objective depends on a density through the penalties alone, the coupling held
-fixed: with e = exp(-F/r), d/da = eps ((total of b) - e + r (1 - e)) for the product reference, and
-rho (1 - exp(-f/rho)) for the counting one, f being the potential with log a. The units of mass and
-epsilon are held fixed.
+The coupling, the units of mass and epsilon are held fixed.
 """
 
 from __future__ import annotations
@@ -19,6 +16,8 @@ from numpy.typing import NDArray
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.adapters.interface import GradientAdapter
 from stowplan.errors import DataError, FrameworkError
+from stowplan.kernels.transport import density_slope
+from stowplan.recipes.transport_frames import repeat_blocks
 from stowplan.recipes.transport_results import TransportResults
 
 __all__ = ["arrays_of", "density_gradients", "followed_by", "solve_followed"]
@@ -112,29 +111,16 @@ def density_gradients(
         density = np.asarray(results.work[side][pair], np.float64)
         potential = np.asarray(results.work[f"{side}_potential"][pair], np.float64)
         total = float(results.work[other][pair].sum())
-        slope = _slope(results.tau, results.reference, density, potential, total)
+        slope = density_slope(
+            density, potential, total, tau=results.tau, reference=results.reference,
+            balanced=results.tau == 1,
+        )  # fmt: skip
         slope = slope * results.epsilon[pair] / units[pair]
-        y0, y1, x0, x1 = results.boxes[pair].tolist()
-        fine = np.repeat(np.repeat(slope, results.pool, axis=0), results.pool, axis=1)
+        box = results.boxes[pair].tolist()
         whole = np.zeros(shape)
-        whole[y0:y1, x0:x1] = fine[: y1 - y0, : x1 - x0]
+        whole[slice(*box[:2]), slice(*box[2:])] = repeat_blocks(slope, box, results.pool)
         found.append(whole)
     return found
-
-
-def _slope(tau: float, reference: str, density: Array, potential: Array, total: float) -> Array:
-    """Give the gradient over epsilon, by the density of the work grid."""
-    product = reference == "product"
-    real = density > 0
-    if not product:
-        potential = potential + np.log(np.where(real, density, 1.0))
-    if tau == 1:
-        slope = potential + (total - 1 if product else 0)
-    else:
-        r = tau / (1 - tau)
-        shrunk = -np.expm1(-potential / r)  # 1 - e
-        slope = r * shrunk + (total - 1 + shrunk if product else 0)
-    return slope if product else np.where(real, slope, 0.0)
 
 
 def arrays_of(side: Any) -> list[Any]:

@@ -11,9 +11,9 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from stowplan.adapters import get_adapter
-from stowplan.errors import DataError, FrameworkError
+from stowplan.errors import DataError
 from stowplan.kernels.transport import EVERY
-from stowplan.recipes.known import is_count, refuse_numbers
+from stowplan.recipes.known import is_count, refuse_numbers, widest
 
 __all__ = ["POTENTIALS", "RELATIVE", "Options", "widest_float"]
 
@@ -83,26 +83,21 @@ class Options:
             "adaptive": self.relaxation is None,
         }
 
-    def unit(self, pair: int, masses: Array) -> Array:
-        """Give the units of a pair's masses (2,)."""
+    def in_units(self, pair: int, source: Array, target: Array) -> tuple[Array, Array]:
+        """Bring the densities of a pair to their units, in place; give masses and units, (2,)."""
+        totals = np.array([source.sum(), target.sum()])
         if self.tau == 1 and self.mass == "shared":
-            if abs(masses[0] - masses[1]) > EQUAL * masses.max():
+            if abs(totals[0] - totals[1]) > EQUAL * totals.max():
                 raise DataError(
                     f"transport: tau=1 transports all mass, but that of pair {pair} is "
-                    f"{masses[0]:g} at the source and {masses[1]:g} at the target. Give each its "
+                    f"{totals[0]:g} at the source and {totals[1]:g} at the target. Give each its "
                     'own unit, mass="own", or tau below 1.'
                 )
-        units: Array = np.full(2, masses.max()) if self.mass == "shared" else masses
-        return units
-
-    def in_units(self, pair: int, source: Array, target: Array) -> Array:
-        """Bring the densities of a pair to their units, in place; give their masses (2,)."""
-        masses = np.array([source.sum(), target.sum()])
-        units = self.unit(pair, masses)
+        units: Array = np.full(2, totals.max()) if self.mass == "shared" else totals
         source /= units[0]
         target /= units[1]
-        found: Array = masses / units
-        return found
+        masses: Array = totals / units
+        return masses, units
 
     def blur(self, mean_cost: float, spacing: float) -> float:
         """Give epsilon, from the mean cost of a pair; two single points have the spacing squared.
@@ -123,9 +118,5 @@ class Options:
 def widest_float(on: str | None) -> Any:
     """Give the widest floating dtype that a framework computes in."""
     adapter = get_adapter(on or "numpy")
-    try:
-        array = adapter.asarray(np.zeros(0), adapter.devices()[0])
-    except FrameworkError:  # JAX without 64 bits
-        return np.float32
-    xp = array_namespace(array)
-    return np.float64 if array.dtype == xp.float64 else np.float32
+    narrow = adapter.asarray(np.zeros((), np.float32), adapter.devices()[0])
+    return np.dtype(widest(array_namespace(narrow)))

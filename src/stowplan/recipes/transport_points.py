@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
-from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError
 from stowplan.kernels import transport as kernels
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
+from stowplan.recipes.known import on_host
 from stowplan.recipes.results import ItemResults
-from stowplan.recipes.transport_options import POTENTIALS, Options, widest_float
+from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
 from stowplan.runs.execution import run
 from stowplan.runs.iteration import iterate
 from stowplan.runs.planning import Slots, plan
@@ -66,7 +65,7 @@ def solve_points(
     source_weights: Sequence[Any] | None = None,
     target_weights: Sequence[Any] | None = None,
     epsilon: float | None = None,
-    relative_epsilon: float = 0.01,
+    relative_epsilon: float = RELATIVE,
     relaxation: float | None = None,
     tau: float = 0.99,
     reference: Literal["product", "counting"] = "product",
@@ -136,7 +135,7 @@ rows, budget, progress
                 f"target's {y.shape[1]}; those of the first pair have {first}. Solve pairs of one "
                 "space at a time."
             )
-        masses[pair] = options.in_units(pair, a, b)
+        masses[pair], _ = options.in_units(pair, a, b)
         epsilons[pair] = options.blur(_mean_square(x, y, a, b), 1.0)
     dtype = widest_float(on)
     data = {
@@ -187,7 +186,7 @@ def _points(given: Any, side: str) -> list[Array]:
         )
     found = []
     for pair in range(len(given)):
-        points = _host(given[pair])
+        points = on_host(given[pair])
         if points.ndim != 2 or 0 in points.shape or points.dtype.kind not in "iuf":
             raise DataError(
                 f"transport: the {side} of pair {pair} has shape {points.shape} and dtype "
@@ -208,7 +207,7 @@ def _weights(given: Any, points: Sequence[Array], side: str) -> list[Array]:
         raise DataError(f"transport: {side}_weights must be a list of {len(points)} arrays.")
     found = []
     for pair, each in enumerate(points):
-        weights = _host(given[pair])
+        weights = on_host(given[pair])
         if weights.shape != (len(each),) or weights.dtype.kind not in "iuf":
             raise DataError(
                 f"transport: {side}_weights of pair {pair} have shape {weights.shape} and dtype "
@@ -221,11 +220,6 @@ def _weights(given: Any, points: Sequence[Array], side: str) -> list[Array]:
             )
         found.append(weights.astype(np.float64))
     return found
-
-
-def _host(values: Any) -> NDArray[Any]:
-    framework = framework_of([values]) if is_array_api_obj(values) else None
-    return np.asarray(get_adapter(framework).to_host(values) if framework else values)
 
 
 def _mean_square(x: Array, y: Array, a: Array, b: Array) -> float:

@@ -15,7 +15,12 @@ from stowplan.errors import DataError
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.recipes.results import ItemResults
-from stowplan.recipes.transport_frames import lift_density, lift_vectors
+from stowplan.recipes.transport_frames import (
+    box_shapes,
+    crop_bytes,
+    lift_density,
+    lift_vectors,
+)
 
 __all__ = ["Coupling", "TransportResults"]
 
@@ -72,8 +77,6 @@ class TransportResults(ItemResults):
     pool: int
     pixel_size: float
     spacing: Array  # of the work grid, in coordinates
-    held_bytes: int  # of the densities on work grids
-    crop_bytes: int  # of the largest crop
     work: Mapping[str, Ragged]  # on work grids: densities, potentials, maps
     tau: float
     reference: str
@@ -100,12 +103,13 @@ class TransportResults(ItemResults):
 
         Probes and compiles of its plans, which are made once, are no part of it.
         """
-        held = {"rounds": self.held_bytes, "maps": 2 * self.held_bytes}
+        side = int(self.work["source"].values.nbytes)  # of densities, and of potentials
+        held = {"rounds": 2 * side, "maps": 4 * side}
         peaks = [
             None if plan.memory is None else plan.memory.peak_bytes for plan in self.plans.values()
         ]
         known = [peak + held[name] for name, peak in zip(self.plans, peaks, strict=True) if peak]
-        return max(known) + self.crop_bytes if len(known) == len(held) else None
+        return max(known) + crop_bytes(self.boxes) if len(known) == len(held) else None
 
     @property
     def velocity(self) -> Ragged:
@@ -113,17 +117,17 @@ class TransportResults(ItemResults):
 
         In pixels of the canvas, or in the unit of ``pixel_size``.
         """
-        return self._lifted("velocity", 2)
+        return self._lifted("velocity")
 
     @property
     def created(self) -> Ragged:
         """(y, x) over the box of each pair: target density that nothing is transported to."""
-        return self._lifted("created", 0)
+        return self._lifted("created")
 
     @property
     def destroyed(self) -> Ragged:
         """(y, x) over the box of each pair: source density that is not transported."""
-        return self._lifted("destroyed", 0)
+        return self._lifted("destroyed")
 
     @cached_property
     def mean_velocity(self) -> Array:
@@ -188,10 +192,8 @@ class TransportResults(ItemResults):
             )
         return ""
 
-    def _lifted(self, name: str, components: int) -> Ragged:
-        boxes = self.boxes
-        shapes = np.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], axis=1)
-        tail = (components,) if components else ()
+    def _lifted(self, name: str) -> Ragged:
+        shapes, tail = box_shapes(self.boxes), self.work[name].values.shape[1:]
         values = np.empty((int(shapes.prod(axis=1).sum()), *tail))
         start = 0
         for pair, count in enumerate(shapes.prod(axis=1).tolist()):

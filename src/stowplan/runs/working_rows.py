@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
 from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import TracingAdapter
+from stowplan.adapters.interface import BatchFunction, TracingAdapter
 from stowplan.errors import DataError, FrameworkError, SignatureError
 from stowplan.planners.batches import Batch
 from stowplan.runs.jobs import Job
@@ -175,16 +176,11 @@ class _EagerRows(_Rows):
 class _CompiledRows(_Rows):
     """One program for a round, of fixed shape: rows without an item go on with the one they had."""
 
-    def __init__(
-        self,
-        job: Job,
-        kernel: RoundKernel,
-        statics: Mapping[str, Any],
-        shared: Mapping[str, Any],
-    ) -> None:
-        super().__init__(job, kernel, statics, shared)
-        self.function = self.adapter.function(
-            kernel, statics, device=job.target.device, compile=False
+    @cached_property
+    def function(self) -> BatchFunction:
+        """The program of a round."""
+        return self.adapter.function(
+            self.kernel, self.statics, device=self.job.target.device, compile=False
         )
 
     def begin(self, slot: int, capacity: tuple[int, ...]) -> None:
