@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stowplan.adapters import installed_frameworks
@@ -25,19 +26,19 @@ from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
-from stowplan.runs.calibration import calibrate
 from stowplan.runs.execution import run
-from stowplan.runs.iteration import Iterated, iterate
-from stowplan.runs.joining import join_rows, split_rows
-from stowplan.runs.losses import value_and_grad
-from stowplan.runs.measurement import measure_costs
-from stowplan.runs.packer import Packer
 from stowplan.runs.packing import PackedBatch
 from stowplan.runs.planning import plan
 from stowplan.runs.rounds import Rounds
-from stowplan.runs.sampling import MinibatchSampler
 
 if TYPE_CHECKING:
+    from stowplan.runs.calibration import calibrate
+    from stowplan.runs.iteration import Iterated, iterate
+    from stowplan.runs.joining import join_rows, split_rows
+    from stowplan.runs.losses import value_and_grad
+    from stowplan.runs.measurement import measure_costs
+    from stowplan.runs.packer import Packer
+    from stowplan.runs.sampling import MinibatchSampler
     from stowplan.runs.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -88,10 +89,26 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on use what few programs use."""
-    if name in ("Verification", "verify"):
-        from stowplan.runs import verification
+_ON_USE = {
+    "Iterated": "iteration",
+    "MinibatchSampler": "sampling",
+    "Packer": "packer",
+    "Verification": "verification",
+    "calibrate": "calibration",
+    "iterate": "iteration",
+    "join_rows": "joining",
+    "measure_costs": "measurement",
+    "split_rows": "joining",
+    "value_and_grad": "losses",
+    "verify": "verification",
+}
+"""Public names that planning and running do without, and the module of `runs` that each is in."""
 
-        return getattr(verification, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Import on use what many programs never use."""
+    if name not in _ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"stowplan.runs.{_ON_USE[name]}"), name)
+    globals()[name] = found
+    return found
