@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
+from stowplan.namespaces import namespace_of
 
 if TYPE_CHECKING:
     from stowplan.planners.grids import GridIndex
@@ -61,7 +61,7 @@ def locate(
     >>> index.tolist()
     [[-1, 0, 1], [2, -1, -1]]
     """
-    xp = array_namespace(starts, shapes)
+    xp = namespace_of(starts, shapes)
     ndim = len(capacity)
     masks = real_places(shapes, capacity, offsets)
     index = xp.zeros_like(starts)[(...,) + (None,) * ndim]
@@ -82,7 +82,7 @@ def real_places(shapes: Any, capacity: Sequence[int], offsets: Any = None) -> tu
     >>> real_places(np.array([[2], [1]]), (3,), np.array([[1], [0]]))[0].tolist()
     [[False, True, True], [True, False, False]]
     """
-    xp = array_namespace(shapes)
+    xp = namespace_of(shapes)
     places = [_places(xp, length, shapes, dim, offsets) for dim, length in enumerate(capacity)]
     before_end = tuple(place < shapes[:, dim][:, None] for dim, place in enumerate(places))
     if offsets is None:
@@ -111,10 +111,10 @@ def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> A
     ``inside`` is None where nothing is padding; ``fill`` goes where it is False. A caller with many
     batches passes ``fill`` as a 0-d array and the namespace.
     """
-    xp = xp or array_namespace(values, index)
+    xp = xp or namespace_of(values, index)
     shape = (*index.shape, *values.shape[1:])
     if values.shape[0] == 0:
-        full = array_namespace(values)  # a caller's may know no more than take, where and reshape
+        full = namespace_of(values)  # a caller's may know no more than take, where and reshape
         return full.broadcast_to(_beside(fill, values, full), shape)
     padded = xp.reshape(xp.take(values, xp.reshape(index, (-1,)), axis=0), shape)
     if inside is None:
@@ -154,7 +154,7 @@ def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
     >>> take_grid(padded, unpad((2, 4), (1, 2), (0, 1))).tolist()
     [[1, 2]]
     """
-    xp, ndim = array_namespace(array), len(grid.source)
+    xp, ndim = namespace_of(array), len(grid.source)
     if tuple(array.shape[:ndim]) != grid.source:
         raise DataError(
             f"take_grid: the array has shape {tuple(array.shape)}, the index reads a grid of "
@@ -188,7 +188,7 @@ def select(output: Any, places: Any, core_dims: int, xp: Any = None) -> Any:
 
     ``places`` is None where all rows are real.
     """
-    xp = xp or array_namespace(output)
+    xp = xp or namespace_of(output)
     rows = math.prod(output.shape[: 1 + core_dims])
     flat = xp.reshape(output, (rows, *output.shape[1 + core_dims :]))
     return flat if places is None else xp.take(flat, places, axis=0)

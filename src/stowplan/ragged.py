@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self, overload
 
 import numpy as np
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import is_array_api_obj
 from numpy.typing import ArrayLike, NDArray
 
 from stowplan.errors import DataError, FrameworkError
 from stowplan.layout import Layout
+from stowplan.namespaces import namespace_of
 
 __all__ = ["Ragged", "common_namespace", "refuse_objects", "when_loaded"]
 
@@ -201,7 +202,7 @@ class Ragged:
         rows = self.values[start : start + math.prod(shape), ...]
         if len(shape) == 1:
             return rows
-        return array_namespace(rows).reshape(rows, (*shape, *rows.shape[1:]))
+        return namespace_of(rows).reshape(rows, (*shape, *rows.shape[1:]))
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -234,7 +235,7 @@ class Ragged:
         return self.from_layout(self._take(_ranges(self.starts, counts)), Layout(self.shapes))
 
     def _take(self, rows: NDArray[np.int64]) -> Any:
-        xp = array_namespace(self.values)
+        xp = namespace_of(self.values)
         index = xp.asarray(rows, device=getattr(self.values, "device", None))
         return xp.take(self.values, index, axis=0)
 
@@ -256,9 +257,9 @@ def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
 def common_namespace(where: str, items: Mapping[int, Any]) -> Any:
     """Give the array namespace that all items share, or name two that differ."""
     try:
-        return array_namespace(*items.values())
+        return namespace_of(*items.values())
     except TypeError:
-        kinds = {index: array_namespace(item) for index, item in items.items()}
+        kinds = {index: namespace_of(item) for index, item in items.items()}
         (first, xp), *others = kinds.items()
         other = next(index for index, kind in others if kind is not xp)
         names = " and ".join(_framework_name(items[index]) for index in (first, other))

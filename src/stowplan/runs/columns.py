@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.arrow import is_arrow, read_values
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError, SignatureError
+from stowplan.namespaces import namespace_of
 from stowplan.ragged import Ragged, common_namespace, refuse_objects
 from stowplan.runs.segments import bind_segments, one_each, refuse_joined
 from stowplan.signature import CoreShape
@@ -226,7 +227,7 @@ def _blocks(given: Any, ragged: int) -> Any:
     items, *lengths = given.shape[: ragged + 1]
     shapes = np.tile(np.asarray(lengths, np.int64), (items, 1))
     rows = (math.prod(given.shape[: ragged + 1]), *given.shape[ragged + 1 :])
-    return Ragged(array_namespace(given).reshape(given, rows), shapes)
+    return Ragged(namespace_of(given).reshape(given, rows), shapes)
 
 
 def _stack(given: Sequence[Any], tail: tuple[int, ...]) -> Any:
@@ -262,8 +263,8 @@ def _adopt_empty(given: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
     ]
     if not told or len(told) == len(columns):
         return list(columns)
-    xp = array_namespace(told[0])
-    floating = (a for a in told if array_namespace(a).isdtype(a.dtype, "real floating"))
+    xp = namespace_of(told[0])
+    floating = (a for a in told if namespace_of(a).isdtype(a.dtype, "real floating"))
     like = next(floating, None)
     nothing = told[0][:0, ...] * 1.0 if like is None else like[:0, ...]
 

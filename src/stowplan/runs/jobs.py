@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.adapters.interface import as_tuple
@@ -16,6 +16,7 @@ from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
 from stowplan.gather import gather
 from stowplan.layout import Layout
+from stowplan.namespaces import namespace_of
 from stowplan.planners.batches import Batch, Plan
 from stowplan.ragged import Ragged
 from stowplan.runs.assembly import Assembly
@@ -111,7 +112,7 @@ class Job:
         if like is None or value.dtype.kind == "b":
             return self.target.adapter.number(value, self.first, None)
         dtype = like.dtype
-        if value.dtype.kind == "c" and array_namespace(like).isdtype(dtype, "real floating"):
+        if value.dtype.kind == "c" and namespace_of(like).isdtype(dtype, "real floating"):
             dtype = (like[:0] * 1j).dtype
         return self.target.adapter.number(value, like, dtype)
 
@@ -119,7 +120,7 @@ class Job:
         """Give a 0-d array in the floating dtype of the data, its gradient kept."""
         if isinstance(array, np.ndarray):
             return self.number(array)
-        xp, like = array_namespace(array), self._floating()
+        xp, like = namespace_of(array), self._floating()
         if like is None or not xp.isdtype(array.dtype, "real floating"):
             return array
         return xp.astype(array, like.dtype, copy=False)
@@ -327,7 +328,7 @@ class Job:
         arrays = [column.values if isinstance(column, Ragged) else column for column in self.staged]
         for kind in ("real floating", "complex floating"):
             for array in arrays:
-                if array_namespace(array).isdtype(array.dtype, kind):
+                if namespace_of(array).isdtype(array.dtype, kind):
                     return array
         return None
 
