@@ -148,6 +148,17 @@ def test_the_count_by_costs_is_no_worse_than_any_fixed_count(dims, price):
         assert seconds <= point.seconds * (1 + 1e-9 if dims == 1 else 1.01)
 
 
+@settings(max_examples=40)
+@given(tables(most_dims=2, most_size=30), st.floats(0.05, 1.5))
+def test_one_slot_is_taken_without_a_search_only_where_no_other_count_is_cheaper(sizes, share):
+    useless = padded(sizes, choose_slots(sizes, 1)) - padded(sizes, choose_slots(sizes, 40))
+    costs = Costs(launch_seconds=0.0, compile_seconds=share * useless, work_seconds=1.0)
+    chosen = choose_slots(sizes, costs=costs)
+    seconds = costs.seconds(padded(sizes, chosen), len(chosen), len(chosen))
+    best = min(point.seconds for point in slot_curve(sizes, 6, costs=costs))
+    assert len(chosen) > 1 or seconds <= best * (1 + 1e-12)
+
+
 def test_free_slots_pad_nothing_and_free_work_takes_one_slot():
     sizes = {"a": [1, 2, 3, 9], "b": [4, 4, 2, 1]}
     assert len(choose_slots(sizes, costs=Costs(1.0, 0.0, 0.0))) == 4

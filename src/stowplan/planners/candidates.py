@@ -105,6 +105,9 @@ class Candidates:
     def cheapest(self, costs: Costs) -> Lengths:
         """Capacities at the count with the fewest seconds: work, launches and compiles."""
         price = costs.launch_seconds + costs.compile_seconds
+        few, padded = self._fewest_slots
+        if (padded - self._useful) * costs.work_seconds <= price:  # not even no padding pays more
+            return few
         if self._on_a_line:
             stop = price / costs.work_seconds if costs.work_seconds else np.inf
             c = self.classes
@@ -133,6 +136,15 @@ class Candidates:
         closest = sorted(rough, key=rough.__getitem__)[:IMPROVED_COUNTS]
         fine = {count: seconds_of(self._propose(count)) for count in closest}
         return self.best(min(fine, key=fine.__getitem__))[0]
+
+    @property
+    def _fewest_slots(self) -> Found:
+        slots = self.items.longest(self.items.groups, self.fewest)
+        return slots, self.items.padded(slots, self.items.groups)
+
+    @property
+    def _useful(self) -> float:
+        return float(self.items.counts @ self.measure.cost(self.items.lengths))
 
     @property
     def _on_a_line(self) -> bool:
