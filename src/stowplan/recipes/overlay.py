@@ -146,7 +146,8 @@ def align(
     elif fit is not None:
         raise DataError("overlay.align: pairs= are of one pool; leave out fit=.")
     else:
-        pool, chosen = first, _read_pairs(pairs, len(first))
+        used, chosen = np.unique(_read_pairs(pairs, len(first)), return_inverse=True)
+        pool, chosen = first.some(used), chosen.reshape(-1, 2)
     job = _Job(pool, options, on, rows, budget, progress)
     return job.align(chosen, slots)
 
