@@ -1,4 +1,4 @@
-"""The overlay kernel against a slow loop, finite differences and torch's Adam; stops and padding."""
+"""The overlay kernel against a slow loop, finite differences and torch's Adam; stops, padding."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def climbed(xp, data, limit=kernels.EVERY, **how):
 
 def test_self_overlap_is_the_sum_over_all_pairs_of_atoms(xp):
     molecules = [molecule(n, n) + 40 for n in (1, 2, 9, 4)]
-    found = sp.run(
-        kernels.self_overlap, [[xp.asarray(each) for each in molecules]], alpha=ALPHA
-    )
+    found = sp.run(kernels.self_overlap, [[xp.asarray(each) for each in molecules]], alpha=ALPHA)
     expected = [overlap(each, each) for each in molecules]
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12)
 
@@ -107,7 +105,8 @@ def test_the_slope_is_that_of_finite_differences(xp):
         slope = np.asarray(state["mean"])[0] / 0.1
         h = 1e-5
         expected = [
-            (score(a, b, pose + step) - score(a, b, pose - step)) / (2 * h) for step in h * np.eye(7)
+            (score(a, b, pose + step) - score(a, b, pose - step)) / (2 * h)
+            for step in h * np.eye(7)
         ]
         np.testing.assert_allclose(slope, expected, rtol=1e-7, atol=1e-9)
 
@@ -139,7 +138,8 @@ def torch_path():
             ]).reshape(3, 3)  # fmt: skip
             o = mutual(b @ r.T + p[4:], a)
             s = o / (both - o)
-            best = max(best, (float(s.detach()), p.detach().numpy().copy()), key=lambda each: each[0])
+            if float(s.detach()) > best[0]:
+                best = float(s.detach()), p.detach().numpy().copy()
             s.backward()
             adam.step()
         found.append(best)
@@ -164,7 +164,8 @@ def test_a_row_stops_after_more_than_ten_steps_without_a_change(xp):
     found, iterated = climbed(xp, data, limit=400, least_change=1e-5, most_steps=400.0)
     assert found["steps"][0] == kernels.PATIENCE + 2  # the first step has nothing to compare with
     assert kernels.PATIENCE + 2 < found["steps"][1] < 400
-    assert iterated.converged.all() and not iterated.failed.any()
+    assert iterated.converged.all()
+    assert not iterated.failed.any()
     np.testing.assert_allclose(found["best_score"], 1, atol=1e-3)
 
 

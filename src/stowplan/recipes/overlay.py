@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,8 @@ def align(
         pair, int (pairs, 2). Each molecule is held once.
     starts
         How many poses each pair starts from: 1 aligns the centres, 5 the principal axes too, more
-        turn the molecule evenly in all directions. ``"atoms"`` puts the centre of the moved molecule
-        on each atom of the reference, in 10 rotations. Or poses of your own, (R, 7) or
+        turn the molecule evenly in all directions. ``"atoms"`` puts the centre of the moved
+        molecule on each atom of the reference, in 10 rotations. Or poses of your own, (R, 7) or
         (pairs, R, 7): a quaternion (w, x, y, z) about the centre of the moved molecule, then a
         shift.
     steps, tolerance
@@ -213,8 +213,8 @@ def screen(
     made: list[Plan] = []
     done = 0
     for chunk in _chunks(library):
-        where = f"overlay.screen: library, from molecule {done}" if done else "overlay.screen: library"
-        read = read_molecules(where, chunk, wide)
+        begins = f", from molecule {done} on" if done else ""
+        read = read_molecules(f"overlay.screen: library{begins}", chunk, wide)
         job = _Job(_joined(asked, read), options, on, rows, budget, progress)
         pairs = np.stack([np.zeros(len(read), np.int64), 1 + np.arange(len(read))], axis=1)
         found = job.align(pairs, made[0].slots if made else slots)
@@ -263,7 +263,7 @@ class _Options:
             )
         self.steps = int(steps)
         self.alpha = float(alpha)
-        self.shared = {
+        self.shared: dict[str, Any] = {
             "alpha": self.alpha,
             "least_change": -1.0 if tolerance is None else float(tolerance),
             "most_steps": float(steps),
