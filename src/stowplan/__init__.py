@@ -24,6 +24,7 @@ from stowplan.planners.cost import Costs
 from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
 from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
+from stowplan.planners.shards import share_devices
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
@@ -79,6 +80,7 @@ __all__ = [
     "pad",
     "plan",
     "run",
+    "share_devices",
     "slot_curve",
     "split_chunks",
     "split_rows",
