@@ -34,6 +34,7 @@ from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
     from stowplan.runs.calibration import calibrate
+    from stowplan.runs.devices import devices
     from stowplan.runs.iteration import Iterated, iterate
     from stowplan.runs.joining import join_rows, split_rows
     from stowplan.runs.losses import value_and_grad
@@ -69,6 +70,7 @@ __all__ = [
     "calibrate",
     "choose_slots",
     "crop",
+    "devices",
     "fit_buckets",
     "installed_frameworks",
     "item_grids",
@@ -97,6 +99,7 @@ _ON_USE = {
     "Packer": "packer",
     "Verification": "verification",
     "calibrate": "calibration",
+    "devices": "devices",
     "iterate": "iteration",
     "join_rows": "joining",
     "measure_costs": "measurement",

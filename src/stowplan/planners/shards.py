@@ -138,9 +138,9 @@ def summarise_shards(plan: Plan) -> Shards:
     costs = plan.costs or Costs()
     counts = np.array([batch.count for batch in plan.batches], np.int64)
     if plan.shared_by == "rows":
-        seconds = costs.seconds(plan.padded_work() / count, len(plan.batches), len(plan.shapes))
+        each = costs.seconds(plan.padded_work() / count, len(plan.batches), len(plan.shapes))
         return Shards(
-            np.full(count, seconds),
+            np.full(count, each),
             np.full(count, len(plan.batches)),
             np.array([len(part) for part in np.array_split(np.arange(counts.sum()), count)]),
             np.full(count, len(plan.shapes)),
@@ -293,4 +293,3 @@ def _batch_seconds(plan: Plan) -> NDArray[np.float64]:
 
 def _row_work(plan: Plan, capacity: tuple[int, ...]) -> float:
     return float(plan.measure.cost(np.array([capacity], np.int64))[0])
-
