@@ -32,6 +32,7 @@ from stowplan.runs.planning import plan
 from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
+    from stowplan.adapters.compile_cache import compile_cache
     from stowplan.planners.shards import share_devices
     from stowplan.runs.calibration import calibrate
     from stowplan.runs.devices import devices
@@ -69,6 +70,7 @@ __all__ = [
     "assign_slots",
     "calibrate",
     "choose_slots",
+    "compile_cache",
     "crop",
     "devices",
     "fit_buckets",
@@ -99,6 +101,7 @@ _ON_USE = {
     "Packer": "runs.packer",
     "Verification": "runs.verification",
     "calibrate": "runs.calibration",
+    "compile_cache": "adapters.compile_cache",
     "devices": "runs.devices",
     "iterate": "runs.iteration",
     "join_rows": "runs.joining",
