@@ -10,6 +10,7 @@ from stowplan.declaration import Kernel, kernel
 from stowplan.errors import (
     BudgetError,
     DataError,
+    ExecutorError,
     FrameworkError,
     MissingDependencyError,
     PlanError,
@@ -33,6 +34,7 @@ from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
     from stowplan.runs.calibration import calibrate
+    from stowplan.runs.dask_executor import dask_executor
     from stowplan.runs.iteration import Iterated, iterate
     from stowplan.runs.joining import join_rows, split_rows
     from stowplan.runs.losses import value_and_grad
@@ -48,6 +50,7 @@ __all__ = [
     "BudgetError",
     "Costs",
     "DataError",
+    "ExecutorError",
     "FrameworkError",
     "GridIndex",
     "Iterated",
@@ -68,6 +71,7 @@ __all__ = [
     "calibrate",
     "choose_slots",
     "crop",
+    "dask_executor",
     "fit_buckets",
     "installed_frameworks",
     "item_grids",
@@ -95,6 +99,7 @@ _ON_USE = {
     "Packer": "packer",
     "Verification": "verification",
     "calibrate": "calibration",
+    "dask_executor": "dask_executor",
     "iterate": "iteration",
     "join_rows": "joining",
     "measure_costs": "measurement",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,8 @@ def iterate(
     rows: int | None = None,
     budget: float | str | None = None,
     progress: bool = False,
+    executor: Executor | Callable[[], Executor] | None = None,
+    resume: str | PathLike[str] | None = None,
     **shared: Any,
 ) -> Iterated:
     """Repeat a step on every item until it is done; rows that are done make room for others.
@@ -108,6 +112,9 @@ def iterate(
         Names of the fields that are wanted, one for each output of the step, in their order.
     on, device, rows, budget, progress
         As in `run`; the bar counts items.
+    executor, resume
+        As in `run`: each batch of the plan is iterated on its own, which changes no result, and
+        the bar counts batches.
     **shared
         Keyword-only parameters of the step, ``init`` and ``until``; those that the step declares
         static select code.
@@ -159,6 +166,12 @@ def iterate(
     statics, traced = check_shared("iterate", kernel, shared)
     _refuse_gradients(source.adapter, arrays)
     most_rounds = _most_rounds(limit, rounds.every)
+    if executor is not None or resume is not None:
+        from stowplan.runs.engine import check_executor, saved_plan
+
+        check_executor("iterate", executor, source.adapter, arrays)
+        if plan is None and rows is None and budget is None:
+            plan = saved_plan(resume)
     if plan is None:
         memory = MemoryRequest(budget, None, False, statics, traced)
         plan = plan_columns("iterate", kernel, columns, source, target, memory, rows=rows)
@@ -170,6 +183,13 @@ def iterate(
         )
     check_sizes("iterate", step, columns, plan)
     check_indices("iterate", step, columns)
+    if executor is not None and columns.items:
+        from stowplan.runs.engine import iterate_by_executor
+
+        return iterate_by_executor(
+            step, columns, plan, source, target, {**statics, **traced}, rounds, limit,
+            executor=executor, resume=resume, progress=progress,
+        )  # fmt: skip
     job = Job("iterate", kernel, columns, plan, source, target)
     rows_at_work = working_rows(job, kernel, statics, map_leaves(job.shared, traced))
     with _bar(columns.items, progress) as advance, job.heap.around_batches():
