@@ -310,7 +310,7 @@ class _Flight:
             self._give_up(gone, lost)
         _log.warning(
             "%s: a worker was lost (%s). %d of %d batches are done and kept; those that are not "
-            "are submitted again.", self.engine.where, str(lost) or type(lost).__name__,
+            "are submitted again.", self.engine.where, _first_line(lost),
             done, len(self.engine.numbers),
         )  # fmt: skip
         left = {*self.waiting, *gone}
@@ -335,7 +335,7 @@ class _Flight:
                 "itself: executor=lambda: ProcessPoolExecutor(2)"
             )
         raise ExecutorError(
-            f"{engine.where}: the executor broke ({type(lost).__name__}: {lost}) over "
+            f"{engine.where}: the executor broke ({_first_line(lost)}) over "
             f"{self._named(gone)}, and {why}. {len(engine.done)} of {len(engine.numbers)} batches "
             f"are done and saved, with the plan, in {folder}. {how}."
         ) from lost
@@ -459,6 +459,10 @@ def _given_back(source: Place, outputs: Any) -> Any:
         return output.map_values(back) if isinstance(output, Ragged) else back(output)
 
     return map_leaves(each, outputs)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
 
 
 @contextmanager

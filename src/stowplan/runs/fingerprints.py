@@ -67,10 +67,10 @@ def _feed(state: Any, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for part in value:
             _feed(state, part)
-    elif isinstance(value, types.FunctionType | types.CodeType):
-        _feed_code(state, getattr(value, "__code__", value))
-        _feed(state, getattr(value, "__defaults__", None))
-        _feed(state, getattr(value, "__kwdefaults__", None))
+    elif isinstance(value, types.FunctionType):
+        _feed(state, (value.__code__, value.__defaults__, value.__kwdefaults__))
+    elif isinstance(value, types.CodeType):  # of functions within it, too
+        _feed(state, (value.co_code, value.co_names, value.co_consts))
     elif isinstance(value, functools.partial):
         _feed(state, (value.func, value.args, value.keywords))
     else:
@@ -82,7 +82,7 @@ def _feed_other(state: Any, value: Any) -> None:
         text = str(sorted(map(repr, value)))
     elif callable(value) and hasattr(value, "__qualname__"):
         text = f"{value.__module__}.{value.__qualname__}"
-    elif type(value).__repr__ is object.__repr__:  # which shows where it lies
+    elif getattr(type(value), "__repr__", None) is object.__repr__:  # which shows where it lies
         _feed(state, getattr(value, "__dict__", {}))
         return
     else:
@@ -105,9 +105,3 @@ def _feed_kernel(state: Any, kernel: Kernel) -> None:
         "function": kernel.function,
     }
     _feed(state, declared)
-
-
-def _feed_code(state: Any, code: types.CodeType) -> None:
-    state.update(code.co_code)
-    _feed(state, code.co_names)
-    _feed(state, code.co_consts)  # functions within it, too

@@ -135,7 +135,7 @@ class Pool:
         """Go on after workers were lost."""
         if self.factory is None:
             return
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        _shut_down(self.executor, wait=False)
         self.executor = self._made()
         self._check()
 
@@ -144,7 +144,7 @@ class Pool:
         for path in self._files:
             path.unlink(missing_ok=True)
         if self.factory is not None:
-            self.executor.shutdown(wait=wait, cancel_futures=True)
+            _shut_down(self.executor, wait=wait)
 
     def refuse_larger(self, sizes: dict[int, int], names: Callable[[int], str]) -> None:
         """Refuse tasks that no worker can hold.
@@ -195,16 +195,22 @@ class Pool:
             )
 
     def _forks(self) -> bool:
-        context = getattr(self.executor, "_mp_context", None)
-        method = getattr(context, "get_start_method", None)
-        return (
-            isinstance(self.executor, ProcessPoolExecutor) and bool(method) and (method() == "fork")
+        context: Any = getattr(self.executor, "_mp_context", None)
+        return isinstance(self.executor, ProcessPoolExecutor) and (
+            context.get_start_method() == "fork"
         )
 
     def _on_this_machine(self) -> bool:
         kinds = (f"{kind.__module__}.{kind.__name__}" for kind in type(self.executor).__mro__)
         known = ("concurrent.futures.process.", "loky.process_executor.")
         return any(kind.startswith(known) for kind in kinds)
+
+
+def _shut_down(executor: Executor, *, wait: bool) -> None:
+    try:
+        executor.shutdown(wait=wait, cancel_futures=True)
+    except TypeError:  # loky's cannot cancel, but all that was not done is cancelled already
+        executor.shutdown(wait=wait)
 
 
 def _is_shut_down(executor: Executor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import importlib
 import io
 import pickle
@@ -112,16 +111,20 @@ def _cure() -> str:
     )
 
 
+def _empty(kind: type[Kernel]) -> Kernel:
+    return object.__new__(kind)
+
+
 def _dumps(sent: Any) -> bytes:
     module = _cloudpickle()
     base: Any = pickle.Pickler if module is None else module.CloudPickler
 
-    class Pickler(base):  # type: ignore[misc]  # the base depends on what is installed
+    class Pickler(base):
         """Sends kernels that no module has by value, those that other kernels call, too."""
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, Kernel) and not is_importable(obj):
-                return copyreg.__newobj__, (type(obj),), dict(vars(obj))  # type: ignore[attr-defined]
+                return _empty, (type(obj),), dict(vars(obj))
             return NotImplemented if module is None else super().reducer_override(obj)
 
     stream = io.BytesIO()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import sys
 import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import is_array_api_obj
@@ -23,10 +26,22 @@ from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.parts import Part
 from stowplan.runs.places import Place
+from stowplan.runs.segments import JoinedRows
 from stowplan.runs.sending import loads
 from stowplan.runs.shared import map_leaves
 
-__all__ = ["Block", "Call", "Failure", "Outcome", "Sealed", "block_of", "compute", "host_columns"]
+__all__ = [
+    "Block",
+    "Call",
+    "Failure",
+    "Outcome",
+    "Sealed",
+    "block_of",
+    "compute",
+    "host_columns",
+    "to_host",
+    "wrapped",
+]
 
 KEPT_CALLS = 8
 """Calls that a worker process keeps open, with the programs that were compiled for them."""
@@ -220,9 +235,9 @@ def _with_arrays(data: Mapping[str, Any], place: Callable[[Any], Any]) -> Mappin
     }
     if type(data) is dict:
         return columns
-    joined: Any = data  # rows that several items share
-    segments = {dim: ids.map_values(place) for dim, ids in joined.segments.items()}
-    return replace(joined, columns=columns, segments=segments)
+    assert isinstance(data, JoinedRows)
+    segments = {dim: ids.map_values(place) for dim, ids in data.segments.items()}
+    return replace(data, columns=columns, segments=segments)
 
 
 def to_host(array: Any) -> Any:
@@ -246,8 +261,6 @@ def _kind(found: Any) -> list[str] | None:
 
 
 def _failure(error: Exception) -> Failure:
-    import pickle
-
     try:
         content: bytes | None = pickle.dumps(error)
     except Exception:  # noqa: BLE001  an error of any class may refuse to be written: its text is left
@@ -258,10 +271,6 @@ def _failure(error: Exception) -> Failure:
 
 def wrapped(outputs: Sequence[Any], kind: Sequence[str] | None) -> Any:
     """Wrap outputs as the kernel did: bare, a tuple, or its NamedTuple if that can be found."""
-    import sys
-    from collections import namedtuple
-    from functools import reduce
-
     if kind is None:
         return outputs[0]
     if not kind:
@@ -272,5 +281,6 @@ def wrapped(outputs: Sequence[Any], kind: Sequence[str] | None) -> Any:
     except (KeyError, AttributeError):  # made in a function, or of a module not imported here
         found = None
     if getattr(found, "_fields", None) != tuple(fields):
-        found = namedtuple(name.rpartition(".")[2], fields)  # type: ignore[misc]  # noqa: PYI024
+        made: Any = NamedTuple
+        found = made(name.rpartition(".")[2], [(field, Any) for field in fields])
     return found(*outputs)
