@@ -278,13 +278,33 @@ def test_what_all_tasks_share_is_read_once_from_a_file_if_it_is_large(
     class Watched(ProcessPoolExecutor):
         def submit(self, fn, /, *args, **kwargs):
             seen.update(path.name for path in tmp_path.iterdir())
-            assert args[0].content is None  # a path
+            assert args[0].rest is None  # a path
             return processes.submit(fn, *args, **kwargs)
 
     with Watched(2, mp_context=get_context("spawn")) as pool:
         assert_same(sp.run(picked, data, rows=1, table=table, executor=pool), expected)
     assert len(seen) == 1
     assert not list(tmp_path.iterdir())  # nothing is left
+
+
+def test_a_worker_compiles_a_kernel_once_for_all_calls(load_framework):
+    jnp = load_framework("jax")
+
+    @sp.kernel("(n)->(),()", ragged="n", per_item=True)
+    def traced(x, *, scale):
+        import os
+
+        os.environ["STOWPLAN_TRACES"] = str(int(os.environ.get("STOWPLAN_TRACES", "0")) + 1)
+        return scale * x.sum(), x[0] * 0 + int(os.environ["STOWPLAN_TRACES"])
+
+    data = {"x": jnp.ones((4, 3))}
+    plan = sp.plan(traced, data, rows=1, scale=1.0)
+    with spawning(1) as pool:
+        for scale in (1.0, 2.0, 3.0):
+            total, traces = sp.run(traced, data, plan, scale=scale, executor=pool)
+            assert total.tolist() == [3.0 * scale] * 4
+            assert traces.tolist() == [1.0] * 4
+    assert "STOWPLAN_TRACES" not in os.environ
 
 
 # Order and budget

@@ -50,7 +50,7 @@ def cluster() -> Iterator[Any]:
     """Two Dask workers that declare 1 GB each."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, resources={"MEM": 1e9}
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"MEM": 1e9}
     ) as workers:
         yield workers
 
@@ -240,7 +240,7 @@ def test_what_is_no_client_and_clusters_without_workers_are_refused(client, data
     executor.shutdown()
     with pytest.raises(sp.ExecutorError, match="was shut down"):
         sp.run(double_slowly(), data, scale=1.0, executor=executor)
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as empty:  # noqa: SIM117
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0", processes=False) as empty:  # noqa: SIM117
         with distributed.Client(empty, set_as_default=False) as lonely:
             with pytest.raises(sp.ExecutorError, match="no workers yet"):
                 sp.dask_executor(lonely)

@@ -134,8 +134,8 @@ class DaskExecutor(Executor):
 
     def share(self, sealed: Sealed) -> Any:
         """Bring what all tasks share to every worker once, if it is large."""
-        assert sealed.content is not None
-        if len(sealed.content) < SCATTERED_BYTES:
+        assert sealed.rest is not None
+        if len(sealed.rest) < SCATTERED_BYTES:
             return sealed
         return self.client.scatter(sealed, broadcast=True, hash=False)
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from stowplan.errors import ExecutorError
 from stowplan.memory import scratch_folder, show_bytes
-from stowplan.runs.sending import dumps
 from stowplan.runs.tasks import Block, Call, Sealed, compute
 
 __all__ = ["Pool", "is_broken"]
@@ -102,21 +101,19 @@ class Pool:
         """Bring what all tasks share to where each gets it: once, however many there are."""
         if isinstance(self.executor, ThreadPoolExecutor):
             return call
-        parts = {call.kernel.name: call.kernel}
-        parts |= {f"{name}=": value for name, value in {**call.options, **call.shared}.items()}
-        sealed = Sealed.of(dumps(self.where, call.kernel.name, call, parts))
+        sealed = Sealed.of(call)
         share = getattr(self.executor, "share", None)
         if share is not None:
             return share(sealed)
-        assert sealed.content is not None
-        if len(sealed.content) < BY_PATH_BYTES or not self._on_this_machine():
+        assert sealed.rest is not None
+        if len(sealed.rest) < BY_PATH_BYTES or not self._on_this_machine():
             return sealed
         folder = scratch_folder(None, self.where)
         handle, name = tempfile.mkstemp(prefix="stowplan-", suffix=".call", dir=folder)
         self._files.append(Path(name))
         with os.fdopen(handle, "wb") as file:
-            file.write(sealed.content)
-        return Sealed(sealed.digest, None, name)
+            file.write(sealed.rest)
+        return sealed.by_path(name)
 
     def submit(self, shared: Any, block: Block, size: int) -> Future[Any]:
         """Begin with one batch of so many planned bytes."""

@@ -27,7 +27,7 @@ from stowplan.runs.columns import Columns
 from stowplan.runs.parts import Part
 from stowplan.runs.places import Place
 from stowplan.runs.segments import JoinedRows
-from stowplan.runs.sending import loads
+from stowplan.runs.sending import dumps, loads
 from stowplan.runs.shared import map_leaves
 
 __all__ = [
@@ -42,9 +42,6 @@ __all__ = [
     "to_host",
     "wrapped",
 ]
-
-KEPT_CALLS = 8
-"""Calls that a worker process keeps open, with the programs that were compiled for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,33 +99,86 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A call in bytes, or the file that holds them; a worker opens it once."""
+    """A call in bytes: its functions, and the rest or the file that holds it.
 
+    A worker opens either once. The functions of another call with the same kernel are the same
+    objects there, so that nothing is compiled twice.
+    """
+
+    functions: bytes = field(repr=False)
     digest: str
-    content: bytes | None = field(repr=False)
+    rest: bytes | None = field(repr=False)
     path: str | None = None
 
     @classmethod
-    def of(cls, content: bytes) -> Sealed:
-        """Seal the bytes of a call."""
-        return cls(hashlib.blake2b(content, digest_size=16).hexdigest(), content)
+    def of(cls, call: Call) -> Sealed:
+        """Put a call into bytes.
+
+        Raises
+        ------
+        SignatureError
+            For what cannot be sent, saying what to do.
+        """
+        functions, options = _split(call.options)
+        selectors, shared = _split(call.shared)
+        own = (call.kernel, functions, selectors)
+        named = {call.kernel.name: call.kernel}
+        named |= {f"{name}=": value for name, value in {**functions, **selectors}.items()}
+        first = dumps(call.where, call.kernel.name, own, named)
+        named = {f"{name}=": value for name, value in {**options, **shared}.items()}
+        left = (options, shared, call.source, call.target, call.settings, call.process)
+        rest = dumps(call.where, call.kernel.name, (call.where, left), named)
+        return cls(first, _digest(rest), rest)
+
+    def by_path(self, path: str) -> Sealed:
+        """Give the same with the rest in a file."""
+        return replace(self, rest=None, path=path)
 
     def open(self) -> Call:
-        """Give the call; the same one for every batch, so that nothing is compiled twice."""
+        """Give the call."""
         with _opening:
-            if self.digest not in _opened:
-                content = self.content if self.path is None else Path(self.path).read_bytes()
-                assert content is not None
-                _opened[self.digest] = loads(content)
-                while len(_opened) > KEPT_CALLS:
-                    _opened.popitem(last=False)
-            _opened.move_to_end(self.digest)
-            call: Call = _opened[self.digest]
-            return call
+            kernel, functions, selectors = _functions.get(
+                _digest(self.functions), lambda: loads(self.functions)
+            )
+            where, left = _rests.get(self.digest, self._read)
+        options, shared, *others = left
+        return Call(where, kernel, {**options, **functions}, {**shared, **selectors}, *others)
+
+    def _read(self) -> Any:
+        content = self.rest if self.path is None else Path(self.path).read_bytes()
+        assert content is not None
+        return loads(content)
 
 
-_opened: OrderedDict[str, Call] = OrderedDict()
+class _Kept:
+    """What was opened last, by digest."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.found: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, digest: str, open: Callable[[], Any]) -> Any:
+        if digest not in self.found:
+            self.found[digest] = open()
+            while len(self.found) > self.most:
+                self.found.popitem(last=False)
+        self.found.move_to_end(digest)
+        return self.found[digest]
+
+
+_functions = _Kept(64)
+_rests = _Kept(2)  # they may be large
 _opening = threading.Lock()
+
+
+def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give what is code, and what is not."""
+    code = {name: value for name, value in values.items() if callable(value)}
+    return code, {name: value for name, value in values.items() if name not in code}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +187,9 @@ class Block:
 
     data: Mapping[str, Any]
     plan: Plan
+
+    def __reduce__(self) -> Any:
+        return Block, (self.data, replace(self.plan, packing=None))  # and without index arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +236,8 @@ def host_columns(columns: Columns) -> Columns:
 
 
 def block_of(part: Part) -> Block:
-    """Give what a worker needs of a part; views are cut to the rows that they show."""
-    return Block(part.data, replace(part.plan, packing=None))  # and its cache is empty
+    """Give what a worker needs of a part."""
+    return Block(part.data, part.plan)
 
 
 def compute(call: Call | Sealed, block: Block) -> Outcome | Failure:
