@@ -33,8 +33,11 @@ from stowplan.runs.planning import plan
 from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
+    from stowplan.adapters.compile_cache import compile_cache
+    from stowplan.planners.shards import share_devices
     from stowplan.runs.calibration import calibrate
     from stowplan.runs.dask_executor import dask_executor
+    from stowplan.runs.devices import devices
     from stowplan.runs.iteration import Iterated, iterate
     from stowplan.runs.joining import join_rows, split_rows
     from stowplan.runs.losses import value_and_grad
@@ -70,8 +73,10 @@ __all__ = [
     "assign_slots",
     "calibrate",
     "choose_slots",
+    "compile_cache",
     "crop",
     "dask_executor",
+    "devices",
     "fit_buckets",
     "installed_frameworks",
     "item_grids",
@@ -83,6 +88,7 @@ __all__ = [
     "pad",
     "plan",
     "run",
+    "share_devices",
     "slot_curve",
     "split_chunks",
     "split_rows",
@@ -94,26 +100,29 @@ __all__ = [
 
 
 _ON_USE = {
-    "Iterated": "iteration",
-    "MinibatchSampler": "sampling",
-    "Packer": "packer",
-    "Verification": "verification",
-    "calibrate": "calibration",
-    "dask_executor": "dask_executor",
-    "iterate": "iteration",
-    "join_rows": "joining",
-    "measure_costs": "measurement",
-    "split_rows": "joining",
-    "value_and_grad": "losses",
-    "verify": "verification",
+    "Iterated": "runs.iteration",
+    "MinibatchSampler": "runs.sampling",
+    "Packer": "runs.packer",
+    "Verification": "runs.verification",
+    "calibrate": "runs.calibration",
+    "compile_cache": "adapters.compile_cache",
+    "dask_executor": "runs.dask_executor",
+    "devices": "runs.devices",
+    "iterate": "runs.iteration",
+    "join_rows": "runs.joining",
+    "measure_costs": "runs.measurement",
+    "share_devices": "planners.shards",
+    "split_rows": "runs.joining",
+    "value_and_grad": "runs.losses",
+    "verify": "runs.verification",
 }
-"""Public names that planning and running do without, and the module of `runs` that each is in."""
+"""Public names that planning and running do without, and the module that each is in."""
 
 
 def __getattr__(name: str) -> Any:
     """Import on use what many programs never use."""
     if name not in _ON_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"stowplan.runs.{_ON_USE[name]}"), name)
+    found = getattr(import_module(f"stowplan.{_ON_USE[name]}"), name)
     globals()[name] = found
     return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +24,15 @@ from stowplan.adapters.interface import (
     Forward,
     Pullback,
     Wanted,
+    Within,
     as_tuple,
     static_key,
 )
+from stowplan.adapters.jax_cache import keep_compiled, keep_compiled_by_environment
 from stowplan.adapters.jax_programs import (
     cached_function,
     cached_pullback,
+    cached_shards,
     jitted,
     jitted_gradient,
     traces,
@@ -46,6 +51,10 @@ _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")
 _WIDE = {"float64": "float32", "complex128": "complex64"}
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 """XLA's word for no memory, and that of its library of sums on a CPU, which names no reason."""
+
+
+_FORCED = "xla_force_host_platform_device_count"
+"""The option of XLA that says how many devices the host has, in place of JAX's own."""
 
 
 class JaxAdapter:
@@ -71,6 +80,28 @@ class JaxAdapter:
 
     def devices(self) -> list[Any]:
         return list(jax.devices())
+
+    def kind_of(self, device: Any) -> str:
+        return str(device.platform)
+
+    def alike(self, device: Any) -> list[Any] | None:
+        if device is None:  # of a traced array
+            return self.devices()
+        return list(jax.local_devices(backend=device.platform))
+
+    @contextmanager
+    def alongside(self) -> Iterator[Within]:
+        wide = jax.config.jax_enable_x64  # which a caller may have set for its own thread
+        yield lambda device: _enable_x64(wide)
+
+    def arrange(self, count: int) -> bool:
+        if count < 2 or jax.config.jax_num_cpu_devices >= count or _FORCED in _xla_flags():
+            return True
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError:  # the backend has started
+            return False
+        return True
 
     def batch_bytes(self, device: Any) -> int:
         cpu = device is None or getattr(device, "platform", "") == "cpu"
@@ -141,6 +172,10 @@ class JaxAdapter:
     def function(
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
+        if isinstance(device, tuple):
+            return cached_shards(
+                kernel.function, kernel.name, kernel.per_item, static_key(statics), device
+            )
         compiled = cached_function(
             kernel.function, kernel.name, kernel.per_item, static_key(statics), within_a_program()
         )
@@ -209,6 +244,9 @@ class JaxAdapter:
 
     def cast(self, array: Any, like: Any) -> Any:
         return array.astype(like.dtype)
+
+    def keep_compiled(self, folder: Path, name: str) -> None:
+        keep_compiled(folder, name)
 
     def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
         return jax.lax.scan(lambda carry, batch: (step(carry, batch), None), carry, batches)[0]
@@ -343,6 +381,20 @@ def _default_device() -> Any:
     return jax.config.jax_default_device or jax.local_devices()[0]
 
 
+def _xla_flags() -> str:
+    return os.environ.get("XLA_FLAGS", "")
+
+
+def _enable_x64(wide: bool) -> AbstractContextManager[Any]:
+    if hasattr(jax, "enable_x64"):
+        found: AbstractContextManager[Any] = jax.enable_x64(wide)
+        return found
+    from jax.experimental import enable_x64  # where it was before JAX 0.8
+
+    earlier: AbstractContextManager[Any] = enable_x64(wide)
+    return earlier
+
+
 def _narrow(index: NDArray[Any]) -> NDArray[Any]:
     """Give integers in JAX's own width, after a range check."""
     if jax.config.jax_enable_x64 or index.dtype.itemsize <= 4:
@@ -390,4 +442,5 @@ def _as_layout(layout: Any) -> Layout:
     return layout
 
 
+keep_compiled_by_environment()
 adapter = JaxAdapter()
