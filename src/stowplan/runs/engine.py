@@ -91,7 +91,6 @@ class Engine:
         self.sizes = {number: sizes[number] for number in self.numbers}
         self.store: FinishedBatches | None = None
         self.done: dict[int, Outcome] = {}
-        self._parts: dict[int, Part] = {}
 
     @classmethod
     def of(
@@ -131,7 +130,7 @@ class Engine:
         finally:
             pool.close(wait=finished)
         outcomes = [self.done[number] for number in self.numbers]
-        return outcomes, [self.part(number) for number in self.numbers]
+        return outcomes, [self._place(number) for number in self.numbers]
 
     def part(self, number: int) -> Part:
         """Give one batch as a run of its own."""
@@ -173,6 +172,11 @@ class Engine:
             for number, outcome in self.done.items():
                 self.store.save(number, outcome.outputs, outcome.kind)
         return self.store.folder
+
+    def _place(self, number: int) -> Part:
+        """Give a part that is done: where its items are, and no data any more."""
+        batch = self.plan.batches[number]
+        return Part(np.sort(batch.items[: batch.count]), self.columns, {}, self.plan)
 
     def _open(self, resume: str | PathLike[str]) -> None:
         self._create(resume)
