@@ -187,8 +187,10 @@ def screen(
         so that a library may be larger than memory.
     top
         How many hits are kept with their poses. Scores are kept of all.
-    starts, steps, tolerance, alpha, learning_rate, on, rows, devices, slots, budget, executor, progress
+    starts, steps, tolerance, alpha, learning_rate
         As for `align`; poses are (R, 7).
+    on, rows, devices, slots, budget, executor, progress
+        As for `align`.
 
     Returns
     -------
