@@ -36,6 +36,11 @@ class FailedMolecule(NamedTuple):
     name: str
     reason: str
 
+    def __str__(self) -> str:
+        where = f"line {self.line}"
+        named = "" if self.name == where else f", {self.name}"
+        return f"{where}{named}: {self.reason}"
+
 
 @dataclass(frozen=True, eq=False)
 class Molecules:
@@ -417,7 +422,7 @@ def _refuse_unless_skipped(
 def _refuse(path: str | os.PathLike[str], failed: list[FailedMolecule], count: int) -> None:
     if not failed:
         return
-    told = "; ".join(f"line {line}, {name}: {reason}" for line, name, reason in failed[:SHOWN])
+    told = "; ".join(str(molecule) for molecule in failed[:SHOWN])
     more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
     raise DataError(
         f"read_molecules: {len(failed)} of {count} molecules of {os.fspath(path)!r} cannot be "
