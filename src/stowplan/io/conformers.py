@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from stowplan.extras import import_extra
 from stowplan.io.molecule_files import MoleculeRecord
 
-__all__ = ["Fragments", "coordinates", "embed", "has_coordinates", "parse", "silent"]
+__all__ = [
+    "Fragments",
+    "coordinates",
+    "draw_structure",
+    "embed",
+    "has_coordinates",
+    "parse",
+    "silent",
+]
 
 Fragments = Literal["refuse", "largest", "all"]
 TIME = re.compile(r"^\[\d\d:\d\d:\d\d\]\s*")
@@ -166,3 +174,23 @@ def _points(molecule: Any) -> NDArray[np.float64]:
         return np.zeros((molecule.GetNumAtoms(), 3))
     points: NDArray[np.float64] = molecule.GetConformer().GetPositions()
     return points
+
+
+def draw_structure(molecule: Any, width: int, height: int) -> bytes:
+    """Draw the formula of a molecule, without hydrogens: a PNG of so many pixels."""
+    chem = rdkit("Chem")
+    drawing = import_extra("molecules", "rdkit.Chem.Draw.rdMolDraw2D", "draw_structure")
+    with silent():
+        flat = chem.RemoveHs(molecule)
+        flat.RemoveAllConformers()
+        chem.rdDepictor.Compute2DCoords(flat)
+        drawer = drawing.MolDraw2DCairo(width, height)
+        options = drawer.drawOptions()
+        options.padding = 0.03
+        options.fixedBondLength = 0.16 * min(width, height)
+        options.bondLineWidth = 3
+        options.minFontSize = 20
+        drawing.PrepareAndDrawMolecule(drawer, flat)
+        drawer.FinishDrawing()
+    picture: bytes = drawer.GetDrawingText()
+    return picture
