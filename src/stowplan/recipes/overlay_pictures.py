@@ -22,13 +22,13 @@ __all__ = ["check_picture", "draw"]
 REST, HIT, TRACK, INK, FRAME = "#9DB4C8", "#D55E00", "#EDEDED", "#1A1A1A", "#9A9A9A"
 WIDTH, EDGE = 8.0, 0.2  # inches
 CHART = (0.62, 0.55, 4.35, 3.1)  # left, bottom, width, height of the histogram
-RANKS = (6.84, 0.48, 0.5, 3.24)  # of the bars of the best hits; names stand to their left
+RANKS = (6.9, 0.48, 0.42, 3.24)  # of the bars of the best hits; names stand to their left
 TITLE, STRUCTURE, CAPTION = 0.62, 1.46, 0.36  # heights
 SHOWN = 12  # hits that are listed
 DRAWN = 4  # hits whose structure is drawn, beside the query
 LOG = 400  # molecules in the largest bin: above, the axis is logarithmic
 DPI = 150  # 1200 pixels wide
-LONGEST = 16  # characters of a name
+POINTS = 72  # of an inch
 
 
 def check_picture(path: Path) -> None:
@@ -87,7 +87,7 @@ def draw(
     height = below + CHART[1] + CHART[3] + TITLE
     figure = figures.Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     count = int(np.isfinite(results.scores).sum())
-    _text(figure, EDGE, height - 0.28, f"Shape overlay on {query.names[0]}", fontsize=13,
+    _text(figure, EDGE, height - 0.28, f"Shape overlay on {_shortened(query.names[0], 3.3, 13)}", fontsize=13,
           weight="bold")  # fmt: skip
     _text(figure, WIDTH - EDGE, height - 0.28, f"{count} molecules, {len(results)} hits",
           fontsize=11, ha="right")  # fmt: skip
@@ -116,9 +116,9 @@ def _text(figure: Any, x: float, y: float, text: str, **style: Any) -> None:
 
 def _draw_scores(figure: Any, height: float, below: float, results: ScreenResults) -> None:
     """Histogram of all scores; hits in their colour, and the score from which on one is a hit."""
-    scores = results.scores[np.isfinite(results.scores)]
+    scores = np.minimum(results.scores[np.isfinite(results.scores)], 1)  # rounding may exceed 1
     edges = bin_edges(scores)
-    hits = np.histogram(results.score, edges)[0]
+    hits = np.histogram(np.minimum(results.score, 1), edges)[0]
     counts = np.histogram(scores, edges)[0]
     axes = _axes(figure, height, (CHART[0], below + CHART[1], *CHART[2:]))
     log = bool(counts.max() > LOG)
@@ -159,8 +159,8 @@ def bin_edges(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     wanted = min(40, max(8, int(4 * len(scores) ** (1 / 3))))
     steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
     width = next((step for step in steps if (most - least) / step <= wanted), steps[-1])
-    first, last = int(np.floor(least / width)), int(np.floor(most / width)) + 1
-    return width * np.arange(first, last + 1)
+    first, last = int(np.floor(least / width)), int(np.ceil(most / width))
+    return width * np.arange(first, max(last, first + 1) + 1)
 
 
 def _draw_ranks(
@@ -183,7 +183,7 @@ def _draw_ranks(
         y = place[1] + RANKS[3] - (rank - 0.5) * row
         style = {"va": "center_baseline"}
         _text(figure, RANKS[0] - 1.42, y, str(rank), ha="right", color=HIT, weight="bold", **style)
-        _text(figure, RANKS[0] - 1.34, y, shortened(name), **style)
+        _text(figure, RANKS[0] - 1.34, y, _shortened(name, 1.27, 9), fontsize=9, **style)
         _text(figure, WIDTH - EDGE, y, f"{score:.3f}", ha="right", **style)
 
 
@@ -207,16 +207,21 @@ def _draw_structures(
         axes.imshow(image.imread(io.BytesIO(picture)), aspect="auto", interpolation="antialiased")
         y = EDGE / 2 + STRUCTURE + 0.08
         _text(figure, left, y + 0.17, head, color=colour, weight="bold")
-        _text(figure, left, y, shortened(name, 20), fontsize=9)
+        _text(figure, left, y, _shortened(name, wide, 9), fontsize=9)
 
 
-def shortened(name: str, longest: int = LONGEST) -> str:
-    """Give a name with its middle left out if it is long.
+def _shortened(name: str, inches: float, size: float) -> str:
+    """Give a name with as much of its middle left out as it takes to be no wider."""
+    fonts = import_extra("pictures", "matplotlib.font_manager", "draw")
+    paths = import_extra("pictures", "matplotlib.textpath", "draw").text_to_path
+    font = fonts.FontProperties(size=size)
 
-    >>> shortened("CHEMBL3402753_200_conformer")
-    'CHEMBL3…onformer'
-    """
-    if len(name) <= longest:
-        return name
-    half = (longest - 1) // 2
-    return f"{name[:half]}…{name[half + 1 - longest :]}"
+    def wide(text: str) -> float:
+        return float(paths.get_text_width_height_descent(text, font, False)[0]) / POINTS
+
+    short, kept = name, min(len(name), 60)
+    while wide(short) > inches and kept > 2:
+        kept -= 1
+        front = (kept + 1) // 2
+        short = f"{name[:front]}…{name[len(name) - kept + front :]}"
+    return short
