@@ -24,6 +24,7 @@ from stowplan.planners.cost import Costs
 from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
 from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
+from stowplan.planners.shards import share_devices
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
@@ -33,6 +34,7 @@ from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
     from stowplan.runs.calibration import calibrate
+    from stowplan.runs.devices import devices
     from stowplan.runs.iteration import Iterated, iterate
     from stowplan.runs.joining import join_rows, split_rows
     from stowplan.runs.losses import value_and_grad
@@ -68,6 +70,7 @@ __all__ = [
     "calibrate",
     "choose_slots",
     "crop",
+    "devices",
     "fit_buckets",
     "installed_frameworks",
     "item_grids",
@@ -79,6 +82,7 @@ __all__ = [
     "pad",
     "plan",
     "run",
+    "share_devices",
     "slot_curve",
     "split_chunks",
     "split_rows",
@@ -95,6 +99,7 @@ _ON_USE = {
     "Packer": "packer",
     "Verification": "verification",
     "calibrate": "calibration",
+    "devices": "devices",
     "iterate": "iteration",
     "join_rows": "joining",
     "measure_costs": "measurement",

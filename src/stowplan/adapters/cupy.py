@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cupy as cp
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.adapters.eager import EagerAdapter
-from stowplan.adapters.interface import GPU_BATCH_BYTES
+from stowplan.adapters.interface import GPU_BATCH_BYTES, Within
 
 __all__ = ["adapter"]
 
@@ -25,6 +26,16 @@ class CupyAdapter(EagerAdapter):
 
     def devices(self) -> list[Any]:
         return [cp.cuda.Device(number) for number in range(cp.cuda.runtime.getDeviceCount())]
+
+    def kind_of(self, device: Any) -> str:
+        return "cuda"
+
+    def alike(self, device: Any) -> list[Any] | None:
+        return self.devices()
+
+    @contextmanager
+    def alongside(self) -> Iterator[Within]:
+        yield cp.cuda.Device  # of the thread that enters it
 
     def batch_bytes(self, device: Any) -> int:
         return GPU_BATCH_BYTES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from stowplan.adapters.eager_memory import traced_peak
-from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, Wanted, as_tuple
+from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, Wanted, Within, as_tuple
+from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError
 from stowplan.host_memory import free_host_bytes
@@ -36,6 +38,17 @@ class EagerAdapter:
 
     def devices(self) -> list[Any]:
         raise NotImplementedError  # each framework names its own
+
+    def kind_of(self, device: Any) -> str:
+        return "cpu"
+
+    def alike(self, device: Any) -> list[Any] | None:
+        return None
+
+    @contextmanager
+    def alongside(self) -> Iterator[Within]:
+        with one_blas_thread():
+            yield nullcontext
 
     def batch_bytes(self, device: Any) -> int:
         return CPU_BATCH_BYTES

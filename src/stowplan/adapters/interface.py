@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ __all__ = [
     "StaticKey",
     "TracingAdapter",
     "Wanted",
+    "Within",
     "as_tuple",
     "static_key",
 ]
@@ -29,6 +31,9 @@ BatchFunction = Callable[[Sequence[Any], Mapping[str, Any], Mapping[str, Any]], 
 Rows lead in the arguments and in the arrays of the keywords, which are those that differ by row:
 ``{}``, ``{"mask": {...}}`` or ``{"mask": {...}, "segments": {...}}``.
 """
+
+Within = Callable[[Any], AbstractContextManager[Any]]
+"""``device -> context`` that a thread works in on a device."""
 
 Wanted = tuple[tuple[bool, ...], Mapping[str, Any]]
 """Which arguments, and which parts of the shared parameters, get a gradient."""
@@ -75,6 +80,21 @@ class Adapter(Protocol):
     def devices(self) -> list[Any]:
         """List the devices that this process can use; the first is the default."""
 
+    def kind_of(self, device: Any) -> str:
+        """Name the platform of a device: only devices of one share a run."""
+
+    def alike(self, device: Any) -> list[Any] | None:
+        """List the devices of the same platform; None for a host that any number of workers share.
+
+        Such workers are threads with one intra-op thread each.
+        """
+
+    def alongside(self) -> AbstractContextManager[Within]:
+        """While several devices or workers compute: give what a thread of each works in.
+
+        What the caller has set for its own thread holds in these, too.
+        """
+
     def batch_bytes(self, device: Any) -> int:
         """Size at which a batch is fastest where no budget asks for less: what a cache holds."""
 
@@ -120,7 +140,10 @@ class Adapter(Protocol):
     def function(
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
-        """Make a kernel callable on padded batches there; cached: nothing compiles twice."""
+        """Make a kernel callable on padded batches there; cached: nothing compiles twice.
+
+        A tuple of devices, where a framework compiles, is one program over all of them.
+        """
 
     def collect(self, output: Any, like: Any) -> Any:
         """Bring one output of a batch to where the rows are put together."""
@@ -227,6 +250,9 @@ class GradientAdapter(Adapter, Protocol):
 
 class TracingAdapter(GradientAdapter, Protocol):
     """A framework that traces a user's function into one program."""
+
+    def arrange(self, count: int) -> bool:
+        """Arrange for so many virtual devices of the host; False where it is too late for more."""
 
     def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
         """Carry something through a step for each of the batches, arrays with one more axis."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -22,12 +23,14 @@ from stowplan.adapters.interface import (
     Forward,
     Pullback,
     Wanted,
+    Within,
     as_tuple,
     static_key,
 )
 from stowplan.adapters.jax_programs import (
     cached_function,
     cached_pullback,
+    cached_shards,
     jitted,
     jitted_gradient,
     traces,
@@ -44,6 +47,10 @@ __all__ = ["adapter"]
 _WIDE = {"float64": "float32", "complex128": "complex64"}
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 """XLA's word for no memory, and that of its library of sums on a CPU, which names no reason."""
+
+
+_FORCED = "xla_force_host_platform_device_count"
+"""The option of XLA that says how many devices the host has, in place of JAX's own."""
 
 
 class JaxAdapter:
@@ -69,6 +76,28 @@ class JaxAdapter:
 
     def devices(self) -> list[Any]:
         return list(jax.devices())
+
+    def kind_of(self, device: Any) -> str:
+        return str(device.platform)
+
+    def alike(self, device: Any) -> list[Any] | None:
+        if device is None:  # of a traced array
+            return self.devices()
+        return list(jax.local_devices(backend=device.platform))
+
+    @contextmanager
+    def alongside(self) -> Iterator[Within]:
+        wide = jax.config.jax_enable_x64  # which a caller may have set for its own thread
+        yield lambda device: _enable_x64(wide)
+
+    def arrange(self, count: int) -> bool:
+        if count < 2 or jax.config.jax_num_cpu_devices >= count or _FORCED in _xla_flags():
+            return True
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError:  # the backend has started
+            return False
+        return True
 
     def batch_bytes(self, device: Any) -> int:
         cpu = device is None or getattr(device, "platform", "") == "cpu"
@@ -132,6 +161,10 @@ class JaxAdapter:
     def function(
         self, kernel: Kernel, statics: Mapping[str, Any], *, device: Any, compile: bool
     ) -> BatchFunction:
+        if isinstance(device, tuple):
+            return cached_shards(
+                kernel.function, kernel.name, kernel.per_item, static_key(statics), device
+            )
         compiled = cached_function(
             kernel.function, kernel.name, kernel.per_item, static_key(statics), within_a_program()
         )
@@ -332,6 +365,20 @@ def _program(function: Callable[..., Any], statics: tuple[Hashable, ...]) -> Cal
 
 def _default_device() -> Any:
     return jax.config.jax_default_device or jax.local_devices()[0]
+
+
+def _xla_flags() -> str:
+    return os.environ.get("XLA_FLAGS", "")
+
+
+def _enable_x64(wide: bool) -> AbstractContextManager[Any]:
+    if hasattr(jax, "enable_x64"):
+        found: AbstractContextManager[Any] = jax.enable_x64(wide)
+        return found
+    from jax.experimental import enable_x64  # where it was before JAX 0.8
+
+    earlier: AbstractContextManager[Any] = enable_x64(wide)
+    return earlier
 
 
 def _narrow(index: NDArray[Any]) -> NDArray[Any]:

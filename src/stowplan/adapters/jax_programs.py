@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stowplan.adapters.interface import BatchFunction, Pullback, StaticKey, as_tuple
 
@@ -20,6 +22,7 @@ __all__ = [
     "Program",
     "cached_function",
     "cached_pullback",
+    "cached_shards",
     "compiler_options",
     "jitted",
     "jitted_gradient",
@@ -37,6 +40,11 @@ _SUMMED = re.compile(r", dimensions=\{([\d,]*)\}")
 _BATCHED = re.compile(r"rhs_batch_dims=\{([\d,]*)\}")
 _READ = ("parameter", "constant", "broadcast", "bitcast")  # what a product reads where it lies
 _FEW = 10  # rows for which the library copies no right operand in float64,
+
+_ROWS = "rows"
+_AUTO = (  # earlier meshes have no other axes
+    {"axis_types": (jax.sharding.AxisType.Auto,)} if hasattr(jax.sharding, "AxisType") else {}
+)
 
 traces: Counter[str] = Counter()
 """Number of times each kernel was traced, by name; a compiled call does not trace again."""
@@ -253,6 +261,53 @@ def cached_function(
         return compiled(tuple(arguments), keywords, dict(shared), within=within)
 
     return call
+
+
+@functools.lru_cache(maxsize=256)
+def cached_shards(
+    kernel: Callable[..., Any],
+    name: str,
+    per_item: bool,
+    statics: StaticKey,
+    devices: tuple[Any, ...],
+) -> BatchFunction:
+    """Give a kernel as one program over devices, each of which computes as many of the rows.
+
+    Every JAX function wants lengths that the devices divide: of other rows the last one is
+    repeated, and the repetitions are left out again.
+    """
+    mesh = Mesh(np.array(devices), (_ROWS,), **_AUTO)
+    by_row, everywhere = PartitionSpec(_ROWS), PartitionSpec()
+    specs = (by_row, by_row, everywhere)
+    shards = _shard_map(
+        _batched(kernel, name, per_item, statics), mesh=mesh, in_specs=specs, out_specs=by_row
+    )
+    places = tuple(NamedSharding(mesh, spec) for spec in specs)
+    program = jax.jit(shards, in_shardings=places)
+
+    def call(
+        arguments: Sequence[Any], keywords: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> Any:
+        given, rows = (tuple(arguments), dict(keywords)), arguments[0].shape[0]
+        short = -rows % len(devices)
+        if short:
+            given = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], short, 0)]), given)
+        found = program(*given, dict(shared))
+        return jax.tree.map(lambda part: part[:rows], found) if short else found
+
+    return call
+
+
+def _shard_map(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Map over a mesh; what varies along it is not checked, which loops of kernels would fail."""
+    mapped: Callable[..., Any]
+    if hasattr(jax, "shard_map"):
+        mapped = jax.shard_map(function, check_vma=False, **options)
+    else:  # before JAX 0.7
+        from jax.experimental.shard_map import shard_map
+
+        mapped = shard_map(function, check_rep=False, **options)
+    return mapped
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from stowplan.adapters.interface import (
     Pullback,
     StaticKey,
     Wanted,
+    Within,
     as_tuple,
     static_key,
 )
+from stowplan.adapters.intra_op import Shared
 from stowplan.adapters.torch_compiled import compiled_pullback, one_graph_per_shape
 from stowplan.adapters.torch_memory import batch_peak, output_widths
 from stowplan.declaration import Kernel
@@ -61,6 +65,38 @@ class TorchAdapter:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         cuda = [torch.device("cuda", number) for number in range(count)]
         return [torch.device("cpu"), *cuda]
+
+    def kind_of(self, device: Any) -> str:
+        return str(device.type)
+
+    def alike(self, device: Any) -> list[Any] | None:
+        if device.type == "cpu":
+            return None
+        return [one for one in self.devices() if one.type == device.type]
+
+    @contextmanager
+    def alongside(self) -> Iterator[Within]:
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        casts = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in ("cpu", "cuda")
+        ]
+
+        @contextmanager
+        def within(device: Any) -> Iterator[None]:
+            with ExitStack() as stack:
+                if device.type == "cpu":
+                    torch.set_num_threads(1)  # of this thread, and of those that begin later
+                else:
+                    stack.enter_context(torch.cuda.device(device))
+                stack.enter_context(torch.inference_mode(inference))
+                stack.enter_context(torch.set_grad_enabled(grad))
+                for cast in casts:
+                    stack.enter_context(torch.autocast(*cast))
+                yield
+
+        with _new_threads.held():
+            yield within
 
     def batch_bytes(self, device: Any) -> int:
         return CPU_BATCH_BYTES if device is None or device.type == "cpu" else GPU_BATCH_BYTES
@@ -272,6 +308,20 @@ class _Operation(torch.autograd.Function):
         with torch.autocast(*ctx.autocast):  # batches are recomputed as they were computed
             found = ctx.gradients(ctx.saved_tensors, cotangents, ctx.needs_input_grad[2:])
         return (None, None, *found)
+
+
+def _keep_new_threads() -> Callable[[], Any]:
+    """Note the intra-op threads of threads that begin now, which one that sets its own changes."""
+
+    def in_a_new_thread(call: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(call).result()
+
+    count = in_a_new_thread(torch.get_num_threads)
+    return lambda: in_a_new_thread(lambda: torch.set_num_threads(count))
+
+
+_new_threads = Shared(_keep_new_threads)
 
 
 def _free(array: Any, wanted: bool) -> Any:

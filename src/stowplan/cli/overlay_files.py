@@ -85,14 +85,17 @@ class Library:
 
     @property
     def lines(self) -> NDArray[np.int64]:
+        """Line of each molecule that is used."""
         return np.concatenate([lines for lines, _, _ in self._columns])
 
     @property
     def atoms(self) -> NDArray[np.int64]:
+        """Heavy atoms of each."""
         return np.concatenate([atoms for _, atoms, _ in self._columns])
 
     @property
     def embedded(self) -> NDArray[np.bool_]:
+        """Whether the coordinates of each were made here."""
         return np.concatenate([embedded for _, _, embedded in self._columns])
 
 

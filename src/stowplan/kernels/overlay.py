@@ -1,9 +1,9 @@
 r"""Gaussian volume overlay of two molecules: one is rotated and moved until both overlap most.
 
-O = sum_ab K exp(-alpha/2 |r_a - r_b|^2), K = (pi / (2 alpha))^(3/2), over the heavy atoms of both, and
-the score is the Tanimoto index S = O_AB / (O_AA + O_BB - O_AB). An item is a pair with a pose to
-start from, (qw, qx, qy, qz, tx, ty, tz): x = R(q/|q|) b + t. Both molecules are given about their
-own centres. The gradient is analytic, so that every framework climbs; the climber is Adam.
+O = sum_ab K exp(-alpha/2 |r_a - r_b|^2), K = (pi / (2 alpha))^(3/2), over the heavy atoms of both,
+and the score is the Tanimoto index S = O_AB / (O_AA + O_BB - O_AB). An item is a pair with a pose
+to start from, (qw, qx, qy, qz, tx, ty, tz): x = R(q/|q|) b + t. Both molecules are given about
+their own centres. The gradient is analytic, so that every framework climbs; the climber is Adam.
 
 Padded atoms lie so far away, `APART`, that they overlap with nothing.
 

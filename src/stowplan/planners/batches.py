@@ -113,6 +113,10 @@ class Plan:
         Bytes that a run takes at its peak, the budget, and where both come from.
     kernels : int
         Kernels that run on these shapes, each of which compiles them where a framework compiles.
+    devices : tuple of str
+        Names of the devices that the batches are shared out among; empty where they are not.
+    shared_by : str, optional
+        How they are, see `share_devices`.
     packing : Packing, optional
         What `pack` and `unpack` do for the kernel that the plan was made for; never saved.
     cache : dict
@@ -136,6 +140,8 @@ class Plan:
     offsets: NDArray[np.int64] | None = None
     memory: Forecast | None = None
     kernels: int = 1
+    devices: tuple[str, ...] = ()
+    shared_by: str | None = None
     packing: Packing | None = field(default=None, repr=False)
     # Outside __init__, so that dataclasses.replace never shares it between plans.
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -181,8 +187,12 @@ class Plan:
 
     @property
     def predicted_seconds(self) -> float:
-        """Seconds by the plan's costs, see `predict_seconds`."""
-        return predict_seconds(self)
+        """Seconds by the plan's costs, see `predict_seconds`; of devices, those of the last one."""
+        if not self.devices:
+            return predict_seconds(self)
+        from stowplan.planners.shards import summarise_shards
+
+        return float(summarise_shards(self).seconds.max())
 
     def padded_work(self, work: str | None = None) -> float:
         """Sum of rows x work(capacity) over all batches."""

@@ -26,6 +26,8 @@ VERSION = 1
 PLAIN = tuple(
     "dims slots work derived mode exact on item_bytes alternatives headroom kernels".split()
 )
+LATER = {"devices": (), "shared_by": None}
+"""Fields that plans saved before have not, and what they mean there."""
 
 
 def _paths(path: str | PathLike[str]) -> tuple[Path, Path]:
@@ -69,7 +71,7 @@ def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
     header = {
         "format": FORMAT,
         "version": VERSION,
-        **{name: getattr(plan, name) for name in PLAIN},
+        **{name: getattr(plan, name) for name in (*PLAIN, *LATER)},
         "costs": asdict(plan.costs) if plan.costs else None,
         "memory": asdict(plan.memory) if plan.memory else None,
         "warnings": plan.warnings,
@@ -134,12 +136,13 @@ def load_plan(path: str | PathLike[str]) -> Plan:
     )
     try:
         fields = {name: header[name] for name in PLAIN}
+        fields |= {name: header.get(name, default) for name, default in LATER.items()}
         costs = Costs(**header["costs"]) if header["costs"] else None
         memory = _forecast(header.get("memory"))
         warnings = tuple(header["warnings"])
     except (KeyError, TypeError) as error:
         raise PlanError(f"load: {header_path} is no complete plan: {error}") from None
-    fields |= {name: tuple(fields[name]) for name in ("dims", "slots", "exact")}
+    fields |= {name: tuple(fields[name]) for name in ("dims", "slots", "exact", "devices")}
     batches = tuple(Batch(i, n, tuple(c), s, d) for i, n, c, s, d in columns)
     return Plan(
         **fields, lengths=arrays["lengths"], batches=batches, costs=costs, memory=memory,

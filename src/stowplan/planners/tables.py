@@ -60,7 +60,7 @@ def summarise(plan: Plan) -> dict[str, Any]:
     for slot in slots:
         spent, padded = slot.pop("useful"), slot.pop("padded")
         slot["occupancy"] = spent / padded if padded else None
-    return {
+    found = {
         "mode": plan.mode,
         "on": plan.on,
         "work": plan.work,
@@ -78,6 +78,27 @@ def summarise(plan: Plan) -> dict[str, Any]:
         or predict_alternatives(plan, chosen=plan.mode != "chosen"),
         "warnings": list(plan.warnings),
     }
+    return {**found, **_shared(plan)} if plan.devices else found
+
+
+def _shared(plan: Plan) -> dict[str, Any]:
+    """What each device of a shared plan does, when it is done, and what else would take."""
+    from stowplan.planners.shards import share_devices, summarise_shards
+
+    shards = summarise_shards(plan)
+    columns = (shards.batches, shards.items, shards.shapes, shards.seconds)
+    names = ("batches", "items", "shapes", "predicted_seconds")
+    rows = zip(plan.devices, *(column.tolist() for column in columns), strict=True)
+    other = {"work": "rows", "rows": "work"}.get(str(plan.shared_by))
+    found: dict[str, Any] = {
+        "shared_by": plan.shared_by,
+        "devices": [{"device": d, **dict(zip(names, row, strict=True))} for d, *row in rows],
+        "imbalance": shards.imbalance,
+    }
+    if other is not None and plan.costs is not None and plan.costs.compile_seconds:
+        shared = share_devices(plan, plan.devices, by=other)  # type: ignore[arg-type]  # one of By
+        found["shared_otherwise"] = {other: shared.predicted_seconds}
+    return found
 
 
 def table(plan: Plan) -> str:
@@ -100,6 +121,8 @@ def table(plan: Plan) -> str:
         lines.append(f"compiles   {f'at most {most}, {each}' if plan.kernels > 1 else most}")
     if plan.memory is not None:
         lines += plan.memory.lines()
+    if plan.devices:
+        lines += _device_lines(facts)
     others = [f"{name} {format_seconds(s)}" for name, s in facts["alternatives"].items()]
     lines.append("instead    " + ", ".join(others))
     lines += [f"warning    {warning}" for warning in facts["warnings"]]
@@ -120,3 +143,22 @@ def _slot_lines(slots: list[dict[str, Any]], dims: tuple[str, ...]) -> list[str]
     if hidden > 0:
         lines.insert(1 + SHOWN_SLOTS // 2, f"... {hidden} more slots")
     return lines
+
+
+def _device_lines(facts: dict[str, Any]) -> list[str]:
+    """Per device what it computes and when it is done; how they share, and what else would take."""
+    from stowplan.planners.shards import HOW
+
+    devices = facts["devices"]
+    head = ["device", "batches", "items", "shapes", "done in"]
+    cells = [
+        [*(str(one[name]) for name in head[:-1]), format_seconds(one["predicted_seconds"])]
+        for one in devices[:SHOWN_SLOTS]
+    ]
+    line = f"shared     {len(devices)} devices, {HOW[facts['shared_by']]}; imbalance "
+    line += f"{facts['imbalance']:.2f} (last / mean)"
+    for by, seconds in facts.get("shared_otherwise", {}).items():
+        line += f"; instead {HOW[by]}: {format_seconds(seconds)}"
+    hidden = len(devices) - len(cells)
+    more = [f"... {hidden} more devices"] if hidden else []
+    return [line, *aligned([head, *cells]), *more]

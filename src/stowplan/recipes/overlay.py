@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from stowplan.recipes.overlay_poses import (
 )
 from stowplan.recipes.overlay_results import OverlayResults, ScreenResults
 from stowplan.recipes.transport_options import widest_float
+from stowplan.runs.devices import DevicesGiven
 from stowplan.runs.iteration import Iterated, iterate
 from stowplan.runs.planning import Slots, plan
 from stowplan.runs.rounds import Rounds
@@ -61,6 +62,7 @@ def align(
     learning_rate: float = 0.1,
     on: str | None = None,
     rows: int | Sequence[int] | None = None,
+    devices: DevicesGiven = None,
     slots: Slots = None,
     budget: float | str | None = None,
     progress: bool = False,
@@ -77,8 +79,8 @@ def align(
         pair, int (pairs, 2). Each molecule is held once.
     starts
         How many poses each pair starts from: 1 aligns the centres, 5 the principal axes too, more
-        turn the molecule evenly in all directions. ``"atoms"`` puts the centre of the moved molecule
-        on each atom of the reference, in 10 rotations. Or poses of your own, (R, 7) or
+        turn the molecule evenly in all directions. ``"atoms"`` puts the centre of the moved
+        molecule on each atom of the reference, in 10 rotations. Or poses of your own, (R, 7) or
         (pairs, R, 7): a quaternion (w, x, y, z) about the centre of the moved molecule, then a
         shift.
     steps, tolerance
@@ -92,7 +94,7 @@ def align(
         ``"numpy"``, ``"jax"``, ``"torch"`` or ``"cupy"``; by default that of the coordinates.
         Computed in float32 where all coordinates are float32, or JAX has no 64 bits; else in
         float64.
-    rows, slots, budget
+    rows, devices, slots, budget
         As in ``sp.plan``; an item is a start. With ``slots=other.plan.slots`` nothing compiles
         again, but for pairs that fit none of them.
     progress
@@ -146,8 +148,9 @@ def align(
     elif fit is not None:
         raise DataError("overlay.align: pairs= are of one pool; leave out fit=.")
     else:
-        pool, chosen = first, _read_pairs(pairs, len(first))
-    job = _Job(pool, options, on, rows, budget, progress)
+        used, chosen = np.unique(_read_pairs(pairs, len(first)), return_inverse=True)
+        pool, chosen = first.some(used), chosen.reshape(-1, 2)
+    job = _Job(pool, options, on, rows, devices, budget, progress)
     return job.align(chosen, slots)
 
 
@@ -163,6 +166,7 @@ def screen(
     learning_rate: float = 0.1,
     on: str | None = None,
     rows: int | Sequence[int] | None = None,
+    devices: DevicesGiven = None,
     slots: Slots = None,
     budget: float | str | None = None,
     progress: bool = False,
@@ -178,7 +182,7 @@ def screen(
         so that a library may be larger than memory.
     top
         How many hits are kept with their poses. Scores are kept of all.
-    starts, steps, tolerance, alpha, learning_rate, on, rows, slots, budget, progress
+    starts, steps, tolerance, alpha, learning_rate, on, rows, devices, slots, budget, progress
         As for `align`; poses are (R, 7).
 
     Returns
@@ -212,9 +216,9 @@ def screen(
     made: list[Plan] = []
     done = 0
     for chunk in _chunks(library):
-        where = f"overlay.screen: library, from molecule {done}" if done else "overlay.screen: library"
-        read = read_molecules(where, chunk, wide)
-        job = _Job(_joined(asked, read), options, on, rows, budget, progress)
+        begins = f", from molecule {done} on" if done else ""
+        read = read_molecules(f"overlay.screen: library{begins}", chunk, wide)
+        job = _Job(_joined(asked, read), options, on, rows, devices, budget, progress)
         pairs = np.stack([np.zeros(len(read), np.int64), 1 + np.arange(len(read))], axis=1)
         found = job.align(pairs, made[0].slots if made else slots)
         made = made or [found.plan]
@@ -262,7 +266,7 @@ class _Options:
             )
         self.steps = int(steps)
         self.alpha = float(alpha)
-        self.shared = {
+        self.shared: dict[str, Any] = {
             "alpha": self.alpha,
             "least_change": -1.0 if tolerance is None else float(tolerance),
             "most_steps": float(steps),
@@ -284,6 +288,7 @@ class _Job:
         options: _Options,
         on: str | None,
         rows: int | Sequence[int] | None,
+        devices: DevicesGiven,
         budget: float | str | None,
         progress: bool,
     ) -> None:
@@ -291,6 +296,7 @@ class _Job:
         self.options = options
         self.on = on
         self.rows = rows
+        self.devices = devices
         self.budget = budget
         self.progress = progress
         self.overlaps = pool.self_overlaps(options.alpha)
@@ -403,14 +409,15 @@ class _Job:
         shared = self.options.shared
         given = before is not None or not (slots is None or is_count(slots))
         made = plan(
-            kernels.step, data, on=self.on, slots=slots if before is None else before.slots,
+            kernels.step, data, on=self.on, devices=self.devices,
+            slots=slots if before is None else before.slots,
             rows=self.rows if before is None else None, budget=self.budget, rounds=self.rounds,
             order="cheapest", overflow="extend" if given else "error", **shared,
         )  # fmt: skip
         found = iterate(
             kernels.step, data, made, init=kernels.start, until=kernels.finished,
             every=kernels.EVERY, limit=self.options.limit, keep=kernels.KEEP, on=self.on,
-            progress=self.progress, **shared,
+            devices=self.devices, progress=self.progress, **shared,
         )  # fmt: skip
         return found, made
 

@@ -74,6 +74,10 @@ class Molecules:
         third = np.cross(axes[:, :, 0], axes[:, :, 1])
         return quaternions_of(np.concatenate([axes, third[:, :, None]], axis=2))
 
+    def some(self, chosen: NDArray[np.intp]) -> Molecules:
+        """Give some of the molecules."""
+        return Molecules(self.points[chosen].compact(), self.dtype)
+
     def self_overlaps(self, alpha: float) -> Array:
         """Overlap of each molecule with itself, Angstrom^3."""
         columns = {"points": self.points.map_values(lambda _: self._about_centres)}

@@ -93,7 +93,8 @@ def fibonacci_rotations(count: int) -> Array:
     x, z = np.cos(angle) * radius, np.sin(angle) * radius
     turns = np.stack([1 + x, np.zeros(count), -z, y], axis=-1)
     turns[1 + x < 1e-12] = [0, 0, 1, 0]  # to the opposite point any half turn does
-    return turns / np.linalg.norm(turns, axis=-1, keepdims=True)
+    unit: Array = turns / np.linalg.norm(turns, axis=-1, keepdims=True)
+    return unit
 
 
 def principal_poses(reference: Array, fit: Array, count: int) -> Array:

@@ -64,6 +64,7 @@ class OverlayResults(ItemResults):
         return whole.map_values(lambda x: np.einsum("aij,aj->ai", turns, x) + shifts)
 
     def columns(self) -> Mapping[str, Any]:
+        """Give score, transform, aligned, best_start, steps and converged."""
         return {
             "score": self.score,
             "transform": self.transform,
@@ -123,6 +124,7 @@ class ScreenResults(ItemResults):
         )
 
     def columns(self) -> Mapping[str, Any]:
+        """Give index, score, transform, aligned, best_start, steps and converged."""
         return {
             "index": self.index,
             "score": self.score,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -75,8 +75,12 @@ def fit_rows(
     *,
     rows: Rows,
     terms: int,
+    devices: int = 1,
+    share: Callable[[Plan], Plan] | None = None,
 ) -> Plan:
     """Split a plan into rows that a cache likes and the budget allows, with a forecast of bytes.
+
+    For several devices batches are cut so that all have some, if ``share`` is then done sooner.
 
     Raises
     ------
@@ -89,6 +93,13 @@ def fit_rows(
     declared = row_bytes(kernel, made, width, terms)
     cached = None if rows is not None else _cached_rows(made, target, declared)
     split = split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=cached)
+    if share is not None and cached is not None:
+        few = _cached_rows(made, target, declared, devices)
+        finer = split_chunks(made, ladder=target.adapter.compiles, max_rows=few)
+        if share(finer).predicted_seconds < share(split).predicted_seconds:
+            split, cached = finer, few
+        else:
+            devices = 1
     if request is None:
         return split
     arrays = [*columns.arrays, *leaves(request.traced)]
@@ -110,7 +121,7 @@ def fit_rows(
         reason = _far_from(budget, kernel, columns, split, target, request, width)
         if reason is not None:
             return replace(split, memory=Forecast(budget, 0, (), (reason,)))
-    fit = _Fit(where, kernel, columns, made, source, target, request, declared)
+    fit = _Fit(where, kernel, columns, made, source, target, request, declared, devices)
     return fit.fitted(split, cached)
 
 
@@ -119,7 +130,8 @@ def _resolved(where: str, target: Place, request: MemoryRequest) -> Budget:
         request.budget,
         lambda: target.free_bytes(where),
         where,
-        device=str(target.device),
+        device=str(target.device)
+        + (f", for each of {target.sharers}" if target.sharers > 1 else ""),
     )
 
 
@@ -168,6 +180,7 @@ class _Fit:
         target: Place,
         request: MemoryRequest,
         declared: Sequence[int],
+        devices: int,
     ) -> None:
         self.where = where
         self.kernel = kernel
@@ -177,6 +190,7 @@ class _Fit:
         self.target = target
         self.request = request
         self.declared = declared
+        self.devices = devices
         self.wanted = wanted_parts(
             where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
         )
@@ -273,7 +287,7 @@ class _Fit:
         if cached is not None:
             if self.kernel.memory is None:
                 sizes = [math.ceil(model.bytes_per_row) for model in models]
-                cached = _cached_rows(self.made, self.target, sizes)
+                cached = _cached_rows(self.made, self.target, sizes, self.devices)
             most = [min(pair) for pair in zip(most, cached, strict=True)]
             split = self._split_at_most(most)
         planned = self._with_forecast(split, models)
@@ -487,13 +501,19 @@ def _probed_for(sizes: Sequence[int]) -> list[int]:
     return slots
 
 
-def _cached_rows(plan: Plan, target: Place, sizes: Sequence[int]) -> list[int]:
-    """Rows of each slot that a cache holds, and no fewer than it carries."""
+def _cached_rows(plan: Plan, target: Place, sizes: Sequence[int], devices: int = 1) -> list[int]:
+    """Rows of each slot that a cache holds, and no fewer than it carries.
+
+    Nor more than a device has items, where several share those of a slot.
+    """
     room = target.adapter.batch_bytes(target.device)
-    return [
-        max(room // size, slot.get("rows", 1), 1)
-        for slot, size in zip(plan.slots, sizes, strict=True)
-    ]
+    counts = [0] * len(plan.slots)
+    for batch in plan.batches:
+        counts[batch.slot] += batch.count
+    most = [room // size for size in sizes]
+    if devices > 1:
+        most = [min(rows, -(-count // devices)) for rows, count in zip(most, counts, strict=True)]
+    return [max(rows, slot.get("rows", 1), 1) for slot, rows in zip(plan.slots, most, strict=True)]
 
 
 def _widened(model: PeakModel, margin: float) -> PeakModel:

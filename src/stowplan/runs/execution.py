@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from array_api_compat import is_array_api_obj
 
 from stowplan.adapters import Adapter
-from stowplan.adapters.interface import StaticKey, static_key
+from stowplan.adapters.interface import static_key
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
-from stowplan.planners.batches import Plan, empty_batch
+from stowplan.planners.batches import Plan
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
+from stowplan.runs.devices import DevicesGiven, find_devices, planned_devices, refuse_gradients
 from stowplan.runs.gradients import RecomputedRun
-from stowplan.runs.jobs import Job
+from stowplan.runs.jobs import Job, with_catch_all
 from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared, leaves
+from stowplan.runs.side_by_side import run_on_devices
 
 __all__ = ["run"]
 
@@ -32,6 +33,7 @@ def run(
     *,
     on: str | None = None,
     device: Any = None,
+    devices: DevicesGiven = None,
     rows: int | None = None,
     budget: float | str | None = None,
     peak: Any = None,
@@ -52,6 +54,11 @@ def run(
         From ``sp.plan``, for data of these sizes; made with the defaults where it is missing.
     on, device
         Framework and device to compute on; those of the data by default.
+    devices
+        Several devices at once: how many, ``"all"`` of the platform, or a list of them, as
+        ``device=`` takes each. A CPU of NumPy and torch has as many as asked for, threads with
+        one intra-op thread each. A plan made for several is run on as many by default. Nothing has
+        a gradient then.
     rows, budget, peak
         Rows of a batch, most bytes of the run and the peak of a batch by hand, where no plan is
         given; see `plan`. The budget includes the gradient, if the framework records one.
@@ -91,16 +98,25 @@ def run(
     statics, traced = check_shared("run", kernel, shared)
     arrays = [*columns.arrays, *leaves(traced)]
     source, target = find_places("run", arrays, on, device)
+    group = find_devices("run", target, planned_devices(devices, device, plan))
+    if group is not None:
+        refuse_gradients("run", source.adapter, arrays)
+        target = group.target
     if plan is None:
         memory = MemoryRequest(budget, peak, None, statics, traced)
-        plan = plan_columns("run", kernel, columns, source, target, memory, rows=rows)
+        plan = plan_columns("run", kernel, columns, source, target, memory, rows=rows, group=group)
     else:
         _refuse_beside_plan(rows=rows, budget=budget, peak=peak)
     check_sizes("run", kernel, columns, plan)
     check_indices("run", kernel, columns, fetch=False)
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
+    if group is not None:
+        return run_on_devices(
+            "run", kernel, columns, plan, source, group, statics, traced,
+            compile=compile, progress=progress,
+        )  # fmt: skip
     if target.adapter.compiles and plan.headroom and not _any_traced(target.adapter, arrays):
-        plan = _with_catch_all(plan, kernel, static_key(statics))
+        plan = with_catch_all(plan, kernel, static_key(statics))
     followed = source.same_as(target) and any(
         source.adapter.records(array) for array in arrays if is_array_api_obj(array)
     )
@@ -111,19 +127,6 @@ def run(
         ).run()
     job = Job("run", kernel, columns, plan, source, target)
     return job.execute(job.computation(statics, traced, compile=compile), progress=progress)
-
-
-def _with_catch_all(plan: Plan, kernel: Kernel, statics: StaticKey) -> Plan:
-    """Add an empty batch of the catch-all slot, once: it is compiled before an item needs it."""
-    last = len(plan.slots) - 1
-    key = ("catch-all", kernel, statics)
-    if key in plan.cache or any(batch.slot == last for batch in plan.batches):
-        return plan
-    plan.cache[key] = True
-    slot = plan.slots[last]
-    capacity = tuple(slot[dim] for dim in plan.dims)
-    empty = empty_batch(plan.lengths, capacity, last, slot["rows"])
-    return replace(plan, batches=(*plan.batches, empty))
 
 
 def _refuse_beside_plan(**options: Any) -> None:

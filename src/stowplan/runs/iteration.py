@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +18,24 @@ from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs, row_ladder
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
+from stowplan.runs.devices import DevicesGiven, find_devices, planned_devices
 from stowplan.runs.jobs import Job
 from stowplan.runs.matching import check_sizes
+from stowplan.runs.parts import joined_iterations
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.recovery import attempt, shown_capacity, too_large_a_row
 from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
 from stowplan.runs.shared import check_shared, leaves, map_leaves
+from stowplan.runs.side_by_side import (
+    dealt_plan,
+    gathered_from,
+    given_back,
+    map_results,
+    on_each,
+    parts_of,
+    progress_of,
+)
 from stowplan.runs.working_rows import WorkingRows, working_rows
 
 __all__ = ["Iterated", "iterate"]
@@ -34,6 +44,10 @@ _log = logging.getLogger("stowplan")
 
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
+Advance = Callable[[int], object]
+"""Moves the bar on by so many items."""
+GoOn = Callable[[], None]
+"""Called before each round: ends it where another device has failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +87,7 @@ def iterate(
     keep: str | Sequence[str],
     on: str | None = None,
     device: Any = None,
+    devices: DevicesGiven = None,
     rows: int | None = None,
     budget: float | str | None = None,
     progress: bool = False,
@@ -106,8 +121,9 @@ def iterate(
         Most steps of an item; those left then have not converged.
     keep
         Names of the fields that are wanted, one for each output of the step, in their order.
-    on, device, rows, budget, progress
-        As in `run`; the bar counts items.
+    on, device, devices, rows, budget, progress
+        As in `run`; the bar counts items. On several devices the items of a slot are dealt out,
+        and each works on its own.
     **shared
         Keyword-only parameters of the step, ``init`` and ``until``; those that the step declares
         static select code.
@@ -155,13 +171,17 @@ def iterate(
     rounds = Rounds(init, until, every, keep)  # type: ignore[arg-type]  # names are checked there
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("iterate", arrays, on, device)
+    group = find_devices("iterate", target, planned_devices(devices, device, plan))
+    target = target if group is None else group.target
     kernel = round_kernel(step, rounds, target.adapter)
     statics, traced = check_shared("iterate", kernel, shared)
     _refuse_gradients(source.adapter, arrays)
-    most_rounds = _most_rounds(limit, rounds.every)
+    most_age = _most_rounds(limit, rounds.every) * rounds.every
     if plan is None:
         memory = MemoryRequest(budget, None, False, statics, traced)
-        plan = plan_columns("iterate", kernel, columns, source, target, memory, rows=rows)
+        plan = plan_columns(
+            "iterate", kernel, columns, source, target, memory, rows=rows, group=group
+        )
     elif rows is not None or budget is not None:
         name = "rows" if rows is not None else "budget"
         raise PlanError(
@@ -170,20 +190,35 @@ def iterate(
         )
     check_sizes("iterate", step, columns, plan)
     check_indices("iterate", step, columns)
-    job = Job("iterate", kernel, columns, plan, source, target)
-    rows_at_work = working_rows(job, kernel, statics, map_leaves(job.shared, traced))
-    with _bar(columns.items, progress) as advance, job.heap.around_batches():
-        loop = _Loop(job, kernel, rows_at_work, most_rounds * rounds.every, advance)
-        for slot in range(len(plan.slots)):
-            loop.finish_slot(slot)
-    values = loop.values()
-    return Iterated(
-        dict(zip(rounds.keep, values, strict=True)),
-        loop.iterations,
-        loop.converged,
-        loop.failed,
-        plan,
-    )
+
+    def finish(job: Job, given: Mapping[str, Any], advance: Advance, go_on: GoOn) -> Iterated:
+        rows_at_work = working_rows(job, kernel, statics, map_leaves(job.shared, given))
+        with job.heap.around_batches():
+            loop = _Loop(job, kernel, rows_at_work, most_age, advance, go_on)
+            for slot in range(len(job.plan.slots)):
+                loop.finish_slot(slot)
+        return loop.iterated()
+
+    with progress_of(columns.items, "item", progress=progress) as advance:
+        if group is None:
+            job = Job("iterate", kernel, columns, plan, source, target)
+            return finish(job, traced, advance, lambda: None)
+        plan = dealt_plan(plan, group)
+        own, given, place = gathered_from(columns, traced, source, group)
+        parts = parts_of(kernel, own, plan, group)
+
+        def work(number: int, go_on: GoOn) -> Iterated:
+            part = parts[number]
+            target = group.places[number]
+            job = Job("iterate", kernel, part.columns, part.plan, place, target)
+            return finish(job, given, advance, go_on)
+
+        found = joined_iterations(on_each(group, work), parts, plan)
+    values = {
+        name: map_results(lambda array: given_back(array, place, source), value)
+        for name, value in found.values.items()
+    }
+    return replace(found, values=values)
 
 
 def _refuse_gradients(adapter: Any, arrays: Sequence[Any]) -> None:
@@ -212,17 +247,6 @@ def _most_rounds(limit: Any, every: int) -> int:
     return int(limit) // every
 
 
-@contextmanager
-def _bar(items: int, progress: bool) -> Iterator[Callable[[int], object]]:
-    if not progress:
-        yield lambda count: None
-        return
-    from tqdm import tqdm  # a third of the time that importing stowplan would take
-
-    with tqdm(total=items, unit="item") as bar:
-        yield bar.update
-
-
 class _Loop:
     """Rounds over the rows of one slot after another."""
 
@@ -232,13 +256,15 @@ class _Loop:
         kernel: RoundKernel,
         rows: WorkingRows,
         most_age: int,
-        advance: Callable[[int], object],
+        advance: Advance,
+        go_on: GoOn,
     ) -> None:
         self.job = job
         self.kernel = kernel
         self.rows = rows
         self.most_age = most_age
         self.advance = advance
+        self.go_on = go_on
         items = job.columns.items
         self.iterations = np.zeros(items, np.int64)  # 0 until an item is over
         self.converged = np.zeros(items, np.bool_)
@@ -278,6 +304,7 @@ class _Loop:
         rows.begin(slot, capacity)
         tail = _Tail(self.job, capacity, self.kernel.rounds.every)
         while waiting or rows.live.any():
+            self.go_on()
             live = int(np.count_nonzero(rows.live))
             if not waiting:
                 most = tail.rows(live, most, self.iterations)
@@ -312,6 +339,12 @@ class _Loop:
         for assembly, flat in zip(assemblies, real, strict=True):
             assembly.keep(indices, 0, flat)
         self.over.append(batch)  # with all fields, or with none
+
+    def iterated(self) -> Iterated:
+        """Give what came of all items, once all slots are finished."""
+        plan = self.job.plan
+        values = dict(zip(self.kernel.rounds.keep, self.values(), strict=True))
+        return Iterated(values, self.iterations, self.converged, self.failed, plan)
 
     def values(self) -> list[Any]:
         """Give the kept fields in input order; of no items, those of a row of padding, dropped."""

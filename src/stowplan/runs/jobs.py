@@ -11,13 +11,13 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
-from stowplan.adapters.interface import as_tuple
+from stowplan.adapters.interface import StaticKey, as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
 from stowplan.gather import gather
 from stowplan.layout import Layout
 from stowplan.namespaces import namespace_of
-from stowplan.planners.batches import Batch, Plan
+from stowplan.planners.batches import Batch, Plan, empty_batch
 from stowplan.ragged import Ragged
 from stowplan.runs.assembly import Assembly
 from stowplan.runs.columns import Columns
@@ -28,7 +28,7 @@ from stowplan.runs.recovery import attempt, halve_batches
 from stowplan.runs.shared import map_leaves
 from stowplan.signature import CoreShape
 
-__all__ = ["Job"]
+__all__ = ["Job", "with_catch_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +348,19 @@ class Job:
             f"{len(batch.items)} rows; its signature ({','.join(map(str, output.core))}) wants "
             f"{expected}. A kernel broadcasts over leading dims, or is declared per_item=True."
         )
+
+
+def with_catch_all(plan: Plan, kernel: Kernel, statics: StaticKey) -> Plan:
+    """Add an empty batch of the catch-all slot, once: it is compiled before an item needs it."""
+    last = len(plan.slots) - 1
+    key = ("catch-all", kernel, statics)
+    if key in plan.cache or any(batch.slot == last for batch in plan.batches):
+        return plan
+    plan.cache[key] = True
+    slot = plan.slots[last]
+    capacity = tuple(slot[dim] for dim in plan.dims)
+    empty = empty_batch(plan.lengths, capacity, last, slot["rows"])
+    return replace(plan, batches=(*plan.batches, empty))
 
 
 def _with_bar(numbers: Sequence[int]) -> Iterable[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from stowplan.adapters import Adapter, framework_of, get_adapter
 from stowplan.errors import FrameworkError, MissingDependencyError
 
-__all__ = ["Place", "find_places"]
+__all__ = ["Place", "find_device", "find_places"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Place:
     device: Any
     here: bool = True
     """Whether this process can use the device."""
+    sharers: int = 1
+    """Devices or workers of one run that share the memory there."""
 
     def same_as(self, other: Place) -> bool:
         """Whether arrays need no move between the two."""
@@ -28,7 +30,7 @@ class Place:
         )
 
     def free_bytes(self, where: str) -> int:
-        """Bytes that new arrays on the device can take.
+        """Bytes that new arrays on the device can take: its share where several have one memory.
 
         Raises
         ------
@@ -40,7 +42,7 @@ class Place:
                 f"{where}: how much is free on {self.device} is unknown, for {self.adapter.name} "
                 "has no such device here. Give bytes: budget='20 GiB'."
             )
-        return self.adapter.free_bytes(self.device)
+        return self.adapter.free_bytes(self.device) // self.sharers
 
 
 def find_places(
@@ -73,7 +75,7 @@ def find_places(
     if (on is None or on == framework) and device is None:
         return source, source
     try:
-        return source, Place(target, _find_device(where, target, device))
+        return source, Place(target, find_device(where, target, device))
     except FrameworkError:
         elsewhere = target.find_device(device) if absent else None
         if elsewhere is None:
@@ -81,7 +83,8 @@ def find_places(
         return source, Place(target, elsewhere, here=False)
 
 
-def _find_device(where: str, adapter: Adapter, device: Any) -> Any:
+def find_device(where: str, adapter: Adapter, device: Any) -> Any:
+    """Give a device of a framework by itself, its number or its name; the first one for None."""
     devices = adapter.devices()
     if device is None:
         return devices[0]

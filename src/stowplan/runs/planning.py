@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,11 @@ from stowplan.planners.batches import Plan
 from stowplan.planners.choose import choose_slots
 from stowplan.planners.cost import Costs
 from stowplan.planners.offsets import Offsets, place_items
+from stowplan.planners.shards import cheapest_shares, share_devices
 from stowplan.planners.slots import add_catch_all, assign_exact, assign_slots
 from stowplan.runs.budgeting import MemoryRequest, fit_rows
 from stowplan.runs.columns import Columns, bind
+from stowplan.runs.devices import DevicesGiven, Group, find_devices, refuse_gradients
 from stowplan.runs.footprint import dtype_bytes
 from stowplan.runs.matching import moved_dims, refuse_moved_targets
 from stowplan.runs.packing import KernelPacking
@@ -37,6 +40,7 @@ def plan(
     *,
     on: str | None = None,
     device: Any = None,
+    devices: DevicesGiven = None,
     slots: Slots = None,
     rows: int | Sequence[int] | None = None,
     budget: float | str | None = None,
@@ -62,6 +66,10 @@ def plan(
     on, device
         Framework and device to compute on; those of the data by default. In torch the device need
         not be there, so that a laptop can plan for a card, with a budget in bytes.
+    devices
+        Several devices that compute at once, as for `run`: batches are cut so that all of them have
+        some, where that is done sooner, and shared out. ``budget`` is for each; a share of the free
+        memory of a host is cut up between them.
     slots
         How many slots to choose; or the slots, as mappings from dims or derived names to limits,
         with ``"rows"`` if wanted; or ``"exact"``, one for each distinct size. By default as many as
@@ -108,8 +116,8 @@ def plan(
     BudgetError
         Where one row, or ``rows`` by hand, exceed the budget.
     FrameworkError
-        For a budget under a user's ``jit`` or ``vmap``, and for a device that is not there without
-        a budget in bytes.
+        For a budget under a user's ``jit`` or ``vmap``, for a device that is not there without
+        a budget in bytes, and for ``devices`` that are not there or not of one platform.
 
     Examples
     --------
@@ -123,6 +131,10 @@ def plan(
     columns = bind("plan", kernel, data)
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("plan", arrays, on, device, absent=True)
+    group = find_devices("plan", target, devices)
+    if group is not None:
+        refuse_gradients("plan", source.adapter, arrays)
+        target = group.target
     if rounds is not None:
         kernel = round_kernel(kernel, rounds, target.adapter)
         if gradient:
@@ -137,6 +149,7 @@ def plan(
     return plan_columns(
         "plan", kernel, columns, source, target, memory, slots=slots, rows=rows, order=order,
         overflow=overflow, costs=costs, passes=passes, headroom=headroom, offsets=offsets,
+        group=group,
     )  # fmt: skip
 
 
@@ -156,6 +169,7 @@ def plan_columns(
     passes: int = 1,
     headroom: float | None = None,
     offsets: Offsets = "corner",
+    group: Group | None = None,
 ) -> Plan:
     """Plan columns that are bound already; without a request for memory none is looked at."""
     costs = costs or _own_costs(kernel, target)
@@ -185,7 +199,19 @@ def plan_columns(
         made, on=target.adapter.name, costs=costs, item_bytes=_item_bytes(kernel, columns),
         packing=KernelPacking(kernel),
     )  # fmt: skip
-    return fit_rows(where, kernel, columns, made, source, target, memory, rows=rows, terms=terms)
+    share = None if group is None else functools.partial(_shared, kernel, group)
+    fitted = fit_rows(
+        where, kernel, columns, made, source, target, memory, rows=rows, terms=terms,
+        devices=1 if group is None else len(group.places), share=share,
+    )  # fmt: skip
+    return fitted if share is None else share(fitted)
+
+
+def _shared(kernel: Kernel, group: Group, plan: Plan) -> Plan:
+    """Share a plan out among devices as its run or iteration does; rows of slots are kept."""
+    if isinstance(kernel, RoundKernel):
+        return share_devices(plan, group.names, by="items", keep_rows=True)
+    return cheapest_shares(plan, group.names, program=group.one_program)
 
 
 def _refuse_no_list(where: str, slots: object) -> None:
