@@ -104,7 +104,7 @@ def step(
         A score that changes by it or less for more than `PATIENCE` steps stops the row; negative:
         none does.
     most_steps : number
-        Steps after which a row stops in any case.
+        Steps after which a row stands still in any case.
     learning_rate : number
         Of Adam.
     """
@@ -144,11 +144,11 @@ def step(
     }
 
 
-def finished(state, *, most_steps):
-    """Say which rows have stopped, and which have no finite score: (...) bool each."""
+def finished(state):
+    """Say which rows have stopped changing, and which have no finite score: (...) bool each."""
     xp = array_namespace(state["best_score"])
     failed = ~xp.isfinite(state["last_score"])
-    return ((state["still"] > PATIENCE) | (state["steps"] >= most_steps)) & ~failed, failed
+    return (state["still"] > PATIENCE) & ~failed, failed
 
 
 def _overlap_and_slopes(state, u, shift, alpha):

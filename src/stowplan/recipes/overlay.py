@@ -453,7 +453,7 @@ def _best(found: Iterated, counts: NDArray[np.int64]) -> dict[str, NDArray[Any]]
         "start": row - first,
         "steps": steps[row],
         "all_steps": np.add.reduceat(steps, first),
-        "converged": found.converged[row] & (steps[row] > 0),
+        "converged": found.converged[row],
         "failed": failed,
     }
 
