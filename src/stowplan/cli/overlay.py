@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["add_command"]
 
 EXAMPLE = """\
-QUERY and LIBRARY are SMILES with names (.smi, .smiles, .txt, .csv, .tsv) or structures (.sdf, .mol),
-packed (.gz) or not. SMILES, and structures without coordinates in space, get one conformer by
-RDKit's ETKDGv3, from the same seed each. The library is read in chunks: it may be larger than
+QUERY and LIBRARY are SMILES with names (.smi, .smiles, .txt, .csv, .tsv) or structures (.sdf,
+.mol), packed (.gz) or not. SMILES, and structures without coordinates in space, get one conformer
+by RDKit's ETKDGv3, from the same seed each. The library is read in chunks: it may be larger than
 memory.
 
 Standard output gets a tab-separated line for each hit: rank, name, score (Tanimoto index of the
@@ -125,13 +125,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "workers": arguments.workers or os.cpu_count() or 1,
         **({} if arguments.seed is None else {"seed": arguments.seed}),
     }
+    steering = _options(arguments)
     query = _query(arguments, options)
     shown = not arguments.quiet and sys.stderr.isatty()
     library = files.Library(
         arguments.library, arguments.chunk, shown, skip_failed=arguments.skip_failed, **options
     )
     start = time.perf_counter()
-    found = overlay.screen(query.points[0], library, arguments.top, **_options(arguments))
+    found = overlay.screen(query.points[0], library, arguments.top, **steering)
     seconds = time.perf_counter() - start
     lines = library.lines[found.index].tolist()
     hits = read_molecules(arguments.library, lines=lines, keep_mols=True, **options)
@@ -185,14 +186,17 @@ def _query(arguments: argparse.Namespace, options: dict[str, Any]) -> Molecules:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was given to steer `screen`, which has the defaults."""
-    names = "starts steps tolerance alpha on devices budget".split()
+    import stowplan as sp
+
+    names = "starts steps tolerance alpha on budget".split()
     given = {name: getattr(arguments, name) for name in names}
     found = {name: value for name, value in given.items() if value is not None}
     if arguments.tolerance == "none":
         found["tolerance"] = None
+    if arguments.devices is not None:
+        # before anything uses JAX: only until then it can be given several devices of the host
+        found["devices"] = sp.devices(arguments.devices, on=arguments.on or "numpy")
     if arguments.dask is not None:
-        import stowplan as sp
-
         client = import_extra("dask", "distributed", "--dask").Client(arguments.dask)
         found["executor"] = sp.dask_executor(client)
     return found

@@ -437,11 +437,11 @@ def _listed(lines: Sequence[int]) -> str:
 
 def _refuse_bent(molecules: Molecules, matrices: NDArray[np.float64]) -> None:
     """Raise for a matrix that is no rotation and shift: it would bend a molecule, or mirror it."""
-    finite = np.isfinite(matrices).all(axis=(1, 2))
-    turns = np.where(finite[:, None, None], matrices[:, :3, :3], 0.0)
+    finite = np.isfinite(matrices)
+    turns = np.where(finite, matrices, 0.0)[:, :3, :3]
     straight = np.abs(turns @ turns.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2)) < STRAIGHT
     proper = np.linalg.det(turns) > 0
-    affine = (matrices[:, 3] == (0, 0, 0, 1)).all(axis=1)
+    affine = (matrices[:, 3] == (0, 0, 0, 1)).all(axis=1) & finite.all(axis=(1, 2))
     wrong = np.flatnonzero(~(straight & proper & affine))
     if len(wrong):
         place = int(wrong[0])

@@ -68,8 +68,8 @@ def draw(
     Raises
     ------
     DataError
-        For hits that are not as many as those of the results, a query that is not one molecule, and
-        formats that matplotlib does not write.
+        For hits that are not as many as those of the results, a query that is not one molecule, no
+        score at all, and formats that matplotlib does not write.
     MissingDependencyError
         Without matplotlib.
     """
@@ -80,15 +80,18 @@ def draw(
             f"draw: {len(hits)} hits and {len(query)} queries for a screen with {len(results)} "
             "hits. Give molecules[results.index], and one query."
         )
+    count = int(np.isfinite(results.scores).sum())
+    if not count:
+        raise DataError(
+            f"draw: none of {len(results.scores)} molecules has a score. Look at their coordinates."
+        )
     figures = import_extra("pictures", "matplotlib.figure", "draw")
-    import_extra("pictures", "matplotlib.backends.backend_agg", "draw")
     structures = hits.mols is not None and query.mols is not None
     below = (STRUCTURE + CAPTION + EDGE) if structures else 0.0
     height = below + CHART[1] + CHART[3] + TITLE
     figure = figures.Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
-    count = int(np.isfinite(results.scores).sum())
-    _text(figure, EDGE, height - 0.28, f"Shape overlay on {_shortened(query.names[0], 3.3, 13)}", fontsize=13,
-          weight="bold")  # fmt: skip
+    title = f"Shape overlay on {_shortened(query.names[0], 3.3, 13)}"
+    _text(figure, EDGE, height - 0.28, title, fontsize=13, weight="bold")
     _text(figure, WIDTH - EDGE, height - 0.28, f"{count} molecules, {len(results)} hits",
           fontsize=11, ha="right")  # fmt: skip
     _draw_scores(figure, height, below, results)
@@ -129,7 +132,7 @@ def _draw_scores(figure: Any, height: float, below: float, results: ScreenResult
     axes.set_ylim(0.7 if log else 0, counts.max() * (2.5 if log else 1.12))
     axes.set_xlabel("score (Tanimoto index of the volumes)", fontsize=10, color=INK)
     axes.set_ylabel("molecules", fontsize=10, color=INK)
-    least = float(results.score.min())
+    least = float(np.nanmin(results.score))
     axes.axvline(least, color=HIT, linewidth=1, linestyle=(0, (4, 2)))
     right = least < (edges[0] + edges[-1]) / 2
     label = f"top {len(results)}: from {least:.3f}"
@@ -150,17 +153,18 @@ def _draw_scores(figure: Any, height: float, below: float, results: ScreenResult
 
 
 def bin_edges(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give edges of bins of a round width, about 40 at most, that hold all scores.
+    """Give edges of bins of a round width, at most 40 and two, that hold all scores.
 
-    >>> bin_edges(np.array([0.31, 0.5, 0.74])).round(3).tolist()[:3]
-    [0.3, 0.35, 0.4]
+    >>> bin_edges(np.array([0.31, 0.5, 0.6])).round(3).tolist()
+    [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6]
     """
     least, most = float(scores.min()), float(scores.max())
     wanted = min(40, max(8, int(4 * len(scores) ** (1 / 3))))
     steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
     width = next((step for step in steps if (most - least) / step <= wanted), steps[-1])
     first, last = int(np.floor(least / width)), int(np.ceil(most / width))
-    return width * np.arange(first, max(last, first + 1) + 1)
+    edges: NDArray[np.float64] = np.arange(first, max(last, first + 1) + 1) * np.float64(width)
+    return edges
 
 
 def _draw_ranks(
@@ -169,9 +173,7 @@ def _draw_ranks(
     """The best hits: rank, name, and score as a bar on its way to 1, which equal shapes have."""
     shown = min(SHOWN, len(results))
     place = (RANKS[0], below + RANKS[1], *RANKS[2:])
-    axes = _axes(
-        figure, height, place, xlim=(0, 1), ylim=(SHOWN - 0.5, -0.5), xticks=[], yticks=[]
-    )
+    axes = _axes(figure, height, place, xlim=(0, 1), ylim=(SHOWN - 0.5, -0.5), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=False)
     bars = np.arange(shown)
