@@ -24,7 +24,6 @@ from stowplan.planners.cost import Costs
 from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
 from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
-from stowplan.planners.shards import share_devices
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
@@ -33,6 +32,8 @@ from stowplan.runs.planning import plan
 from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
+    from stowplan.adapters.compile_cache import compile_cache
+    from stowplan.planners.shards import share_devices
     from stowplan.runs.calibration import calibrate
     from stowplan.runs.devices import devices
     from stowplan.runs.iteration import Iterated, iterate
@@ -69,6 +70,7 @@ __all__ = [
     "assign_slots",
     "calibrate",
     "choose_slots",
+    "compile_cache",
     "crop",
     "devices",
     "fit_buckets",
@@ -94,26 +96,28 @@ __all__ = [
 
 
 _ON_USE = {
-    "Iterated": "iteration",
-    "MinibatchSampler": "sampling",
-    "Packer": "packer",
-    "Verification": "verification",
-    "calibrate": "calibration",
-    "devices": "devices",
-    "iterate": "iteration",
-    "join_rows": "joining",
-    "measure_costs": "measurement",
-    "split_rows": "joining",
-    "value_and_grad": "losses",
-    "verify": "verification",
+    "Iterated": "runs.iteration",
+    "MinibatchSampler": "runs.sampling",
+    "Packer": "runs.packer",
+    "Verification": "runs.verification",
+    "calibrate": "runs.calibration",
+    "compile_cache": "adapters.compile_cache",
+    "devices": "runs.devices",
+    "iterate": "runs.iteration",
+    "join_rows": "runs.joining",
+    "measure_costs": "runs.measurement",
+    "share_devices": "planners.shards",
+    "split_rows": "runs.joining",
+    "value_and_grad": "runs.losses",
+    "verify": "runs.verification",
 }
-"""Public names that planning and running do without, and the module of `runs` that each is in."""
+"""Public names that planning and running do without, and the module that each is in."""
 
 
 def __getattr__(name: str) -> Any:
     """Import on use what many programs never use."""
     if name not in _ON_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"stowplan.runs.{_ON_USE[name]}"), name)
+    found = getattr(import_module(f"stowplan.{_ON_USE[name]}"), name)
     globals()[name] = found
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -253,6 +254,9 @@ class TracingAdapter(GradientAdapter, Protocol):
 
     def arrange(self, count: int) -> bool:
         """Arrange for so many virtual devices of the host; False where it is too late for more."""
+
+    def keep_compiled(self, folder: Path, name: str) -> None:
+        """Keep compiled programs in a folder for later processes; errors say who named it."""
 
     def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
         """Carry something through a step for each of the batches, arrays with one more axis."""

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from stowplan.adapters.interface import (
     as_tuple,
     static_key,
 )
+from stowplan.adapters.jax_cache import keep_compiled, keep_compiled_by_environment
 from stowplan.adapters.jax_programs import (
     cached_function,
     cached_pullback,
@@ -234,6 +236,9 @@ class JaxAdapter:
     def cast(self, array: Any, like: Any) -> Any:
         return array.astype(like.dtype)
 
+    def keep_compiled(self, folder: Path, name: str) -> None:
+        keep_compiled(folder, name)
+
     def scan(self, step: Callable[[Any, Any], Any], carry: Any, batches: Any) -> Any:
         return jax.lax.scan(lambda carry, batch: (step(carry, batch), None), carry, batches)[0]
 
@@ -428,4 +433,5 @@ def _as_layout(layout: Any) -> Layout:
     return layout
 
 
+keep_compiled_by_environment()
 adapter = JaxAdapter()

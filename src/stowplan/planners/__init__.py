@@ -10,7 +10,6 @@ from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
 from stowplan.planners.minibatches import MinibatchSlots
 from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.seating import Seats
-from stowplan.planners.shards import share_devices
 from stowplan.planners.slots import assign_exact, assign_slots
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "pad",
     "predict_alternatives",
     "predict_seconds",
-    "share_devices",
     "slot_curve",
     "split_chunks",
     "unpad",

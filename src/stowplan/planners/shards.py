@@ -34,7 +34,8 @@ class Shards:
     Attributes
     ----------
     seconds : (devices,)
-        When each device is done: work, launches, and compiles of the shapes that it meets.
+        When each device is done: work, launches, and all compiles. Each device compiles the shapes
+        that it meets, and these compiles take turns on the host.
     batches, items, shapes : (devices,)
         What each computes; by rows every device has a part of every batch.
     """
@@ -153,7 +154,7 @@ def summarise_shards(plan: Plan) -> Shards:
     where = np.array([batch.device for batch in plan.batches], np.intp)
     met = {*zip(where.tolist(), _shapes(plan), strict=True)}
     shapes = np.bincount(np.array([device for device, _ in met], np.intp), minlength=count)
-    seconds = np.bincount(where, _batch_seconds(plan), count) + shapes * costs.compile_seconds
+    seconds = np.bincount(where, _batch_seconds(plan), count) + shapes.sum() * costs.compile_seconds
     batches = np.bincount(where, minlength=count)
     return Shards(seconds, batches, np.bincount(where, counts, count).astype(np.int64), shapes)
 
@@ -223,10 +224,10 @@ def _last_done(
     shapes: Sequence[Shape],
     compile_seconds: float,
 ) -> float:
-    busy = np.bincount(np.array(where, np.intp), seconds)
-    for device, _ in {*zip(where, shapes, strict=True)}:
-        busy[device] += compile_seconds
-    return float(busy.max()) if len(busy) else 0.0
+    if not len(seconds):
+        return 0.0
+    compiles = len({*zip(where, shapes, strict=True)})
+    return float(np.bincount(np.array(where, np.intp), seconds).max() + compiles * compile_seconds)
 
 
 def _by_rows(plan: Plan, devices: int) -> Plan:

@@ -21,7 +21,6 @@ from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared, leaves
-from stowplan.runs.side_by_side import run_on_devices
 
 __all__ = ["run"]
 
@@ -111,6 +110,8 @@ def run(
     check_indices("run", kernel, columns, fetch=False)
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
     if group is not None:
+        from stowplan.runs.side_by_side import run_on_devices  # many programs have one device
+
         return run_on_devices(
             "run", kernel, columns, plan, source, group, statics, traced,
             compile=compile, progress=progress,

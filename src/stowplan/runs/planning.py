@@ -16,7 +16,6 @@ from stowplan.planners.batches import Plan
 from stowplan.planners.choose import choose_slots
 from stowplan.planners.cost import Costs
 from stowplan.planners.offsets import Offsets, place_items
-from stowplan.planners.shards import cheapest_shares, share_devices
 from stowplan.planners.slots import add_catch_all, assign_exact, assign_slots
 from stowplan.runs.budgeting import MemoryRequest, fit_rows
 from stowplan.runs.columns import Columns, bind
@@ -209,6 +208,8 @@ def plan_columns(
 
 def _shared(kernel: Kernel, group: Group, plan: Plan) -> Plan:
     """Share a plan out among devices as its run or iteration does; rows of slots are kept."""
+    from stowplan.planners.shards import cheapest_shares, share_devices  # many have one device
+
     if isinstance(kernel, RoundKernel):
         return share_devices(plan, group.names, by="items", keep_rows=True)
     return cheapest_shares(plan, group.names, program=group.one_program)

@@ -121,7 +121,7 @@ def run_on_devices(
             def compute_on(batch: int) -> Any:
                 go_on()
                 outputs = compute(batch)
-                advance(1 if own.batches[batch].count else 0)
+                advance(1 if job.plan.batches[batch].count else 0)
                 return outputs
 
             return job.execute(compute_on, progress=False)
