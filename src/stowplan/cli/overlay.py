@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stowplan.cli.arguments import from_zero, natural, positive, word
+from stowplan.cli.arguments import add_devices, arranged_devices, from_zero, natural, positive, word
 from stowplan.errors import DataError
 from stowplan.extras import import_extra
 
@@ -94,12 +94,7 @@ def _add_computation(group: Any) -> None:
     )
     add("--alpha", type=positive, metavar="X", help="exponent of the Gaussians in 1/Å^2 (0.81)")
     add("--on", choices=("numpy", "jax", "torch", "cupy"), help="framework (default: numpy)")
-    add(
-        "--devices",
-        type=word("all", otherwise=natural),
-        metavar="N|all",
-        help="devices of the framework that share the work",
-    )
+    add_devices(group)
     add("--dask", metavar="ADDRESS", help="scheduler of Dask whose workers compute")
     add("--budget", metavar="BYTES", help='memory, such as "2 GiB"')
 
@@ -186,17 +181,17 @@ def _query(arguments: argparse.Namespace, options: dict[str, Any]) -> Molecules:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was given to steer `screen`, which has the defaults."""
-    import stowplan as sp
-
     names = "starts steps tolerance alpha on budget".split()
     given = {name: getattr(arguments, name) for name in names}
     found = {name: value for name, value in given.items() if value is not None}
     if arguments.tolerance == "none":
         found["tolerance"] = None
-    if arguments.devices is not None:
-        # before anything uses JAX: only until then it can be given several devices of the host
-        found["devices"] = sp.devices(arguments.devices, on=arguments.on or "numpy")
+    devices = arranged_devices(arguments.devices, arguments.on or "numpy")
+    if devices is not None:
+        found["devices"] = devices
     if arguments.dask is not None:
+        import stowplan as sp
+
         client = import_extra("dask", "distributed", "--dask").Client(arguments.dask)
         found["executor"] = sp.dask_executor(client)
     return found
