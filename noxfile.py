@@ -70,7 +70,7 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test all backends that this machine can run, in one environment (the default)."""
-    install(session, "test", "strict", "examples", "peers", extras="all-cpu")
+    install(session, "test", "strict", "examples", "peers", "executors", extras="all-cpu")
     if session.posargs:
         pytest(session)
         return

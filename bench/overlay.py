@@ -252,7 +252,7 @@ def judge(records: dict[str, Any], many: list[dict[str, float]]) -> Iterator[dic
 
 def table(records: dict[str, Any]) -> str:
     lines = [
-        "| side | mean score | cold s | warm ms a pair: median (min-max) | another size | compiles |",
+        "| side | mean score | cold s | warm ms a pair: median (min-max) | other size | compiles |",
         "|---|---|---|---|---|---|",
     ]
     for name, r in records.items():

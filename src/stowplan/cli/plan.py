@@ -15,6 +15,7 @@ from stowplan.cli.arguments import (
     expression,
     json_file,
     named_expression,
+    natural,
     refuse_unwritable,
 )
 from stowplan.expressions import Expression
