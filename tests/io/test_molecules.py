@@ -126,7 +126,11 @@ def test_another_seed_gives_another_conformer(smiles):
         ("smiles\tName\tsa_score\nCC\tx\t3.1\n", [(2, "x", "CC")]),
         ("id,activity,canonical_smiles\nm1,3.5,CC\n", [(2, "m1", "CC")]),
         ('SMILES,remark,compound name\nCC,nice,"a, b"\n', [(2, "a, b", "CC")]),
-        ("SMILES\nCC\n", [(2, "line 2", "CC")]),
+        ("\ufeffCCO a\nCC smiles too\n", [(1, "a", "CCO"), (2, "smiles too", "CC")]),
+        ("CCO my smiles\nCC b\n", [(1, "my smiles", "CCO"), (2, "b", "CC")]),
+        ("weight\tsmiles\tlabel\n30\tCC\tx\n", [(2, "x", "CC")]),
+        ("label,smiles\nx,CC\n", [(2, "x", "CC")]),
+        ("SMILES\nCC\nC two words\n", [(2, "line 2", "CC"), (3, "two words", "C")]),
         ("Smiles title\nCC a b c\n", [(2, "a b c", "CC")]),
         ("*C |$R1;$| ext\n", [(1, "ext", "*C |$R1;$|")]),
     ],
@@ -177,9 +181,10 @@ FLAT = [("C", 0.0, 0.0, 0.0), ("C", 1.5, 0.0, 0.0)]
         ([("C", 0.0, 0.0, 0.5), ("C", 1.5, 0.0, 0.0)], "2D", False),
     ],
 )
-def test_a_structure_without_places_in_space_is_embedded(tmp_path, atoms, flag, embedded):
+def test_a_structure_without_places_in_space_is_embedded(tmp_path, atoms, flag, embedded, capfd):
     molecules = read_molecules(written(tmp_path, block(atoms, flag=flag, bonds=CC), "a.sdf"))
     assert molecules.embedded.tolist() == [embedded]
+    assert capfd.readouterr() == ("", "")  # RDKit warns of 2D with z
     first, second = molecules.points[0]
     assert np.linalg.norm(first - second) == pytest.approx(1.52, abs=0.07)
     if not embedded:

@@ -155,11 +155,7 @@ def _fragment(molecule: Any, fragments: Fragments) -> Any:
             "fragments='largest', or all"
         )
     pieces = chem.GetMolFrags(molecule, asMols=True)
-    largest = max(pieces, key=lambda piece: int(_heavy(piece).sum()))  # the first of equal ones
-    for name in molecule.GetPropNames(includePrivate=True):
-        if name == "_Name" or not name.startswith("_"):
-            largest.SetProp(name, molecule.GetProp(name))
-    return largest
+    return max(pieces, key=lambda piece: int(_heavy(piece).sum()))  # the first of equal ones
 
 
 def _heavy(molecule: Any) -> NDArray[np.bool_]:

@@ -37,10 +37,11 @@ def iter_records(path: str | os.PathLike[str]) -> Iterator[MoleculeRecord]:
     ----------
     path
         ``.smi``, ``.smiles``, ``.txt``, ``.csv``, ``.tsv``: a molecule a line, SMILES first, then
-        its name. Blank lines and those that begin with ``#`` are skipped. A first line that has
-        the word smiles in it is a header, which says where SMILES stand; names stand in the first
-        column called so (name, title, id, ...), else beside the SMILES. Columns are separated by
-        tabs; where there are none, by commas if the header has some, else by spaces.
+        its name. Blank lines and those that begin with ``#`` are skipped. A first line may be a
+        header: one of its columns is called smiles or the like (the first one, if spaces separate
+        them). Names stand in the first column called so (name, title, id, ...), else beside the
+        SMILES. Columns are separated by tabs; where there are none, by commas if the header has
+        some, else by spaces.
         ``.sdf``, ``.sd``, ``.mol``: blocks up to ``$$$$``, named by their first line. All may be
         packed: ``.sdf.gz``. What has no name is called by its line.
 
@@ -109,8 +110,9 @@ def _lines(file: TextIO) -> Iterator[MoleculeRecord]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        if first and "smiles" in line.lower():
-            columns = _Columns.of(line)
+        header = _Columns.of(line) if first else None
+        if header is not None:
+            columns = header
         else:
             smiles, name = columns.take(line)
             yield MoleculeRecord(number, name or f"line {number}", smiles, False)
@@ -126,16 +128,20 @@ class _Columns(NamedTuple):
     width: int = 2  # columns in all
 
     @classmethod
-    def of(cls, header: str) -> _Columns:
+    def of(cls, header: str) -> _Columns | None:
+        """Read a header, if it is one; of a molecule called smiles it is none."""
         separator = next((mark for mark in ("\t", ",") if mark in header), " ")
-        words = [word.lower() for word in _split(header, separator)]
-        smiles = next(place for place, word in enumerate(words) if "smiles" in word)
+        words = [word.strip().lower() for word in _split(header, separator)]
+        said = [place for place, word in enumerate(words) if "smiles" in word and " " not in word]
+        if not said or (separator == " " and said[0] > 0):
+            return None
+        smiles = said[0]
         others = [place for place in range(len(words)) if place != smiles]
         called = [
             place for place in others if any(re.search(rf"{x}\b", words[place]) for x in NAMES)
         ]
-        beside = [place for place in others if place > smiles] or others or [-1]
-        return cls(smiles, (called or beside)[0], separator, len(words))
+        beside = [place for place in others if place > smiles] or others or [smiles + 1]
+        return cls(smiles, (called or beside)[0], separator, max(len(words), 2))
 
     def take(self, line: str) -> tuple[str, str]:
         """Give SMILES and name; a column that is missing is empty."""
@@ -144,8 +150,7 @@ class _Columns(NamedTuple):
             return extended[1], extended[2]
         parts = _split(line, self.separator or ("\t" if "\t" in line else " "), self.width)
         return tuple(
-            parts[place].strip() if 0 <= place < len(parts) else ""
-            for place in (self.smiles, self.name)
+            parts[place].strip() if place < len(parts) else "" for place in (self.smiles, self.name)
         )  # type: ignore[return-value]  # of two
 
 
