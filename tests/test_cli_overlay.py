@@ -197,6 +197,7 @@ def test_the_table_has_a_row_for_every_molecule(tmp_path, query, broken, suffix,
     assert [int(row["atoms"]) for row in used] == [13, 6, 15, 3, 11, 10]
     assert all(Chem.CanonSmiles(row["smiles"]) == row["smiles"] for row in used)
     by_rank = sorted(used, key=lambda row: int(row["rank"]))
+    assert [int(row["rank"]) for row in by_rank] == [1, 2, 3, 4, 5, 6]
     scores = [float(row["score"]) for row in by_rank]
     assert scores == sorted(scores, reverse=True)
     assert [row["name"] for row in by_rank[:2]] == [row["name"] for row in rows]
