@@ -22,7 +22,6 @@ __all__ = [
     "devices",
     "find_devices",
     "planned_devices",
-    "refuse_devices_beside",
     "refuse_gradients",
 ]
 
@@ -130,15 +129,6 @@ def planned_devices(given: DevicesGiven, device: Any, plan: Any) -> DevicesGiven
     """Give ``devices=`` of a call; where nothing is said, as many as its plan is shared among."""
     count = len(getattr(plan, "devices", ()))
     return count if given is None and device is None and count > 1 else given
-
-
-def refuse_devices_beside(where: str, given: DevicesGiven) -> None:
-    """Refuse ``devices=`` beside ``executor=``, whose workers have devices of their own."""
-    if given is not None:
-        raise FrameworkError(
-            f"{where}: devices={given!r} beside executor=, whose workers compute each batch on one "
-            "device. Give one of the two."
-        )
 
 
 def _first_device(adapter: Adapter) -> Any:

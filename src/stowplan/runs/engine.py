@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -29,7 +28,6 @@ from stowplan.errors import (
 )
 from stowplan.memory import scratch_folder, show_bytes
 from stowplan.planners.batches import Plan
-from stowplan.ragged import Ragged
 from stowplan.runs.budgeting import row_bytes
 from stowplan.runs.columns import Columns
 from stowplan.runs.fingerprints import fingerprints
@@ -40,7 +38,7 @@ from stowplan.runs.places import Place
 from stowplan.runs.pools import Pool, is_broken
 from stowplan.runs.recovery import shown_capacity
 from stowplan.runs.rounds import Rounds
-from stowplan.runs.shared import map_leaves
+from stowplan.runs.side_by_side import map_results, progress_of
 from stowplan.runs.tasks import Call, Failure, Outcome, block_of, host_columns, wrapped
 from stowplan.stores.finished_batches import FinishedBatches
 
@@ -93,7 +91,6 @@ class Engine:
         self.sizes = {number: sizes[number] for number in self.numbers}
         self.store: FinishedBatches | None = None
         self.done: dict[int, Outcome] = {}
-        self._parts: dict[int, Part] = {}
 
     @classmethod
     def of(
@@ -126,13 +123,14 @@ class Engine:
             pool.refuse_larger(self.sizes, self.name)
             if resume is not None:
                 self._open(resume)
-            with _bar(len(self.numbers), len(self.done), progress) as advance:
+            with progress_of(len(self.numbers), "batch", progress=progress) as advance:
+                advance(len(self.done))
                 _Flight(self, pool, budget, advance).land()
             finished = True
         finally:
             pool.close(wait=finished)
         outcomes = [self.done[number] for number in self.numbers]
-        return outcomes, [self.part(number) for number in self.numbers]
+        return outcomes, [self._place(number) for number in self.numbers]
 
     def part(self, number: int) -> Part:
         """Give one batch as a run of its own."""
@@ -175,6 +173,11 @@ class Engine:
                 self.store.save(number, outcome.outputs, outcome.kind)
         return self.store.folder
 
+    def _place(self, number: int) -> Part:
+        """Give a part that is done: where its items are, and no data any more."""
+        batch = self.plan.batches[number]
+        return Part(np.sort(batch.items[: batch.count]), self.columns, {}, self.plan)
+
     def _open(self, resume: str | PathLike[str]) -> None:
         self._create(resume)
         assert self.store is not None
@@ -211,7 +214,7 @@ class _Flight:
     """Tasks on their way, from the first that is submitted to the last that is done."""
 
     def __init__(
-        self, engine: Engine, pool: Pool, budget: int | None, advance: Callable[[], object]
+        self, engine: Engine, pool: Pool, budget: int | None, advance: Callable[[int], object]
     ) -> None:
         self.engine = engine
         self.pool = pool
@@ -286,7 +289,7 @@ class _Flight:
             self._fail(number, outcome.cause())
         self.engine.keep(number, outcome)
         self.stalls = 0
-        self.advance()
+        self.advance(1)
         return None
 
     def _recover(self, lost: BaseException) -> None:
@@ -410,18 +413,19 @@ def iterate_by_executor(
         named = dict(zip(rounds.keep, values, strict=True))
         found.append(Iterated(named, iterations, converged, failed, plan))
     whole = joined_iterations(found, parts, plan)
-    return replace(whole, values=_given_back(source, whole.values))
+    kept = {name: _given_back(source, value) for name, value in whole.values.items()}
+    return replace(whole, values=kept)
 
 
 def check_executor(
-    where: str, executor: Maker | None, adapter: Adapter, arrays: Sequence[Any]
+    where: str, executor: Maker | None, devices: object, adapter: Adapter, arrays: Sequence[Any]
 ) -> None:
     """Refuse what no executor can compute.
 
     Raises
     ------
     PlanError
-        For a folder to resume without an executor.
+        For a folder to resume without an executor, and for several devices beside one.
     FrameworkError
         For arrays whose gradient would be cut, and those of a trace.
     """
@@ -429,6 +433,11 @@ def check_executor(
         raise PlanError(
             f"{where}: resume= goes with executor=, whose batches it keeps: "
             "executor=lambda: ProcessPoolExecutor(2)."
+        )
+    if devices is not None:
+        raise PlanError(
+            f"{where}: devices={devices!r} beside executor=, whose workers have one device each. "
+            "Leave one of them out."
         )
     for array in filter(is_array_api_obj, arrays):
         if adapter.is_traced(array):
@@ -455,22 +464,8 @@ def _given_back(source: Place, outputs: Any) -> Any:
     def back(array: Any) -> Any:
         return source.adapter.asarray(np.asarray(array), source.device)
 
-    def each(output: Any) -> Any:
-        return output.map_values(back) if isinstance(output, Ragged) else back(output)
-
-    return map_leaves(each, outputs)
+    return map_results(back, outputs)
 
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
-
-
-@contextmanager
-def _bar(batches: int, done: int, progress: bool) -> Iterator[Callable[[], object]]:
-    if not progress:
-        yield lambda: None
-        return
-    from tqdm import tqdm  # a third of the time that importing stowplan would take
-
-    with tqdm(total=batches, initial=done, unit="batch") as bar:
-        yield lambda: bar.update(1)

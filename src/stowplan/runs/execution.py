@@ -16,13 +16,7 @@ from stowplan.errors import FrameworkError, PlanError
 from stowplan.planners.batches import Plan
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
-from stowplan.runs.devices import (
-    DevicesGiven,
-    find_devices,
-    planned_devices,
-    refuse_devices_beside,
-    refuse_gradients,
-)
+from stowplan.runs.devices import DevicesGiven, find_devices, planned_devices, refuse_gradients
 from stowplan.runs.gradients import RecomputedRun
 from stowplan.runs.jobs import Job, with_catch_all
 from stowplan.runs.matching import check_sizes
@@ -128,13 +122,11 @@ def run(
     if executor is not None or resume is not None:
         from stowplan.runs.engine import check_executor, saved_plan
 
-        check_executor("run", executor, source.adapter, arrays)
-        refuse_devices_beside("run", devices)
+        check_executor("run", executor, devices, source.adapter, arrays)
         if plan is None and rows is None and budget is None and peak is None:
             plan = saved_plan(resume)
-    group = None
-    if executor is None:
-        group = find_devices("run", target, planned_devices(devices, device, plan))
+    wanted = None if executor is not None else planned_devices(devices, device, plan)
+    group = find_devices("run", target, wanted)
     if group is not None:
         refuse_gradients("run", source.adapter, arrays)
         target = group.target

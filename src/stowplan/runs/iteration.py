@@ -20,7 +20,7 @@ from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs, row_ladder
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
-from stowplan.runs.devices import DevicesGiven, find_devices, planned_devices, refuse_devices_beside
+from stowplan.runs.devices import DevicesGiven, find_devices, planned_devices
 from stowplan.runs.jobs import Job
 from stowplan.runs.matching import check_sizes
 from stowplan.runs.parts import joined_iterations
@@ -178,9 +178,8 @@ def iterate(
     rounds = Rounds(init, until, every, keep)  # type: ignore[arg-type]  # names are checked there
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("iterate", arrays, on, device)
-    group = None
-    if executor is None:
-        group = find_devices("iterate", target, planned_devices(devices, device, plan))
+    wanted = None if executor is not None else planned_devices(devices, device, plan)
+    group = find_devices("iterate", target, wanted)
     target = target if group is None else group.target
     kernel = round_kernel(step, rounds, target.adapter)
     statics, traced = check_shared("iterate", kernel, shared)
@@ -189,8 +188,7 @@ def iterate(
     if executor is not None or resume is not None:
         from stowplan.runs.engine import check_executor, saved_plan
 
-        check_executor("iterate", executor, source.adapter, arrays)
-        refuse_devices_beside("iterate", devices)
+        check_executor("iterate", executor, devices, source.adapter, arrays)
         if plan is None and rows is None and budget is None:
             plan = saved_plan(resume)
     if plan is None:

@@ -206,20 +206,35 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error of a batch in bytes, since those that a pool cannot read break it."""
+    """An error of a batch: in bytes from another process, since one that is no pickle breaks pools.
 
-    error: bytes | None
+    ``error`` is None where it can neither be kept nor be sent; its text is left.
+    """
+
+    error: BaseException | bytes | None
     text: str
     trace: str
 
+    @classmethod
+    def of(cls, error: Exception, *, here: bool) -> Failure:
+        """Keep an error."""
+        kept: BaseException | bytes | None = error
+        if not here:
+            try:
+                kept = pickle.dumps(error)
+            except Exception:  # noqa: BLE001  any class may refuse to be written
+                kept = None
+        trace = "".join(traceback.format_exception(error))
+        return cls(kept, f"{type(error).__name__}: {error}", trace)
+
     def cause(self) -> BaseException:
         """Give the error, with the traceback of the worker as a note."""
-        found = None
-        if self.error is not None:
-            try:
-                found = loads(self.error)
-            except Exception:  # noqa: BLE001  any class may refuse to be read back: its text is left
-                found = None
+        if isinstance(self.error, BaseException):
+            return self.error
+        try:
+            found = None if self.error is None else pickle.loads(self.error)
+        except Exception:  # noqa: BLE001  any class may refuse to be read back
+            found = None
         if not isinstance(found, BaseException):
             found = RuntimeError(self.text)
         found.add_note(f"In the worker:\n{self.trace}")
@@ -246,7 +261,7 @@ def compute(call: Call | Sealed, block: Block) -> Outcome | Failure:
         opened = call.open() if isinstance(call, Sealed) else call
         return _computed(opened, block)
     except Exception as error:  # noqa: BLE001  it is raised where the caller is
-        return _failure(error)
+        return Failure.of(error, here=isinstance(call, Call))
 
 
 def _computed(call: Call, block: Block) -> Outcome:
@@ -311,15 +326,6 @@ def _kind(found: Any) -> list[str] | None:
         return []
     kind = type(found)
     return [kind.__module__, kind.__qualname__, *found._fields]
-
-
-def _failure(error: Exception) -> Failure:
-    try:
-        content: bytes | None = pickle.dumps(error)
-    except Exception:  # noqa: BLE001  an error of any class may refuse to be written: its text is left
-        content = None
-    text = f"{type(error).__name__}: {error}"
-    return Failure(content, text, "".join(traceback.format_exception(error)))
 
 
 def wrapped(outputs: Sequence[Any], kind: Sequence[str] | None) -> Any:
