@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,8 +223,8 @@ def test_options_are_passed_on(query, library, capsys, monkeypatch):
         return screen(*arguments, starts=1)
 
     monkeypatch.setattr(overlay, "screen", spy)
-    monkeypatch.setattr(stowplan, "dask_executor", lambda client: ("pool", client), raising=False)
-    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=lambda place: place))
+    monkeypatch.setattr(stowplan, "dask_executor", lambda client: ("pool", client))
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=nullcontext))
     options = "--starts atoms --steps 7 --tolerance none --alpha 0.9 --on numpy --devices 2"
     run(capsys, query, library, *options.split(), "--budget", "2GiB", "--dask", "tcp://host:1")
     assert [str(device) for device in seen.pop("devices")] == ["worker 0", "worker 1"]
@@ -234,6 +235,16 @@ def test_options_are_passed_on(query, library, capsys, monkeypatch):
     seen.clear()
     run(capsys, query, library)
     assert seen == {}  # the recipe has the defaults
+
+
+def test_workers_of_dask_give_the_same_lines(query, library, capsys):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    alone, _ = run(capsys, query, library, *FEW)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        spread, _ = run(capsys, query, library, *FEW, "--dask", cluster.scheduler_address)
+    assert spread == alone
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_another_seed_gives_another_conformer(smiles):
         ('SMILES,remark,compound name\nCC,nice,"a, b"\n', [(2, "a, b", "CC")]),
         ("\ufeffCCO a\nCC smiles too\n", [(1, "a", "CCO"), (2, "smiles too", "CC")]),
         ("CCO my smiles\nCC b\n", [(1, "my smiles", "CCO"), (2, "b", "CC")]),
+        ("CCO\tsmiles1\nCC\tsmiles\n", [(1, "smiles1", "CCO"), (2, "smiles", "CC")]),
         ("weight\tsmiles\tlabel\n30\tCC\tx\n", [(2, "x", "CC")]),
         ("label,smiles\nx,CC\n", [(2, "x", "CC")]),
         ("SMILES\nCC\nC two words\n", [(2, "line 2", "CC"), (3, "two words", "C")]),
