@@ -255,7 +255,9 @@ def test_data_that_require_grad_are_refused(load_framework):
         return x.sum(axis=-1)
 
     for call in (sp.run, sp.plan):
-        with pytest.raises(sp.FrameworkError, match=r"no gradient\. Leave devices= out, or detach"):
+        with pytest.raises(
+            sp.FrameworkError, match=r"no gradient\. Leave devices= out, also.*or detach"
+        ):
             call(total, columns, devices=2)
     with pytest.raises(sp.FrameworkError, match="require grad"):
         sp.iterate(halved, columns, devices=2, **HALVING)
@@ -361,6 +363,13 @@ def test_jax_has_started_too_early(load_framework):
     assert "too late" in str(told.value)
     with pytest.raises(sp.FrameworkError, match=r"put first sp.devices\(.*on='jax'\)"):
         sp.run(mixed, some(np), on="jax", devices=held + 1, scale=1.0)
+
+
+def test_xla_flags_that_say_fewer_are_told(monkeypatch, load_framework):
+    load_framework("jax")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    with pytest.raises(sp.FrameworkError, match=r"XLA_FLAGS has .*=2. Take that option out"):
+        sp.devices(4, on="jax")
 
 
 def test_devices_do_not_load_a_framework():
