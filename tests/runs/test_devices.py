@@ -218,7 +218,7 @@ def test_an_error_says_on_which_device_and_stops_the_others():
         counted.append(1)
         if (x == -7).any():
             raise ValueError("no such item")
-        threading.Event().wait(0.01)
+        threading.Event().wait(0.02)
         return x.sum(axis=-1)
 
     x = sp.Ragged.from_list([np.full(7, -7.0), *[np.ones(8)] * 200])
@@ -226,7 +226,7 @@ def test_an_error_says_on_which_device_and_stops_the_others():
     with pytest.raises(ValueError, match="no such item") as told:
         sp.run(fails, {"x": x}, plan, devices=2)
     assert any("This was on worker" in note for note in told.value.__notes__)
-    assert len(counted) < 150
+    assert len(counted) < 80  # of 101, were the other device not stopped
 
 
 def test_out_of_memory_on_one_device_goes_on_in_smaller_batches(caplog):
