@@ -12,7 +12,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-FILES = "structures,arrow,reflections,images,masks,pictures"  # no frameworks
+FILES = "structures,arrow,reflections,images,masks,pictures,molecules"  # no frameworks
 BACKENDS = {  # extras and dependency groups that bring one framework each
     "array-api-strict": ([], ["strict"]),
     "numpy": ([], []),
@@ -70,7 +70,7 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test all backends that this machine can run, in one environment (the default)."""
-    install(session, "test", "strict", "examples", "peers", extras="all-cpu")
+    install(session, "test", "strict", "examples", "peers", "executors", extras="all-cpu")
     if session.posargs:
         pytest(session)
         return

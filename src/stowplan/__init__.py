@@ -10,6 +10,7 @@ from stowplan.declaration import Kernel, kernel
 from stowplan.errors import (
     BudgetError,
     DataError,
+    ExecutorError,
     FrameworkError,
     MissingDependencyError,
     PlanError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from stowplan.adapters.compile_cache import compile_cache
     from stowplan.planners.shards import share_devices
     from stowplan.runs.calibration import calibrate
+    from stowplan.runs.dask_executor import dask_executor
     from stowplan.runs.devices import devices
     from stowplan.runs.iteration import Iterated, iterate
     from stowplan.runs.joining import join_rows, split_rows
@@ -51,6 +53,7 @@ __all__ = [
     "BudgetError",
     "Costs",
     "DataError",
+    "ExecutorError",
     "FrameworkError",
     "GridIndex",
     "Iterated",
@@ -72,6 +75,7 @@ __all__ = [
     "choose_slots",
     "compile_cache",
     "crop",
+    "dask_executor",
     "devices",
     "fit_buckets",
     "installed_frameworks",
@@ -102,6 +106,7 @@ _ON_USE = {
     "Verification": "runs.verification",
     "calibrate": "runs.calibration",
     "compile_cache": "adapters.compile_cache",
+    "dask_executor": "runs.dask_executor",
     "devices": "runs.devices",
     "iterate": "runs.iteration",
     "join_rows": "runs.joining",

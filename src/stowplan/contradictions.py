@@ -21,8 +21,9 @@ RESERVED = frozenset(
     "offsets".split()
 )
 OF_ITERATE = frozenset(
-    "step data plan init until every limit keep on device slots rows budget peak gradient rounds "
-    "order overflow costs passes headroom offsets progress kernel fresh".split()
+    "step data plan init until every limit keep on device devices slots rows budget peak gradient "
+    "rounds order overflow costs passes headroom offsets progress executor resume kernel "
+    "fresh".split()
 )
 """Names that the functions of an iteration cannot take: ``iterate``, ``plan`` and rounds do."""
 

@@ -21,5 +21,9 @@ class FrameworkError(TypeError):
     """Arrays of two frameworks in one call, or a dtype or device that would change silently."""
 
 
+class ExecutorError(RuntimeError):
+    """An executor that cannot take tasks, or that broke before all were done."""
+
+
 class MissingDependencyError(ImportError):
     """An optional dependency that is not installed; the message gives the pip extra."""

@@ -68,6 +68,12 @@ class EagerAdapter:
     def on_host(self, array: Any) -> bool:
         return True
 
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        pass
+
     def requires_grad(self, array: Any) -> bool:
         return False
 

@@ -191,6 +191,12 @@ class Adapter(Protocol):
         one row.
         """
 
+    def settings(self) -> dict[str, Any]:
+        """Give what results depend on in this process and may be otherwise in another."""
+
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        """Take over the settings of another process."""
+
     def output_widths(
         self,
         kernel: Kernel,

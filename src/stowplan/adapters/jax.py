@@ -47,6 +47,8 @@ from stowplan.ragged import Ragged
 
 __all__ = ["adapter"]
 
+_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision")
+"""What results depend on beside the data."""
 _WIDE = {"float64": "float32", "complex128": "complex64"}
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "YNNPACK operation failed")
 """XLA's word for no memory, and that of its library of sums on a CPU, which names no reason."""
@@ -134,6 +136,13 @@ class JaxAdapter:
     def on_host(self, array: Any) -> bool:
         device = self.device_of(array)
         return device == "host" or getattr(device, "platform", None) == "cpu"
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(jax.config, name) for name in _SETTINGS}
+
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
+            jax.config.update(name, value)
 
     def requires_grad(self, array: Any) -> bool:
         return self.is_traced(array)

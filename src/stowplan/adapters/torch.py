@@ -122,6 +122,12 @@ class TorchAdapter:
     def on_host(self, array: Any) -> bool:
         return bool(array.device.type == "cpu")
 
+    def settings(self) -> dict[str, Any]:
+        return {"precision": torch.get_float32_matmul_precision()}
+
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        torch.set_float32_matmul_precision(settings["precision"])
+
     def requires_grad(self, array: Any) -> bool:
         return bool(array.requires_grad)
 

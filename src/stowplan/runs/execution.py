@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from os import PathLike
 from typing import Any
 
 from array_api_compat import is_array_api_obj
@@ -38,6 +40,8 @@ def run(
     peak: Any = None,
     progress: bool = False,
     compile: bool = False,
+    executor: Executor | Callable[[], Executor] | None = None,
+    resume: str | PathLike[str] | None = None,
     **shared: Any,
 ) -> Any:
     """Evaluate a kernel on every item, batch by batch, and give the results in input order.
@@ -65,6 +69,14 @@ def run(
         Show a progress bar over batches.
     compile
         torch only: one compiled graph per padded shape.
+    executor
+        A ``concurrent.futures.Executor`` that computes the batches, each a task: a pool of threads
+        or processes, or `dask_executor`. Or a function that makes one, which is called again when
+        workers are lost, and whose pool is shut down in the end. No more planned bytes are in
+        flight than the plan's budget. There is no gradient.
+    resume
+        With ``executor``, the folder of a run that was cut off, or a new one: each batch is saved
+        there when it is done, and those that are there already are not computed again.
     **shared
         The kernel's keyword-only parameters. Numbers and arrays are traced; a name in the kernel's
         ``static=`` selects code instead.
@@ -82,7 +94,10 @@ def run(
     FrameworkError
         Two frameworks in one call, or a dtype, device or gradient that would be lost.
     PlanError
-        A plan for data of other sizes.
+        A plan for data of other sizes, and a folder of another run.
+    ExecutorError
+        An executor that was shut down, or that lost its workers and cannot be made anew; what was
+        done is saved then, and the message says how to go on.
 
     Examples
     --------
@@ -92,12 +107,26 @@ def run(
     ...     return scale * x.sum(axis=-1)
     >>> sp.run(total, {"x": [[1.0, 2.0], [5.0]]}, scale=2.0).tolist()
     [6.0, 10.0]
+
+    One batch of one row for each of two threads:
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> with ThreadPoolExecutor(2) as pool:
+    ...     sp.run(total, {"x": [[1.0, 2.0], [5.0]]}, rows=1, executor=pool, scale=2.0).tolist()
+    [6.0, 10.0]
     """
     columns = bind("run", kernel, data)
     statics, traced = check_shared("run", kernel, shared)
     arrays = [*columns.arrays, *leaves(traced)]
     source, target = find_places("run", arrays, on, device)
-    group = find_devices("run", target, planned_devices(devices, device, plan))
+    if executor is not None or resume is not None:
+        from stowplan.runs.engine import check_executor, saved_plan
+
+        check_executor("run", executor, devices, source.adapter, arrays)
+        if plan is None and rows is None and budget is None and peak is None:
+            plan = saved_plan(resume)
+    wanted = None if executor is not None else planned_devices(devices, device, plan)
+    group = find_devices("run", target, wanted)
     if group is not None:
         refuse_gradients("run", source.adapter, arrays)
         target = group.target
@@ -109,6 +138,13 @@ def run(
     check_sizes("run", kernel, columns, plan)
     check_indices("run", kernel, columns, fetch=False)
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
+    if executor is not None and columns.items:
+        from stowplan.runs.engine import run_by_executor
+
+        return run_by_executor(
+            kernel, columns, plan, source, target, {**statics, **traced}, {"compile": compile},
+            executor=executor, resume=resume, progress=progress,
+        )  # fmt: skip
     if group is not None:
         from stowplan.runs.side_by_side import run_on_devices  # many programs have one device
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,8 @@ def iterate(
     rows: int | None = None,
     budget: float | str | None = None,
     progress: bool = False,
+    executor: Executor | Callable[[], Executor] | None = None,
+    resume: str | PathLike[str] | None = None,
     **shared: Any,
 ) -> Iterated:
     """Repeat a step on every item until it is done; rows that are done make room for others.
@@ -124,6 +128,9 @@ def iterate(
     on, device, devices, rows, budget, progress
         As in `run`; the bar counts items. On several devices the items of a slot are dealt out,
         and each works on its own.
+    executor, resume
+        As in `run`: each batch of the plan is iterated on its own, which changes no result, and
+        the bar counts batches.
     **shared
         Keyword-only parameters of the step, ``init`` and ``until``; those that the step declares
         static select code.
@@ -171,12 +178,19 @@ def iterate(
     rounds = Rounds(init, until, every, keep)  # type: ignore[arg-type]  # names are checked there
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("iterate", arrays, on, device)
-    group = find_devices("iterate", target, planned_devices(devices, device, plan))
+    wanted = None if executor is not None else planned_devices(devices, device, plan)
+    group = find_devices("iterate", target, wanted)
     target = target if group is None else group.target
     kernel = round_kernel(step, rounds, target.adapter)
     statics, traced = check_shared("iterate", kernel, shared)
     _refuse_gradients(source.adapter, arrays)
     most_age = _most_rounds(limit, rounds.every) * rounds.every
+    if executor is not None or resume is not None:
+        from stowplan.runs.engine import check_executor, saved_plan
+
+        check_executor("iterate", executor, devices, source.adapter, arrays)
+        if plan is None and rows is None and budget is None:
+            plan = saved_plan(resume)
     if plan is None:
         memory = MemoryRequest(budget, None, False, statics, traced)
         plan = plan_columns(
@@ -190,6 +204,13 @@ def iterate(
         )
     check_sizes("iterate", step, columns, plan)
     check_indices("iterate", step, columns)
+    if executor is not None and columns.items:
+        from stowplan.runs.engine import iterate_by_executor
+
+        return iterate_by_executor(
+            step, columns, plan, source, target, {**statics, **traced}, rounds, limit,
+            executor=executor, resume=resume, progress=progress,
+        )  # fmt: skip
 
     def finish(job: Job, given: Mapping[str, Any], advance: Advance, go_on: GoOn) -> Iterated:
         rows_at_work = working_rows(job, kernel, statics, map_leaves(job.shared, given))

@@ -1,0 +1,107 @@
+"""What the results of a run depend on, part by part, in a few letters each."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+from stowplan.declaration import Kernel
+from stowplan.planners.batches import Plan
+from stowplan.ragged import Ragged
+from stowplan.runs.columns import Columns
+from stowplan.runs.tasks import Call, to_host
+
+__all__ = ["fingerprints"]
+
+
+def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
+    """Give a name and a fingerprint for each: kernel, plan, framework, columns, parameters.
+
+    The kernel's is that of its declaration and its code; functions that it calls do not count.
+    """
+    found = {
+        "the kernel": _digest(call.kernel),
+        "the plan": _digest(
+            plan.dims, plan.lengths, plan.offsets,
+            [(batch.items, batch.count, batch.capacity) for batch in plan.batches],
+        ),
+        "the framework": _digest(call.target[0], call.settings.get(call.target[0])),
+    }  # fmt: skip
+    for name, column in zip(call.kernel.arguments, columns.values, strict=True):
+        found[f"column {name!r}"] = _digest(column)
+    for dim, ids in columns.segments.items():
+        found[f"the segments of {dim!r}"] = _digest(ids)
+    for name, value in {**call.options, **call.shared}.items():
+        found[f"{name}="] = _digest(value)
+    return found
+
+
+def _digest(*values: Any) -> str:
+    state = hashlib.blake2b(digest_size=10)
+    for value in values:
+        _feed(state, value)
+    return state.hexdigest()
+
+
+def _feed(state: Any, value: Any) -> None:
+    """Feed a value with its type, so that 1, 1.0 and "1" differ."""
+    state.update(f"<{type(value).__name__}>".encode())
+    if isinstance(value, Ragged):
+        packed = value.compact()
+        _feed(state, packed.shapes)
+        _feed(state, packed.values)
+    elif isinstance(value, Kernel):
+        _feed_kernel(state, value)
+    elif is_array_api_obj(value):
+        host = np.ascontiguousarray(to_host(value))
+        state.update(f"{host.dtype.name}{host.shape}".encode())
+        state.update(host.reshape(-1).view(np.uint8))
+    elif isinstance(value, Mapping):
+        _feed(state, [(key, value[key]) for key in sorted(value, key=str)])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _feed(state, part)
+    elif isinstance(value, types.FunctionType):
+        _feed(state, (value.__code__, value.__defaults__, value.__kwdefaults__))
+    elif isinstance(value, types.CodeType):  # of functions within it, too
+        _feed(state, (value.co_code, value.co_names, value.co_consts))
+    elif isinstance(value, functools.partial):
+        _feed(state, (value.func, value.args, value.keywords))
+    else:
+        _feed_other(state, value)
+
+
+def _feed_other(state: Any, value: Any) -> None:
+    if isinstance(value, frozenset | set):
+        text = str(sorted(map(repr, value)))
+    elif callable(value) and hasattr(value, "__qualname__"):
+        text = f"{value.__module__}.{value.__qualname__}"
+    elif getattr(type(value), "__repr__", None) is object.__repr__:  # which shows where it lies
+        _feed(state, getattr(value, "__dict__", {}))
+        return
+    else:
+        text = repr(value)
+    state.update(text.encode())
+
+
+def _feed_kernel(state: Any, kernel: Kernel) -> None:
+    declared = {
+        "name": kernel.name,
+        "signature": kernel.signature.text,
+        "ragged": kernel.ragged,
+        "exact": kernel.exact,
+        "static": kernel.static,
+        "fill": kernel.fill,
+        "index": kernel.index,
+        "segments": kernel.segments,
+        "per_item": kernel.per_item,
+        "out_sizes": {dim: getattr(rule, "text", rule) for dim, rule in kernel.out_sizes.items()},
+        "function": kernel.function,
+    }
+    _feed(state, declared)
