@@ -61,9 +61,7 @@ def test_the_report_shows_the_plan_and_the_curve(table, capsys):
 def test_the_plan_is_shared_out_among_devices(table, capsys):
     assert main(["plan", table, "--work", "atoms * k", "--rows", "1", "--devices", "2"]) == 0
     assert "shared     2 devices, each batch on one, longest first" in capsys.readouterr().out
-    assert (
-        main(["plan", table, "--work", "atoms * k", "--rows", "1", "--devices", "2", "--json"]) == 0
-    )
+    assert main(["plan", table, "--work", "k", "--rows", "1", "--devices", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert sum(device["items"] for device in report["plan"]["devices"]) == 4
     assert "whole number from 1" in error_of(capsys, ["plan", table, "--devices", "0"], 2)
