@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from stowplan import Plan
 from stowplan.cli import main
+from stowplan.cli.arguments import add_devices, arranged_devices
 
 TABLE = "atoms,k,name\n2,9,a\n3,40,b\n64,4096,c\n192,32768,d\n"
 RUN = "import sys; from stowplan.cli import main; sys.exit(main())"
@@ -54,6 +56,24 @@ def test_the_report_shows_the_plan_and_the_curve(table, capsys):
     useful = 2 * 9 + 3 * 40 + 64 * 4096 + 192 * 32768
     assert f"{100 * useful / (4 * 192 * 32768):.1f} %" in out
     assert f"{100 * useful / (3 * 64 * 4096 + 192 * 32768):.1f} %" in out
+
+
+def test_the_plan_is_shared_out_among_devices(table, capsys):
+    assert main(["plan", table, "--work", "atoms * k", "--rows", "1", "--devices", "2"]) == 0
+    assert "shared     2 devices, each batch on one, longest first" in capsys.readouterr().out
+    assert main(["plan", table, "--work", "k", "--rows", "1", "--devices", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sum(device["items"] for device in report["plan"]["devices"]) == 4
+    assert "whole number from 1" in error_of(capsys, ["plan", table, "--devices", "0"], 2)
+
+
+def test_devices_of_a_command_are_a_number_or_all():
+    parser = argparse.ArgumentParser()
+    add_devices(parser)
+    assert parser.parse_args([]).devices is None
+    assert parser.parse_args(["--devices", "all"]).devices == "all"
+    assert len(arranged_devices(parser.parse_args(["--devices", "3"]).devices, "numpy")) == 3
+    assert arranged_devices(None, "jax") is None
 
 
 def test_the_json_report_holds_every_number_of_the_table(table, capsys):

@@ -116,21 +116,30 @@ def test_by_rows_pads_to_a_multiple_and_loses_no_item(sizes, slots, rows, device
 
 @settings(max_examples=60)
 @given(lengths, st.integers(1, 4), rows, counts, st.booleans())
-def test_by_items_every_device_gets_its_share_of_each_slot(sizes, slots, rows, devices, keep):
+def test_by_items_slots_are_dealt_out_evenly_or_each_to_one_device(
+    sizes, slots, rows, devices, keep
+):
     plan = planned(sizes, slots, rows)
     shared = sp.share_devices(plan, devices, by="items", keep_rows=keep)
     assert items_of(shared.batches) == list(range(len(sizes)))
+    evenly, whole = [], []
     for slot in range(len(plan.slots)):
-        own = [
-            [b for b in shared.batches if b.slot == slot and b.device == k] for k in range(devices)
-        ]
-        held = [sum(batch.count for batch in batches) for batches in own]
-        assert max(held) - min(held) <= 1
-        for batch in itertools.chain(*own):
+        batches = [batch for batch in shared.batches if batch.slot == slot]
+        held = [sum(b.count for b in batches if b.device == k) for k in range(devices)]
+        evenly.append(max(held) - min(held) <= 1)
+        whole.append(np.count_nonzero(held) <= 1)
+        for batch in batches:
             assert batch.capacity == (plan.slots[slot]["n"],)
-            assert len(batch.items) == (
-                plan.rows[slot] if keep else min(plan.rows[slot], max(held))
-            )
+            most = plan.rows[slot] if keep else min(plan.rows[slot], max(held))
+            assert len(batch.items) == most
+    assert all(evenly) or all(whole)
+
+
+def test_an_iteration_deals_a_slot_out_and_keeps_slots_whole_where_compiles_are_dear():
+    cheap = sp.share_devices(planned([10] * 8 + [20] * 8, 2, 4), 2, by="items")
+    assert {(batch.slot, batch.device) for batch in cheap.batches} == {*np.ndindex(2, 2)}
+    dear = sp.share_devices(planned([10] * 8 + [20] * 8, 2, 4, COMPILED), 2, by="items")
+    assert len({(batch.slot, batch.device) for batch in dear.batches}) == 2
 
 
 def test_one_program_is_chosen_where_it_saves_compiles_and_not_where_it_pads():

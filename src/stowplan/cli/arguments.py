@@ -11,7 +11,9 @@ from stowplan.errors import DataError, PlanError
 from stowplan.expressions import Expression
 
 __all__ = [
+    "add_devices",
     "add_slots",
+    "arranged_devices",
     "cost_constants",
     "expression",
     "from_zero",
@@ -39,6 +41,25 @@ def add_slots(parser: argparse.ArgumentParser) -> None:
         help="a slot by hand, such as atoms=64,k=4096; repeatable, the first that fits is taken",
     )
     parser.add_argument("--rows", type=natural, metavar="N", help="rows of a batch")
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that says on how many devices a command computes."""
+    parser.add_argument(
+        "--devices",
+        type=word("all", otherwise=natural),
+        metavar="N|all",
+        help="devices to compute on at once; on a CPU virtual ones (jax) or workers of one thread",
+    )
+
+
+def arranged_devices(count: int | str | None, on: str) -> list[Any] | None:
+    """Give what ``devices=`` takes; virtual devices of JAX are arranged before JAX starts."""
+    if count is None:
+        return None
+    from stowplan.runs.devices import devices
+
+    return devices(count, on=on)
 
 
 def natural(text: str) -> int:

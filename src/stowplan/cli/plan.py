@@ -15,12 +15,14 @@ from stowplan.cli.arguments import (
     expression,
     json_file,
     named_expression,
+    natural,
     refuse_unwritable,
 )
 from stowplan.expressions import Expression
 from stowplan.io.sizes import read_sizes
 from stowplan.planners import Costs, assign_slots, split_chunks
 from stowplan.planners.choose import SlotChoice, choose_slots, slot_curve
+from stowplan.planners.shards import share_devices
 from stowplan.planners.tables import format_seconds
 
 __all__ = ["add_command"]
@@ -76,6 +78,7 @@ def add_command(commands: Any) -> None:
         metavar="work=S,launch=S,compile=S",
         help="seconds for a unit of work, a batch and a compiled shape",
     )
+    add("--devices", type=natural, metavar="N", help="share the batches out among N devices")
     add("--json", action="store_true", help="print the report as JSON")
     add("--out", type=json_file, metavar="PLAN.json", help="save the plan, with PLAN.npz beside it")
 
@@ -98,6 +101,8 @@ def report(arguments: argparse.Namespace) -> None:
     made = assign_slots(sizes, slots, overflow=arguments.overflow, **terms)
     made = replace(made, mode="given" if arguments.slot else "chosen", costs=costs)
     made = split_chunks(made, rows=arguments.rows)
+    if arguments.devices is not None:
+        made = share_devices(made, arguments.devices)
     if arguments.out is not None:
         made.save(arguments.out)
     if arguments.json:

@@ -22,7 +22,7 @@ Shape: TypeAlias = tuple[int, tuple[int, ...]]  # rows and capacity of a batch
 HOW = {
     "work": "each batch on one, longest first",
     "rows": "one program over all, equal rows of every batch on each",
-    "items": "items of each slot dealt out by work",
+    "items": "items or slots dealt out by work",
 }
 """What a table says of each way to share."""
 
@@ -69,7 +69,8 @@ def share_devices(
         devices keep to the shapes they have, where that is done sooner. ``"rows"``: every
         device computes as many rows of every batch, in one program. Rows become a multiple of the
         number of devices; those past the items repeat one. ``"items"``, for `iterate`: the items
-        of each slot are dealt out, and each device works on its own.
+        of each slot are dealt out, and each device works on its own; or each slot is a device's
+        alone, where that is done sooner: it is compiled once, and ends in one tail of few rows.
     keep_rows : bool
         By items, keep the rows of a slot, also where a device has fewer items.
 
@@ -107,7 +108,11 @@ def share_devices(
     if by == "rows":
         made = _by_rows(plan, len(names))
     elif by == "items":
-        made = _by_items(plan, len(names), keep_rows)
+        dealt = [
+            replace(_by_items(plan, len(names), keep_rows, whole), devices=names, shared_by=by)
+            for whole in (False, True)
+        ]
+        made = min(dealt, key=lambda each: float(summarise_shards(each).seconds.max()))
     else:
         made = _by_work(plan, len(names))
     return replace(made, devices=names, shared_by=by)
@@ -242,8 +247,8 @@ def _by_rows(plan: Plan, devices: int) -> Plan:
     return replace(plan, slots=tuple(slots), batches=tuple(batches))
 
 
-def _by_items(plan: Plan, devices: int, keep_rows: bool) -> Plan:
-    """Deal the items of each slot out, the slots of most work first."""
+def _by_items(plan: Plan, devices: int, keep_rows: bool, whole: bool) -> Plan:
+    """Deal the items of each slot out, or each slot as a whole, those of most work first."""
     slots = [dict(slot) for slot in plan.slots]
     ladder = bool((plan.costs or Costs()).compile_seconds)
     groups = _groups(plan)
@@ -253,15 +258,16 @@ def _by_items(plan: Plan, devices: int, keep_rows: bool) -> Plan:
     for key in sorted(groups, key=lambda key: -work[key] * len(_items(groups[key]))):
         (slot, capacity), group = key, groups[key]
         items, rows = _items(group), len(group[0].items)
-        most = max(-(-len(items) // devices), 1)
+        most = max(len(items) if whole else -(-len(items) // devices), 1)
         if not keep_rows:
             rows = min(rows, row_ladder(most)[-1] if ladder else most)
             if "rows" in slots[slot]:
                 slots[slot]["rows"] = rows
         order = np.argsort(busy, kind="stable").tolist()  # who has least gets one more
+        takers = order[:1] if whole else order
         dealt[key] = [] if len(items) else list(group)
-        for place, device in enumerate(order):
-            own = items[place::devices]
+        for place, device in enumerate(takers):
+            own = items[place :: len(takers)]
             busy[device] += work[key] * len(own)
             filled = fill_batches(own, capacity, slot, rows) if len(own) else []
             dealt[key] += [replace(batch, device=device) for batch in filled]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.adapters import get_adapter
 from stowplan.errors import DataError
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
@@ -101,7 +103,8 @@ class TransportResults(ItemResults):
     def peak_bytes(self) -> int | None:
         """Predicted bytes at the peak of `solve`, maps on work grids included; None if unknown.
 
-        Probes and compiles of its plans, which are made once, are no part of it.
+        With what the host's allocator keeps beside arrays. Probes and compiles of its plans, which
+        are made once, are no part of it.
         """
         side = int(self.work["source"].values.nbytes)  # of densities, and of potentials
         held = {"rounds": 2 * side, "maps": 4 * side}
@@ -109,7 +112,13 @@ class TransportResults(ItemResults):
             None if plan.memory is None else plan.memory.peak_bytes for plan in self.plans.values()
         ]
         known = [peak + held[name] for name, peak in zip(self.plans, peaks, strict=True) if peak]
-        return max(known) + crop_bytes(self.boxes) if len(known) == len(held) else None
+        if len(known) < len(held):
+            return None
+        peak = max(known) + crop_bytes(self.boxes)
+        adapter = get_adapter(self.plans["rounds"].on or "numpy")
+        if adapter.compiles:  # whose forecasts are above what they take
+            return peak
+        return math.ceil(peak / (1 - adapter.spare_share)) + adapter.spare_bytes
 
     @property
     def velocity(self) -> Ragged:

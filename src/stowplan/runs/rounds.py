@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from stowplan.adapters import Adapter, get_adapter
-from stowplan.adapters.interface import TracingAdapter
+from stowplan.adapters.interface import TracingAdapter, static_key
 from stowplan.contradictions import OF_ITERATE
 from stowplan.declaration import Kernel
 from stowplan.errors import SignatureError
@@ -162,11 +162,14 @@ class RoundKernel(Kernel):
             return self.start(self.columns(given, {**named, **common, **statics}))
 
         operands = (tuple(arguments), dict(keywords), dict(shared))
-        state = cast("TracingAdapter", adapter).abstract(start, *operands)
+        key = (adapter.name, static_key(statics), _shapes_of(operands))
+        if key not in self.states:  # a trace takes longer than a round of small rows
+            state = cast("TracingAdapter", adapter).abstract(start, *operands)
+            self.states[key] = {name: (part.shape, part.dtype) for name, part in state.items()}
         rows = arguments[0].shape[0]
         return {
             **keywords,
-            "state": {name: np.zeros(part.shape, part.dtype) for name, part in state.items()},
+            "state": {name: np.zeros(*like) for name, like in self.states[key].items()},
             "age": np.zeros(rows, np.int64),
             "fresh": np.ones(rows, np.bool_),
         }
@@ -174,6 +177,11 @@ class RoundKernel(Kernel):
     def columns(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """Give by name all that ``init``, the step and ``until`` may ask for."""
         return {**named, **dict(zip(self.arguments, arguments, strict=True))}
+
+    @functools.cached_property
+    def states(self) -> dict[Any, dict[str, tuple[tuple[int, ...], Any]]]:
+        """Shapes and dtypes of states seen, by those of what they are made of."""
+        return {}
 
     @functools.cached_property
     def step_names(self) -> tuple[str, ...]:
@@ -286,6 +294,15 @@ def _first_round(kernel: RoundKernel, adapter: Adapter) -> Callable[..., Any]:
 def _joined_to_none(array: Any) -> Any:
     """Copy an array as the loop does, which joins rows that stay to those that come."""
     return array_namespace(array).concat([array, array[:0, ...]], axis=0)
+
+
+def _shapes_of(nest: Any) -> Any:
+    """Give the shapes and dtypes of a nest of arrays, to look it up by."""
+    if isinstance(nest, dict):
+        return tuple((name, _shapes_of(part)) for name, part in nest.items())
+    if isinstance(nest, tuple | list):
+        return tuple(map(_shapes_of, nest))
+    return (tuple(nest.shape), nest.dtype) if hasattr(nest, "dtype") else type(nest)
 
 
 def _call(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
