@@ -109,6 +109,8 @@ def bench(session: nox.Session) -> None:
     install(session, "bench", extras="all-cpu")
     names = [name for name in ("ewald", "transport", "overlay") if name in session.posargs]
     others = [option for option in session.posargs if option not in names]
+    # of what shepherd-score asks for, point clouds of surfaces alone need open3d, which is large
+    session.install("--no-deps", "shepherd-score>=1.4", "pandas>=2")
     for name in names or ("ewald", "transport", "overlay"):
         session.run("python", "-m", f"bench.{name}", *others, env=ONE_THREAD)
 

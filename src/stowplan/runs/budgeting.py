@@ -20,12 +20,13 @@ from stowplan.memory import Budget, resolve_budget, show_bytes
 from stowplan.peaks import Forecast, PeakModel, peak_models_by_hand
 from stowplan.planners.batches import Plan
 from stowplan.planners.chunks import split_chunks
-from stowplan.planners.cost import row_ladder
+from stowplan.planners.cost import Costs, row_ladder, rows_in_turn
 from stowplan.planners.sizes import listed
 from stowplan.runs.columns import Columns
 from stowplan.runs.footprint import Footprint, measure_footprint, widest_input
 from stowplan.runs.places import Place
 from stowplan.runs.probes import Gradient, Probe, make_probes, wanted_parts
+from stowplan.runs.rounds import RoundKernel
 from stowplan.runs.shared import leaves
 from stowplan.runs.upper_bounds import largest_batch_bytes, most_held_bytes
 
@@ -91,10 +92,10 @@ def fit_rows(
     """
     width = widest_input(columns, {} if request is None else request.traced)
     declared = row_bytes(kernel, made, width, terms)
-    cached = None if rows is not None else _cached_rows(made, target, declared)
+    cached = None if rows is not None else _cached_rows(kernel, made, target, declared)
     split = split_chunks(made, rows, ladder=target.adapter.compiles, max_rows=cached)
     if share is not None and cached is not None:
-        few = _cached_rows(made, target, declared, devices)
+        few = _cached_rows(kernel, made, target, declared, devices)
         finer = split_chunks(made, ladder=target.adapter.compiles, max_rows=few)
         if share(finer).predicted_seconds < share(split).predicted_seconds:
             split, cached = finer, few
@@ -287,7 +288,7 @@ class _Fit:
         if cached is not None:
             if self.kernel.memory is None:
                 sizes = [math.ceil(model.bytes_per_row) for model in models]
-                cached = _cached_rows(self.made, self.target, sizes, self.devices)
+                cached = _cached_rows(self.kernel, self.made, self.target, sizes, self.devices)
             most = [min(pair) for pair in zip(most, cached, strict=True)]
             split = self._split_at_most(most)
         planned = self._with_forecast(split, models)
@@ -501,10 +502,13 @@ def _probed_for(sizes: Sequence[int]) -> list[int]:
     return slots
 
 
-def _cached_rows(plan: Plan, target: Place, sizes: Sequence[int], devices: int = 1) -> list[int]:
+def _cached_rows(
+    kernel: Kernel, plan: Plan, target: Place, sizes: Sequence[int], devices: int = 1
+) -> list[int]:
     """Rows of each slot that a cache holds, and no fewer than it carries.
 
-    Nor more than a device has items, where several share those of a slot.
+    Nor more than a device has items, where several share those of a slot, nor so many that
+    compiled rounds end with most rows idle.
     """
     room = target.adapter.batch_bytes(target.device)
     counts = [0] * len(plan.slots)
@@ -513,6 +517,12 @@ def _cached_rows(plan: Plan, target: Place, sizes: Sequence[int], devices: int =
     most = [room // size for size in sizes]
     if devices > 1:
         most = [min(rows, -(-count // devices)) for rows, count in zip(most, counts, strict=True)]
+    if isinstance(kernel, RoundKernel) and target.adapter.compiles:
+        costs = plan.costs or Costs()
+        for slot, capacity in {batch.slot: batch.capacity for batch in plan.batches}.items():
+            work = float(plan.measure.cost(np.array([capacity], np.int64))[0])
+            few = rows_in_turn(counts[slot], work * costs.work_seconds, costs.launch_seconds)
+            most[slot] = min(most[slot], few)
     return [max(rows, slot.get("rows", 1), 1) for slot, rows in zip(plan.slots, most, strict=True)]
 
 
