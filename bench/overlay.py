@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 
@@ -90,6 +91,18 @@ def sets(path: str, number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [molecules[i] for i, _ in chosen], [molecules[j] for _, j in chosen]
 
 
+def shared_slots(path: str) -> Any:
+    """Choose slots that hold the pairs of both sets."""
+    import stowplan as sp
+
+    pairs = [sets(path, number) for number in range(len(SIZES))]
+    counts = np.array(
+        [[len(a), len(b)] for refs, fits in pairs for a, b in zip(refs, fits, strict=True)]
+    )
+    sizes = {"n": counts.max(axis=1), "m": counts.min(axis=1)}
+    return sp.choose_slots(sizes, SLOTS, work="n * m")
+
+
 class Ours:
     """stowplan on one framework, on as many devices or workers as there are cores."""
 
@@ -98,7 +111,7 @@ class Ours:
 
         if cache is not None:
             sp.compile_cache(cache)
-        self.path, self.on, self.slots = path, on, SLOTS
+        self.path, self.on, self.slots = path, on, shared_slots(path)
         self.devices: Any = sp.devices(CORES, on=on) if on == "jax" else CORES
         self.compiles: Counter[str] = Counter()
         if on == "jax":
@@ -119,7 +132,7 @@ class Ours:
         self.found = overlay.align(
             *self.pairs, starts=STARTS, on=self.on, devices=self.devices, slots=self.slots
         )
-        self.slots = self.found.plan.slots  # type: ignore[assignment]
+        self.slots = self.found.plan.slots
         return self.found.score
 
     def facts(self) -> dict[str, Any]:
@@ -136,8 +149,9 @@ class Peer:
 
     def __init__(self, path: str) -> None:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={CORES}"
-        # imported for point clouds of surfaces, which an overlay of atoms has none of
-        sys.modules.setdefault("open3d", types.ModuleType("open3d"))
+        for name in ("open3d", "py3Dmol", "molscrub"):  # of surfaces and pictures, not of overlays
+            if find_spec(name) is None:
+                sys.modules[name] = MagicMock()
         import jax
         from shepherd_score.container._batch_utils import _align_vol_shmap
 
@@ -252,7 +266,7 @@ def judge(records: dict[str, Any], many: list[dict[str, float]]) -> Iterator[dic
 
 def table(records: dict[str, Any]) -> str:
     lines = [
-        "| side | mean score | cold s | warm ms a pair: median (min-max) | another size | compiles |",
+        "| side | mean score | cold s | warm ms a pair: median (min-max) | other size | compiles |",
         "|---|---|---|---|---|---|",
     ]
     for name, r in records.items():

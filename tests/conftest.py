@@ -28,6 +28,9 @@ NAMESPACES = {
 }
 
 
+collect_ignore = ["runs/on_jax_devices.py"]  # a program that test_devices.py starts
+
+
 def namespace(name: str) -> ModuleType:
     """Load a framework, or skip the test with the reason."""
     if importlib.util.find_spec(name) is None:

@@ -218,7 +218,7 @@ def test_an_error_says_on_which_device_and_stops_the_others():
         counted.append(1)
         if (x == -7).any():
             raise ValueError("no such item")
-        threading.Event().wait(0.01)
+        threading.Event().wait(0.02)
         return x.sum(axis=-1)
 
     x = sp.Ragged.from_list([np.full(7, -7.0), *[np.ones(8)] * 200])
@@ -226,7 +226,7 @@ def test_an_error_says_on_which_device_and_stops_the_others():
     with pytest.raises(ValueError, match="no such item") as told:
         sp.run(fails, {"x": x}, plan, devices=2)
     assert any("This was on worker" in note for note in told.value.__notes__)
-    assert len(counted) < 150
+    assert len(counted) < 80  # of 101, were the other device not stopped
 
 
 def test_out_of_memory_on_one_device_goes_on_in_smaller_batches(caplog):
@@ -255,7 +255,9 @@ def test_data_that_require_grad_are_refused(load_framework):
         return x.sum(axis=-1)
 
     for call in (sp.run, sp.plan):
-        with pytest.raises(sp.FrameworkError, match=r"no gradient\. Leave devices= out, or detach"):
+        with pytest.raises(
+            sp.FrameworkError, match=r"no gradient\. Leave devices= out, also.*or detach"
+        ):
             call(total, columns, devices=2)
     with pytest.raises(sp.FrameworkError, match="require grad"):
         sp.iterate(halved, columns, devices=2, **HALVING)
@@ -361,6 +363,13 @@ def test_jax_has_started_too_early(load_framework):
     assert "too late" in str(told.value)
     with pytest.raises(sp.FrameworkError, match=r"put first sp.devices\(.*on='jax'\)"):
         sp.run(mixed, some(np), on="jax", devices=held + 1, scale=1.0)
+
+
+def test_xla_flags_that_say_fewer_are_told(monkeypatch, load_framework):
+    load_framework("jax")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    with pytest.raises(sp.FrameworkError, match=r"XLA_FLAGS has .*=2. Take that option out"):
+        sp.devices(4, on="jax")
 
 
 def test_devices_do_not_load_a_framework():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -82,12 +83,13 @@ class JaxAdapter:
         return list(jax.devices())
 
     def kind_of(self, device: Any) -> str:
-        return str(device.platform)
+        if device is None:  # of a traced array
+            return str(jax.default_backend())
+        every = getattr(device, "device_set", {device})  # of an array that lies on several
+        return str(next(iter(every)).platform)
 
     def alike(self, device: Any) -> list[Any] | None:
-        if device is None:  # of a traced array
-            return self.devices()
-        return list(jax.local_devices(backend=device.platform))
+        return list(jax.local_devices(backend=self.kind_of(device)))
 
     @contextmanager
     def alongside(self) -> Iterator[Within]:
@@ -95,7 +97,13 @@ class JaxAdapter:
         yield lambda device: _enable_x64(wide)
 
     def arrange(self, count: int) -> bool:
-        if count < 2 or jax.config.jax_num_cpu_devices >= count or _FORCED in _xla_flags():
+        forced = re.search(rf"{_FORCED}=(\d+)", os.environ.get("XLA_FLAGS", ""))
+        if forced is not None and int(forced[1]) < count:
+            raise FrameworkError(
+                f"devices: {count} devices are asked for, but XLA_FLAGS has {forced[0]}. Take that "
+                f"option out, or write {_FORCED}={count}."
+            )
+        if forced is not None or count < 2 or jax.config.jax_num_cpu_devices >= count:
             return True
         try:
             jax.config.update("jax_num_cpu_devices", count)
@@ -379,10 +387,6 @@ def _program(function: Callable[..., Any], statics: tuple[Hashable, ...]) -> Cal
 
 def _default_device() -> Any:
     return jax.config.jax_default_device or jax.local_devices()[0]
-
-
-def _xla_flags() -> str:
-    return os.environ.get("XLA_FLAGS", "")
 
 
 def _enable_x64(wide: bool) -> AbstractContextManager[Any]:

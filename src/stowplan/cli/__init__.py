@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from stowplan import __version__
-from stowplan.cli import bragg, ewald, plan, transport
+from stowplan.cli import bragg, ewald, overlay, plan, transport
 from stowplan.errors import DataError, FrameworkError, MissingDependencyError, PlanError
 
 __all__ = ["main"]
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bragg.add_command(commands)
     ewald.add_command(commands)
+    overlay.add_command(commands)
     plan.add_command(commands)
     transport.add_command(commands)
     return parser

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ from stowplan.runs.rounds import Rounds
 __all__ = ["OverlayResults", "ScreenResults", "align", "screen"]
 
 Array = NDArray[np.float64]
-BLOCK = 200_000
+BLOCK = 50_000
 """Starts that are on the host at once: what they take there does not grow with the pairs."""
 ROTATIONS_PER_ATOM = 10
 _log = logging.getLogger("stowplan.overlay")
@@ -65,6 +66,7 @@ def align(
     devices: DevicesGiven = None,
     slots: Slots = None,
     budget: float | str | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     progress: bool = False,
 ) -> OverlayResults:
     """Rotate and move molecules onto others until their Gaussian volumes overlap most.
@@ -97,6 +99,8 @@ def align(
     rows, devices, slots, budget
         As in ``sp.plan``; an item is a start. With ``slots=other.plan.slots`` nothing compiles
         again, but for pairs that fit none of them.
+    executor
+        As in ``sp.run``: batches of starts are its tasks.
     progress
         Show a progress bar over starts.
 
@@ -150,7 +154,7 @@ def align(
     else:
         used, chosen = np.unique(_read_pairs(pairs, len(first)), return_inverse=True)
         pool, chosen = first.some(used), chosen.reshape(-1, 2)
-    job = _Job(pool, options, on, rows, devices, budget, progress)
+    job = _Job(pool, options, on, rows, devices, budget, executor, progress)
     return job.align(chosen, slots)
 
 
@@ -169,6 +173,7 @@ def screen(
     devices: DevicesGiven = None,
     slots: Slots = None,
     budget: float | str | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     progress: bool = False,
 ) -> ScreenResults:
     """Rank the molecules of a library by how well each overlays a query.
@@ -182,8 +187,10 @@ def screen(
         so that a library may be larger than memory.
     top
         How many hits are kept with their poses. Scores are kept of all.
-    starts, steps, tolerance, alpha, learning_rate, on, rows, devices, slots, budget, progress
+    starts, steps, tolerance, alpha, learning_rate
         As for `align`; poses are (R, 7).
+    on, rows, devices, slots, budget, executor, progress
+        As for `align`.
 
     Returns
     -------
@@ -218,7 +225,7 @@ def screen(
     for chunk in _chunks(library):
         begins = f", from molecule {done} on" if done else ""
         read = read_molecules(f"overlay.screen: library{begins}", chunk, wide)
-        job = _Job(_joined(asked, read), options, on, rows, devices, budget, progress)
+        job = _Job(_joined(asked, read), options, on, rows, devices, budget, executor, progress)
         pairs = np.stack([np.zeros(len(read), np.int64), 1 + np.arange(len(read))], axis=1)
         found = job.align(pairs, made[0].slots if made else slots)
         made = made or [found.plan]
@@ -290,6 +297,7 @@ class _Job:
         rows: int | Sequence[int] | None,
         devices: DevicesGiven,
         budget: float | str | None,
+        executor: Executor | Callable[[], Executor] | None,
         progress: bool,
     ) -> None:
         self.pool = pool
@@ -298,6 +306,7 @@ class _Job:
         self.rows = rows
         self.devices = devices
         self.budget = budget
+        self.executor = executor
         self.progress = progress
         self.overlaps = pool.self_overlaps(options.alpha)
         self.rounds = Rounds(kernels.start, kernels.finished, kernels.EVERY, kernels.KEEP)
@@ -417,7 +426,8 @@ class _Job:
         found = iterate(
             kernels.step, data, made, init=kernels.start, until=kernels.finished,
             every=kernels.EVERY, limit=self.options.limit, keep=kernels.KEEP, on=self.on,
-            devices=self.devices, progress=self.progress, **shared,
+            devices=self.devices, executor=self.executor,
+            progress=self.progress, **shared,
         )  # fmt: skip
         return found, made
 

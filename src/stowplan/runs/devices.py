@@ -248,5 +248,5 @@ def refuse_gradients(where: str, adapter: Adapter, arrays: Sequence[Any]) -> Non
         if adapter.requires_grad(array):
             raise FrameworkError(
                 f"{where}: the data or shared parameters require grad, but a run on several "
-                "devices has no gradient. Leave devices= out, or detach them first."
+                "devices has no gradient. Leave devices= out, also while planning, or detach them."
             )
