@@ -71,7 +71,7 @@ MUTANTS = [
     ("runs/engine.py", "taken + sizes[number] <= self.budget", "taken <= self.budget"),
     ("runs/engine.py", "if self.stalls or len(self.running)", "if len(self.running)"),
     ("runs/engine.py", " if self.numbers[place] not in self.done", ""),
-    ("runs/pools.py", "QUEUED * (", "99 * ("),
+    ("runs/pools.py", "QUEUED * self", "99 * self"),
     ("runs/tasks.py", "if digest not in self.found:", "if True:"),
     ("runs/sending.py", "return found is kernel", "return True"),
     ("runs/fingerprints.py", "plan.offsets,", "None,"),

@@ -371,6 +371,15 @@ def test_a_batch_that_alone_exceeds_the_budget_is_refused_before_any_is_submitte
     assert not pool.blocks
 
 
+@pytest.mark.parametrize(("rows", "told"), [(8, True), (1, False)])
+def test_workers_that_would_have_nothing_to_do_are_told(threads, caplog, rows, told):
+    double, data = noting(), some_rows(8)
+    slow = sp.Costs(work_seconds=1.0)
+    plan = sp.plan(double, data, slots=1, rows=rows, costs=slow, scale=1.0)
+    sp.run(double, data, plan, scale=1.0, executor=threads)
+    assert ("1 batches for 2 workers" in caplog.text) == told
+
+
 # Lost workers
 
 

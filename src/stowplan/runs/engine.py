@@ -57,6 +57,8 @@ _log = logging.getLogger("stowplan")
 
 MOST_STALLS = 3
 """Times that workers may be lost in a row without a batch being done in between."""
+WORTH_SPLITTING_SECONDS = 1.0
+"""Predicted time of a run from which on idle workers are worth a word."""
 SETTLING_SECONDS = 10
 """How long a broken pool may take to tell of each of its tasks."""
 SHOWN_ITEMS = 3
@@ -121,6 +123,7 @@ class Engine:
         try:
             budget = self._budget()
             pool.refuse_larger(self.sizes, self.name)
+            self._warn_of_idle_workers(pool)
             if resume is not None:
                 self._open(resume)
             with progress_of(len(self.numbers), "batch", progress=progress) as advance:
@@ -172,6 +175,14 @@ class Engine:
             for number, outcome in self.done.items():
                 self.store.save(number, outcome.outputs, outcome.kind)
         return self.store.folder
+
+    def _warn_of_idle_workers(self, pool: Pool) -> None:
+        batches, seconds = len(self.numbers), self.plan.predicted_seconds
+        if seconds > WORTH_SPLITTING_SECONDS and batches < pool.workers:
+            _log.warning(
+                "%s: the plan has %d batches for %d workers, so that some have nothing to do. Plan "
+                "smaller ones: sp.plan(..., rows=...).", self.where, batches, pool.workers,
+            )  # fmt: skip
 
     def _place(self, number: int) -> Part:
         """Give a part that is done: where its items are, and no data any more."""

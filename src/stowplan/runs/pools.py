@@ -92,10 +92,15 @@ class Pool:
         return getattr(self.executor, "largest_bytes", None)
 
     @property
+    def workers(self) -> int:
+        """How many tasks are computed at a time; where that is not told, the cores here."""
+        workers = getattr(self.executor, "_max_workers", None)
+        return workers if isinstance(workers, int) else os.cpu_count() or 1
+
+    @property
     def most_in_flight(self) -> int:
         """Tasks that are submitted and not done, at most."""
-        workers = getattr(self.executor, "_max_workers", None)
-        return QUEUED * (workers if isinstance(workers, int) else os.cpu_count() or 1)
+        return QUEUED * self.workers
 
     def share(self, call: Call) -> Any:
         """Bring what all tasks share to where each gets it: once, however many there are."""
