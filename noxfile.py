@@ -12,7 +12,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-FILES = "structures,arrow,reflections,images,masks,pictures,molecules"  # no frameworks
+FILES = "structures,arrow,reflections,images,masks,pictures,molecules,executor"  # no frameworks
 BACKENDS = {  # extras and dependency groups that bring one framework each
     "array-api-strict": ([], ["strict"]),
     "numpy": ([], []),
@@ -107,9 +107,9 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the library against its peers, on one thread."""
     install(session, "bench", extras="all-cpu")
-    names = [name for name in ("ewald", "transport") if name in session.posargs]
+    names = [name for name in ("ewald", "transport", "overlay") if name in session.posargs]
     others = [option for option in session.posargs if option not in names]
-    for name in names or ("ewald", "transport"):
+    for name in names or ("ewald", "transport", "overlay"):
         session.run("python", "-m", f"bench.{name}", *others, env=ONE_THREAD)
 
 

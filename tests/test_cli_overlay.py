@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +198,7 @@ def test_the_table_has_a_row_for_every_molecule(tmp_path, query, broken, suffix,
     assert [int(row["atoms"]) for row in used] == [13, 6, 15, 3, 11, 10]
     assert all(Chem.CanonSmiles(row["smiles"]) == row["smiles"] for row in used)
     by_rank = sorted(used, key=lambda row: int(row["rank"]))
+    assert [int(row["rank"]) for row in by_rank] == [1, 2, 3, 4, 5, 6]
     scores = [float(row["score"]) for row in by_rank]
     assert scores == sorted(scores, reverse=True)
     assert [row["name"] for row in by_rank[:2]] == [row["name"] for row in rows]
@@ -221,8 +223,8 @@ def test_options_are_passed_on(query, library, capsys, monkeypatch):
         return screen(*arguments, starts=1)
 
     monkeypatch.setattr(overlay, "screen", spy)
-    monkeypatch.setattr(stowplan, "dask_executor", lambda client: ("pool", client), raising=False)
-    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=lambda place: place))
+    monkeypatch.setattr(stowplan, "dask_executor", lambda client: ("pool", client))
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=nullcontext))
     options = "--starts atoms --steps 7 --tolerance none --alpha 0.9 --on numpy --devices 2"
     run(capsys, query, library, *options.split(), "--budget", "2GiB", "--dask", "tcp://host:1")
     assert [str(device) for device in seen.pop("devices")] == ["worker 0", "worker 1"]
@@ -233,6 +235,16 @@ def test_options_are_passed_on(query, library, capsys, monkeypatch):
     seen.clear()
     run(capsys, query, library)
     assert seen == {}  # the recipe has the defaults
+
+
+def test_workers_of_dask_give_the_same_lines(query, library, capsys):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    alone, _ = run(capsys, query, library, *FEW)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        spread, _ = run(capsys, query, library, *FEW, "--dask", cluster.scheduler_address)
+    assert spread == alone
 
 
 @pytest.mark.parametrize(

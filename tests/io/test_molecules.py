@@ -128,6 +128,7 @@ def test_another_seed_gives_another_conformer(smiles):
         ('SMILES,remark,compound name\nCC,nice,"a, b"\n', [(2, "a, b", "CC")]),
         ("\ufeffCCO a\nCC smiles too\n", [(1, "a", "CCO"), (2, "smiles too", "CC")]),
         ("CCO my smiles\nCC b\n", [(1, "my smiles", "CCO"), (2, "b", "CC")]),
+        ("CCO\tsmiles1\nCC\tsmiles\n", [(1, "smiles1", "CCO"), (2, "smiles", "CC")]),
         ("weight\tsmiles\tlabel\n30\tCC\tx\n", [(2, "x", "CC")]),
         ("label,smiles\nx,CC\n", [(2, "x", "CC")]),
         ("SMILES\nCC\nC two words\n", [(2, "line 2", "CC"), (3, "two words", "C")]),
@@ -334,6 +335,11 @@ def test_fragments_are_taken_as_asked(tmp_path, fragments, atoms):
     )
 
 
+def test_a_proton_beside_a_molecule_is_no_fragment(tmp_path):
+    molecules = read_molecules(written(tmp_path, "CC(=O)[O-].[H+] acid\n"))
+    assert molecules.points.shapes[:, 0].tolist() == [4]
+
+
 def test_the_largest_fragment_of_a_structure_keeps_its_place_and_properties(tmp_path):
     atoms = [("Cl", 9.0, 9.0, 9.0), ("C", 1.0, 2.0, 3.0), ("C", 2.5, 2.0, 3.0)]
     text = block(atoms, bonds=((2, 3, 1),)) + ">  <activity>\n7.5\n\n$$$$\n"
@@ -422,9 +428,11 @@ def test_properties_of_the_input_stay_beside_those_of_the_overlay(tmp_path):
 MIRROR = np.diag([1.0, 1.0, -1.0, 1.0])
 STRETCHED = np.diag([1.0, 1.1, 1.0, 1.0])
 LOST = np.where(np.eye(4) > 0, np.nan, 0.0)
+AWAY = np.eye(4)
+AWAY[1, 3] = np.inf
 
 
-@pytest.mark.parametrize("matrix", [MIRROR, STRETCHED, LOST, turned(0).T])
+@pytest.mark.parametrize("matrix", [MIRROR, STRETCHED, LOST, AWAY, turned(0).T])
 def test_a_matrix_that_bends_or_mirrors_is_refused(tmp_path, smiles, matrix):
     molecules = read_molecules(smiles, keep_mols=True)[:2]
     with pytest.raises(DataError, match=r"1 of 2 transforms .* That of benzene"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -260,6 +261,9 @@ def test_a_kernel_of_the_package_goes_by_its_import_path(processes):
     assert all(is_importable(kernel) for kernel in own)
     assert len(dumps("run", "", own[0], {})) < 200
     assert not is_importable(noting())
+    other = own[0].refilled(own[0].arguments[0], 7.0)  # of the same name, but not that kernel
+    assert not is_importable(other)
+    assert pickle.loads(dumps("run", "", other, {})).fill == other.fill
 
 
 def test_what_all_tasks_share_is_read_once_from_a_file_if_it_is_large(

@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +129,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.library, arguments.chunk, shown, skip_failed=arguments.skip_failed, **options
     )
     start = time.perf_counter()
-    found = overlay.screen(query.points[0], library, arguments.top, **steering)
+    with _cluster(arguments.dask) as workers:
+        found = overlay.screen(query.points[0], library, arguments.top, **steering, **workers)
     seconds = time.perf_counter() - start
     lines = library.lines[found.index].tolist()
     hits = read_molecules(arguments.library, lines=lines, keep_mols=True, **options)
@@ -189,12 +192,19 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     devices = arranged_devices(arguments.devices, arguments.on or "numpy")
     if devices is not None:
         found["devices"] = devices
-    if arguments.dask is not None:
-        import stowplan as sp
-
-        client = import_extra("dask", "distributed", "--dask").Client(arguments.dask)
-        found["executor"] = sp.dask_executor(client)
     return found
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[dict[str, Any]]:
+    """Give the workers of a scheduler as ``executor=``, where there is one; then let go of it."""
+    if address is None:
+        yield {}
+        return
+    import stowplan as sp
+
+    with import_extra("dask", "distributed", "--dask").Client(address) as client:
+        yield {"executor": sp.dask_executor(client)}
 
 
 def _print_hits(scores: list[float], hits: Molecules) -> None:

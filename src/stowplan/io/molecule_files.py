@@ -18,6 +18,7 @@ __all__ = ["MoleculeRecord", "iter_records"]
 SMILES_SUFFIXES = (".smi", ".smiles", ".txt", ".csv", ".tsv")
 BLOCK_SUFFIXES = (".sdf", ".sd", ".mol")
 NAMES = ("name", "title", "id", "molecule", "compound")  # a column of names has one in its own
+HEADER = re.compile(r"\w*smiles(_\w+)?")  # canonical_smiles, SMILES_2d
 EXTENDED = re.compile(r"(\S+\s+\|[^|]*\|)\s*(.*)")  # SMILES with ChemAxon's extension, name
 
 
@@ -132,7 +133,7 @@ class _Columns(NamedTuple):
         """Read a header, if it is one; of a molecule called smiles it is none."""
         separator = next((mark for mark in ("\t", ",") if mark in header), " ")
         words = [word.strip().lower() for word in _split(header, separator)]
-        said = [place for place, word in enumerate(words) if "smiles" in word and " " not in word]
+        said = [place for place, word in enumerate(words) if HEADER.fullmatch(word)]
         if not said or (separator == " " and said[0] > 0):
             return None
         smiles = said[0]

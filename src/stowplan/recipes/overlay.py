@@ -230,8 +230,8 @@ def screen(
         found = job.align(pairs, made[0].slots if made else slots)
         made = made or [found.plan]
         scores.append(found.score)
-        order = np.argsort(-found.score, kind="stable")[: int(top)]
-        for index in order.tolist():
+        order = np.argsort(-found.score, kind="stable")  # what has no score comes last
+        for index in order[: min(int(top), int(np.isfinite(found.score).sum()))].tolist():
             # of equal scores the earlier one is the greater, so that the later one is dropped
             entry = (float(found.score[index]), -(done + index), found[index])
             (heapq.heappush if len(hits) < int(top) else heapq.heappushpop)(hits, entry)

@@ -65,6 +65,7 @@ def _feed(state: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         _feed(state, [(key, value[key]) for key in sorted(value, key=str)])
     elif isinstance(value, list | tuple):
+        state.update(str(len(value)).encode())
         for part in value:
             _feed(state, part)
     elif isinstance(value, types.FunctionType):
