@@ -85,6 +85,19 @@ assert len(many.plan.devices) == COUNT
 with_room = sp.plan(mixed, data, slots=2, headroom=1.5, devices=COUNT, scale=scale)
 assert_close(sp.run(mixed, data, with_room, scale=scale), whole)
 
+
+@sp.kernel("(n)->()", ragged="n", per_item=True)
+def looped(x):
+    """A loop that begins with a constant, the same on all devices."""
+    return jax.lax.fori_loop(0, 3, lambda step, total: total + x.sum() * step, 0.0)
+
+
+own = {"x": data["x"]}
+rows = sp.share_devices(sp.plan(looped, own, slots=1, rows=5), COUNT, by="rows")
+assert_close(
+    [sp.run(looped, own, rows, devices=COUNT)], [sp.run(looped, own, sp.plan(looped, own, slots=1))]
+)
+
 wide = {"x": sp.Ragged(np.ones(9), [4, 5])}  # float64, where x64 is on for this thread alone
 
 

@@ -387,3 +387,28 @@ def test_a_plan_shared_for_others_is_shared_anew():
     assert_equal(sp.run(mixed, columns, plan, devices=3, scale=1.0), whole)
     by_rows = sp.share_devices(plan, 2, by="rows")  # NumPy has no program over devices
     assert_equal(sp.run(mixed, columns, by_rows, scale=1.0), whole)
+
+
+def test_a_laptop_plans_for_devices_that_it_does_not_have(load_framework):
+    load_framework("torch")
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this is no laptop")
+    columns = some(torch)
+    plan = sp.plan(
+        mixed, columns, device="cuda:0", devices=4, budget="1 GiB", scale=1.0,
+        costs=sp.Costs(1e-6, 1e-9),
+    )  # fmt: skip
+    assert len(plan.devices) == 4
+    assert {batch.device for batch in plan.batches} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_bar_counts_the_batches_or_items_of_all_devices(devices, capsys):
+    columns = some(np)
+    plan = sp.plan(mixed, columns, rows=4, slots=2)
+    sp.run(mixed, columns, plan, devices=devices, progress=True, scale=1.0)
+    assert f"{len(plan.batches)}/{len(plan.batches)}" in capsys.readouterr().err
+    sp.iterate(halved, {"x": columns["x"]}, devices=devices, progress=True, **HALVING)
+    assert "40/40" in capsys.readouterr().err
