@@ -16,7 +16,7 @@ from stowplan.planners import (
     predict_seconds,
     split_chunks,
 )
-from stowplan.planners.cost import row_ladder
+from stowplan.planners.cost import row_ladder, rows_in_turn
 
 LADDER = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128]
 
@@ -275,3 +275,16 @@ def test_plans_never_share_a_cache():
     plan = assign_slots({"a": [1]}, [{}])
     plan.cache["x"] = 1
     assert replace(plan, mode="chosen").cache == {}
+
+
+@given(st.integers(1, 10**6), st.floats(1e-7, 1.0), st.floats(1e-6, 1e-2))
+def test_rows_that_take_turns_cost_little_more_than_the_best(count, item_seconds, launch_seconds):
+    """(count / r + 1) m launches and count + r rows of work, by trying every r of the ladder."""
+
+    def seconds(rows):
+        return (count / rows + 1) * 5 * launch_seconds + (count + rows) * item_seconds
+
+    rows = rows_in_turn(count, item_seconds, launch_seconds)
+    allowed = [r for r in row_ladder(max(count, 32)) if r >= 32]
+    assert rows in allowed
+    assert seconds(rows) <= 1.1 * min(map(seconds, allowed))

@@ -993,3 +993,20 @@ def test_values_that_a_trace_does_not_follow_are_iterated_within_it(xp, framewor
         return x + iterate_count(data={"goal": np.array([2.0, 3.0])}).values["steps"].sum()
 
     assert float(jax.jit(function)(1.0)) == 6.0
+
+
+def test_compiled_rounds_have_items_waiting_and_eager_ones_need_none(load_framework):
+    """Of 4000 items a program has a few hundred rows, whose places are taken again."""
+    load_framework("jax")
+    data = [np.linspace(1, 9, 4000)]
+    rounds = sp.Rounds(lambda square: {"root": square}, lambda root: root, 4, "root")
+
+    @sp.kernel("()->()", work="100000")
+    def better(square, *, age, state):
+        return state
+
+    compiled = sp.plan(better, data, on="jax", rounds=rounds)
+    eager = sp.plan(better, data, on="numpy", rounds=rounds)
+    assert compiled.rows[0] <= 1000
+    assert len(compiled.batches) >= 4
+    assert eager.rows[0] >= 4 * compiled.rows[0]
