@@ -194,3 +194,19 @@ def test_a_name_twice_and_another_way_are_refused():
         sp.share_devices(planned([3], 1, 1), ["a", "b", "a"])
     with pytest.raises(sp.PlanError, match="by='size'; allowed are \"work\""):
         sp.share_devices(planned([3], 1, 1), 2, by="size")
+
+
+@given(st.lists(st.integers(33, 400), min_size=3, max_size=6), st.integers(2, 3), st.data())
+def test_another_set_finds_each_whole_slot_where_it_was_compiled(counts, devices, data):
+    costs = sp.Costs(work_seconds=1e-6, launch_seconds=1e-4, compile_seconds=1.0)
+    slots = [{"n": 10 * (k + 1), "rows": 8 * (k + 1)} for k in range(len(counts))]
+    where = []
+    for _ in range(2):
+        sizes = np.repeat([slot["n"] for slot in slots], counts)
+        plan = replace(sp.split_chunks(sp.assign_slots({"n": sizes}, slots)), costs=costs)
+        shared = sp.share_devices(plan, devices, by="items", keep_rows=True)
+        assert items_of(shared.batches) == list(range(len(sizes)))
+        where.append({(batch.slot, batch.device) for batch in shared.batches})
+        counts = [data.draw(st.integers(1, 500)) for _ in counts]
+    if all(len(each) == len(slots) for each in where):  # both whole
+        assert where[0] == where[1]

@@ -248,14 +248,21 @@ def _by_rows(plan: Plan, devices: int) -> Plan:
 
 
 def _by_items(plan: Plan, devices: int, keep_rows: bool, whole: bool) -> Plan:
-    """Deal the items of each slot out, or each slot as a whole, those of most work first."""
+    """Deal the items of each slot out, or each slot as a whole, those of most work first.
+
+    As a whole slots go by what their rows say of it, count s = (r s)^2 / (m c) in the terms of
+    `rows_in_turn`: the next set, whose rows are the same, finds each where it was compiled.
+    """
     slots = [dict(slot) for slot in plan.slots]
     ladder = bool((plan.costs or Costs()).compile_seconds)
     groups = _groups(plan)
     work = {key: _row_work(plan, key[1]) for key in groups}
     busy = np.zeros(devices)
     dealt: dict[tuple[int, tuple[int, ...]], list[Batch]] = {}
-    for key in sorted(groups, key=lambda key: -work[key] * len(_items(groups[key]))):
+    wholes = {key: (work[key] * len(groups[key][0].items)) ** 2 for key in groups}
+    given = {key: work[key] * len(_items(groups[key])) for key in groups}
+    weights = wholes if whole else given
+    for key in sorted(groups, key=lambda key: -weights[key]):
         (slot, capacity), group = key, groups[key]
         items, rows = _items(group), len(group[0].items)
         most = max(len(items) if whole else -(-len(items) // devices), 1)
@@ -268,7 +275,7 @@ def _by_items(plan: Plan, devices: int, keep_rows: bool, whole: bool) -> Plan:
         dealt[key] = [] if len(items) else list(group)
         for place, device in enumerate(takers):
             own = items[place :: len(takers)]
-            busy[device] += work[key] * len(own)
+            busy[device] += wholes[key] if whole else work[key] * len(own)
             filled = fill_batches(own, capacity, slot, rows) if len(own) else []
             dealt[key] += [replace(batch, device=device) for batch in filled]
     batches = tuple(batch for key in groups for batch in dealt[key])
