@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from array_api_compat import is_array_api_obj
 
@@ -16,13 +15,17 @@ from stowplan.errors import FrameworkError, PlanError
 from stowplan.planners.batches import Plan
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
-from stowplan.runs.devices import DevicesGiven, find_devices, planned_devices, refuse_gradients
 from stowplan.runs.gradients import RecomputedRun
 from stowplan.runs.jobs import Job, with_catch_all
 from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared, leaves
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor  # 2 ms of an import
+
+    from stowplan.runs.devices import DevicesGiven
 
 __all__ = ["run"]
 
@@ -125,8 +128,11 @@ def run(
         check_executor("run", executor, devices, source.adapter, arrays)
         if plan is None and rows is None and budget is None and peak is None:
             plan = saved_plan(resume)
-    wanted = None if executor is not None else planned_devices(devices, device, plan)
-    group = find_devices("run", target, wanted)
+    group = None
+    if executor is None and (devices is not None or (plan is not None and plan.devices)):
+        from stowplan.runs.devices import find_devices, planned_devices, refuse_gradients
+
+        group = find_devices("run", target, planned_devices(devices, device, plan))
     if group is not None:
         refuse_gradients("run", source.adapter, arrays)
         target = group.target

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from stowplan.planners.offsets import Offsets, place_items
 from stowplan.planners.slots import add_catch_all, assign_exact, assign_slots
 from stowplan.runs.budgeting import MemoryRequest, fit_rows
 from stowplan.runs.columns import Columns, bind
-from stowplan.runs.devices import DevicesGiven, Group, find_devices, refuse_gradients
 from stowplan.runs.footprint import dtype_bytes
 from stowplan.runs.matching import moved_dims, refuse_moved_targets
 from stowplan.runs.packing import KernelPacking
@@ -27,6 +26,9 @@ from stowplan.runs.places import Place, find_places
 from stowplan.runs.probes import Gradient
 from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
 from stowplan.runs.shared import known_shared, leaves, missing_shared
+
+if TYPE_CHECKING:
+    from stowplan.runs.devices import DevicesGiven, Group
 
 __all__ = ["plan", "plan_columns"]
 
@@ -130,7 +132,11 @@ def plan(
     columns = bind("plan", kernel, data)
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("plan", arrays, on, device, absent=True)
-    group = find_devices("plan", target, devices)
+    group = None
+    if devices is not None:
+        from stowplan.runs.devices import find_devices, refuse_gradients  # most plans have one
+
+        group = find_devices("plan", target, devices)
     if group is not None:
         refuse_gradients("plan", source.adapter, arrays)
         target = group.target
