@@ -129,7 +129,7 @@ def run(
         if plan is None and rows is None and budget is None and peak is None:
             plan = saved_plan(resume)
     group = None
-    if executor is None and (devices is not None or (plan is not None and plan.devices)):
+    if executor is None and (devices is not None or getattr(plan, "devices", None)):
         from stowplan.runs.devices import find_devices, planned_devices, refuse_gradients
 
         group = find_devices("run", target, planned_devices(devices, device, plan))
