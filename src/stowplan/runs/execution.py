@@ -15,7 +15,6 @@ from stowplan.errors import FrameworkError, PlanError
 from stowplan.planners.batches import Plan
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind, check_indices
-from stowplan.runs.gradients import RecomputedRun
 from stowplan.runs.jobs import Job, with_catch_all
 from stowplan.runs.matching import check_sizes
 from stowplan.runs.places import find_places
@@ -165,6 +164,8 @@ def run(
     )
     probed = plan.memory is not None and plan.memory.peak_bytes is not None
     if followed and (len(plan.batches) > 1 or (probed and target.adapter.compiles)):
+        from stowplan.runs.gradients import RecomputedRun  # most runs have no gradient
+
         return RecomputedRun(
             kernel, columns, plan, source, statics, traced, compile=compile, progress=progress
         ).run()

@@ -21,7 +21,6 @@ from stowplan.runs.budgeting import MemoryRequest, fit_rows
 from stowplan.runs.columns import Columns, bind
 from stowplan.runs.footprint import dtype_bytes
 from stowplan.runs.matching import moved_dims, refuse_moved_targets
-from stowplan.runs.packing import KernelPacking
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.probes import Gradient
 from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
@@ -200,6 +199,8 @@ def plan_columns(
         made = add_catch_all(made, headroom)
     made = place_items(where, made, offsets)
     refuse_moved_targets(where, kernel, moved_dims(made))
+    from stowplan.runs.packing import KernelPacking  # planning needs it, importing does not
+
     made = replace(
         made, on=target.adapter.name, costs=costs, item_bytes=_item_bytes(kernel, columns),
         packing=KernelPacking(kernel),
