@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError
 
-__all__ = ["is_count", "known_values", "on_host", "refuse_numbers", "widest"]
+__all__ = ["is_count", "known_values", "on_host", "refuse_numbers", "widest", "widest_float"]
 
 
 def known_values(value: Any) -> NDArray[np.float64] | None:
@@ -45,6 +45,13 @@ def widest(xp: Any) -> str:
     """Name the widest floating dtype that a framework has: JAX may have no float64."""
     known = xp.__array_namespace_info__().dtypes(kind="real floating")
     return "float64" if "float64" in known else "float32"
+
+
+def widest_float(on: str | None) -> Any:
+    """Give the widest floating dtype that a framework computes in."""
+    adapter = get_adapter(on or "numpy")
+    narrow = adapter.asarray(np.zeros((), np.float32), adapter.devices()[0])
+    return np.dtype(widest(array_namespace(narrow)))
 
 
 def is_count(value: Any) -> bool:

@@ -14,7 +14,6 @@ import heapq
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from stowplan.errors import DataError
 from stowplan.kernels import overlay as kernels
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
-from stowplan.recipes.known import is_count, known_values, refuse_numbers
+from stowplan.recipes.known import is_count, known_values, refuse_numbers, widest_float
 from stowplan.recipes.overlay_molecules import Molecules, read_molecules
 from stowplan.recipes.overlay_poses import (
     between_frames,
@@ -36,7 +35,6 @@ from stowplan.recipes.overlay_poses import (
     rotations_of,
 )
 from stowplan.recipes.overlay_results import OverlayResults, ScreenResults
-from stowplan.recipes.transport_options import widest_float
 from stowplan.runs.devices import DevicesGiven
 from stowplan.runs.iteration import Iterated, iterate
 from stowplan.runs.planning import Slots, plan
@@ -242,14 +240,6 @@ def screen(
     return ScreenResults.of(ranked, np.concatenate(scores), made[0])
 
 
-@dataclass(frozen=True, eq=False)
-class _Starts:
-    """Poses of all starts of some pairs, end to end, about the centres of both molecules."""
-
-    poses: Array
-    counts: NDArray[np.int64]
-
-
 class _Options:
     """What steers an overlay, checked."""
 
@@ -324,10 +314,10 @@ class _Job:
             before = int(ends[begin - 1]) if begin else 0
             end = max(int(np.searchsorted(ends, before + BLOCK, side="right")), begin + 1)
             block = slice(begin, end)
-            starts = self._starts(pairs[block], roles[block], swapped[block], begin)
-            found, made = self._climb(roles[block], starts, first_plan, slots)
+            poses = self._starts(pairs[block], roles[block], swapped[block], begin)
+            found, made = self._climb(roles[block], poses, counts[block], first_plan, slots)
             first_plan = first_plan or made
-            blocks.append(_best(found, starts.counts))
+            blocks.append(_best(found, counts[block]))
             begin = end
         assert first_plan is not None
         best = {name: np.concatenate([each[name] for each in blocks]) for name in blocks[0]}
@@ -372,23 +362,20 @@ class _Job:
         roles: NDArray[np.int64],
         swapped: NDArray[np.bool_],
         begin: int,
-    ) -> _Starts:
-        """Poses of a block, of the molecule that moves in it."""
+    ) -> Array:
+        """Poses of a block about the centres of both molecules, of the one that moves in it."""
         options, pool = self.options, self.pool
-        counts = self._start_counts(pairs) if options.given is None else None
         if options.given is not None:
             given = options.given
             mine = given[begin : begin + len(pairs)] if given.ndim == 3 else given[None]
             poses = np.broadcast_to(mine, (len(pairs), *mine.shape[1:])).copy()
             poses[..., 4:] += (pool.centres[pairs[:, 1]] - pool.centres[pairs[:, 0]])[:, None, :]
             poses[swapped] = inverted(poses[swapped])
-            counts = np.full(len(pairs), poses.shape[1], np.int64)
-            return _Starts(poses.reshape(-1, 7), counts)
-        assert counts is not None
+            return poses.reshape(-1, 7)
         frames = pool.frames
         if options.starts != "atoms":
             poses = principal_poses(frames[roles[:, 0]], frames[roles[:, 1]], int(options.starts))
-            return _Starts(poses.reshape(-1, 7), counts)
+            return poses.reshape(-1, 7)
         atoms = pool.centred[pairs[:, 0]].compact()
         turns = between_frames(
             frames[pairs[:, 0]], fibonacci_rotations(ROTATIONS_PER_ATOM), frames[pairs[:, 1]]
@@ -398,21 +385,22 @@ class _Job:
         poses[..., :4] = turns[pair]
         poses[..., 4:] = atoms.values[:, None, :]
         poses[swapped[pair]] = inverted(poses[swapped[pair]])
-        return _Starts(poses.reshape(-1, 7), counts)
+        return poses.reshape(-1, 7)
 
     def _climb(
         self,
         roles: NDArray[np.int64],
-        starts: _Starts,
+        poses: Array,
+        counts: NDArray[np.int64],
         before: Plan | None,
         slots: Slots,
     ) -> tuple[Iterated, Plan]:
         pool, dtype = self.pool, self.pool.dtype
-        pair = np.repeat(np.arange(len(roles)), starts.counts)
+        pair = np.repeat(np.arange(len(roles)), counts)
         data = {
             "reference": pool.centred[roles[pair, 0]],
             "fit": pool.centred[roles[pair, 1]],
-            "pose": starts.poses.astype(dtype),
+            "pose": poses.astype(dtype),
             "overlaps": self.overlaps[roles].sum(axis=1)[pair].astype(dtype),
         }
         shared = self.options.shared

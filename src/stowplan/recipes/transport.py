@@ -26,10 +26,10 @@ from stowplan.kernels import transport as kernels
 from stowplan.memory import resolve_budget
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
-from stowplan.recipes.known import is_count, refuse_numbers
+from stowplan.recipes.known import is_count, refuse_numbers, widest_float
 from stowplan.recipes.transport_frames import Density, Frames, crop_bytes, read_frames
 from stowplan.recipes.transport_gradient import arrays_of, followed_by, solve_followed
-from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
+from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options
 from stowplan.recipes.transport_points import PointResults, solve_points
 from stowplan.recipes.transport_results import Coupling, TransportResults
 from stowplan.runs.execution import run

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from stowplan.adapters import get_adapter
 from stowplan.errors import DataError
 from stowplan.kernels.transport import EVERY
-from stowplan.recipes.known import is_count, refuse_numbers, widest
+from stowplan.recipes.known import is_count, refuse_numbers
 
-__all__ = ["POTENTIALS", "RELATIVE", "Options", "widest_float"]
+__all__ = ["POTENTIALS", "RELATIVE", "Options"]
 
 Array = NDArray[np.float64]
 POTENTIALS = ("source_potential", "target_potential")
@@ -113,10 +111,3 @@ class Options:
         if not 0 < found < math.inf:
             raise DataError(f"transport: relative_epsilon={self.relative_epsilon} gives {found}.")
         return found
-
-
-def widest_float(on: str | None) -> Any:
-    """Give the widest floating dtype that a framework computes in."""
-    adapter = get_adapter(on or "numpy")
-    narrow = adapter.asarray(np.zeros((), np.float32), adapter.devices()[0])
-    return np.dtype(widest(array_namespace(narrow)))

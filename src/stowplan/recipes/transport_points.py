@@ -13,9 +13,9 @@ from stowplan.errors import DataError
 from stowplan.kernels import transport as kernels
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
-from stowplan.recipes.known import on_host
+from stowplan.recipes.known import on_host, widest_float
 from stowplan.recipes.results import ItemResults
-from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options, widest_float
+from stowplan.recipes.transport_options import POTENTIALS, RELATIVE, Options
 from stowplan.runs.execution import run
 from stowplan.runs.iteration import iterate
 from stowplan.runs.planning import Slots, plan
