@@ -27,7 +27,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-from bench.workers import Worker, peak_mb, spread
+from bench.workers import Worker, count_compiles, peak_mb, spread
 
 CORES = 2
 STARTS = 5
@@ -113,15 +113,7 @@ class Ours:
             sp.compile_cache(cache)
         self.path, self.on, self.slots = path, on, shared_slots(path)
         self.devices: Any = sp.devices(CORES, on=on) if on == "jax" else CORES
-        self.compiles: Counter[str] = Counter()
-        if on == "jax":
-            import jax
-
-            def count(event: str, *_: object, **__: object) -> None:
-                if event == "/jax/core/compile/backend_compile_duration":
-                    self.compiles["program"] += 1
-
-            jax.monitoring.register_event_duration_secs_listener(count)
+        self.compiles = count_compiles() if on == "jax" else Counter()
 
     def prepare(self, number: int) -> None:
         self.pairs = sets(self.path, number)
@@ -152,17 +144,10 @@ class Peer:
         for name in ("open3d", "py3Dmol", "molscrub"):  # of surfaces and pictures, not of overlays
             if find_spec(name) is None:
                 sys.modules[name] = MagicMock()
-        import jax
         from shepherd_score.container._batch_utils import _align_vol_shmap
 
         self.align, self.path = _align_vol_shmap, path
-        self.compiles: Counter[str] = Counter()
-
-        def count(event: str, *_: object, **__: object) -> None:
-            if event == "/jax/core/compile/backend_compile_duration":
-                self.compiles["program"] += 1
-
-        jax.monitoring.register_event_duration_secs_listener(count)
+        self.compiles = count_compiles()
 
     def prepare(self, number: int) -> None:
         self.pairs = [(a, b, None) for a, b in zip(*sets(self.path, number), strict=True)]

@@ -19,6 +19,7 @@ import numpy as np
 import vesin
 from ase import Atoms
 
+from bench.workers import count_compiles
 from bench.workload import CUTOFF, SMEARING, VACUUM_ACCURACY, WAVELENGTH, effective_cell, grid
 
 Result = tuple[np.ndarray, np.ndarray]
@@ -116,7 +117,7 @@ class JaxPME:
         jax.config.update("jax_enable_x64", True)
         jax.devices()  # starts the backend
         self.jax, self.layout, self.rows, self.slots = jax, layout, rows, slots
-        self.compiles = _count_compiles()
+        self.compiles = count_compiles()
         module = import_module(f"jaxpme.batched_{layout}")
         self.batching = import_module(f"jaxpme.batched_{layout}.batching")
         self.sample = import_module("jaxpme.batched_mixed.batching").prepare
@@ -216,7 +217,7 @@ class Stowplan:
             jax.config.update("jax_enable_x64", True)
             jax.devices()  # starts the backend
             self.array = jax.device_put
-            self.compiles = _count_compiles()
+            self.compiles = count_compiles()
         self.plans: list[Any] = []
 
     def prepare(self, structures: list[Atoms], dataset: list[Atoms]) -> None:
@@ -259,17 +260,3 @@ class Stowplan:
             "batches": [len(plan.batches) for plan in self.plans],
             "work_occupancy": [round(float(plan.occupancy()), 3) for plan in self.plans],
         }
-
-
-def _count_compiles() -> Counter[str]:
-    """A counter, filled from now on with XLA compilations by function name."""
-    import jax.monitoring
-
-    compiles: Counter[str] = Counter()
-
-    def listen(event: str, _: float, **tags: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiles[str(tags.get("fun_name", "?"))] += 1
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return compiles

@@ -7,11 +7,12 @@ import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ONE_THREAD", "Worker", "peak_mb", "spread"]
+__all__ = ["ONE_THREAD", "Worker", "count_compiles", "peak_mb", "spread"]
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -76,3 +77,17 @@ class Worker:
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def count_compiles() -> Counter[str]:
+    """A counter, filled from now on with XLA compilations by function name."""
+    import jax.monitoring
+
+    compiles: Counter[str] = Counter()
+
+    def listen(event: str, _: float, **tags: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiles[str(tags.get("fun_name", "?"))] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return compiles

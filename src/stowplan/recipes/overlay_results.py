@@ -17,6 +17,7 @@ from stowplan.recipes.results import ItemResults
 __all__ = ["OverlayResults", "ScreenResults"]
 
 Array = NDArray[np.float64]
+COLUMNS = ("score", "transform", "aligned", "best_start", "steps", "converged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +66,7 @@ class OverlayResults(ItemResults):
 
     def columns(self) -> Mapping[str, Any]:
         """Give score, transform, aligned, best_start, steps and converged."""
-        return {
-            "score": self.score,
-            "transform": self.transform,
-            "aligned": self.aligned,
-            "best_start": self.best_start,
-            "steps": self.steps,
-            "converged": self.converged,
-        }
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +119,4 @@ class ScreenResults(ItemResults):
 
     def columns(self) -> Mapping[str, Any]:
         """Give index, score, transform, aligned, best_start, steps and converged."""
-        return {
-            "index": self.index,
-            "score": self.score,
-            "transform": self.transform,
-            "aligned": self.aligned,
-            "best_start": self.best_start,
-            "steps": self.steps,
-            "converged": self.converged,
-        }
+        return {name: getattr(self, name) for name in ("index", *COLUMNS)}
