@@ -145,6 +145,8 @@ class Forecast:
         away, and after the last.
     in_flight : bool
         Whether a batch that is compiled may be computed while the rows of the last are put away.
+    read_bytes : int
+        Most that is read from disk at once, into one of two buffers; 0 for data in memory.
     """
 
     budget: Budget
@@ -153,6 +155,7 @@ class Forecast:
     sources: tuple[str, ...]
     idle_bytes: int = 0
     in_flight: bool = True
+    read_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int | None:
@@ -169,6 +172,8 @@ class Forecast:
         if self.peak_bytes is None:
             return [f"memory     {self.budget}; {reasons}"]
         largest = f"{show_bytes(max(self.batch_bytes))} a batch"
+        if self.read_bytes:
+            largest = f"{show_bytes(self.read_bytes)} read ahead, {largest}"
         return [
             f"memory     {show_bytes(self.peak_bytes)} at its peak ({largest}; {reasons})",
             f"budget     {self.budget}",

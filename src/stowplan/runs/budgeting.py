@@ -30,7 +30,7 @@ from stowplan.runs.rounds import RoundKernel
 from stowplan.runs.shared import leaves
 from stowplan.runs.upper_bounds import largest_batch_bytes, most_held_bytes
 
-__all__ = ["MemoryRequest", "fit_rows"]
+__all__ = ["MemoryRequest", "fit_rows", "resolved_budget", "usable_bytes"]
 
 CONCEIVABLE = 64
 """A batch is probed unasked if this many times its inputs and outputs exceed the budget."""
@@ -115,10 +115,10 @@ def fit_rows(
         return split
     if not made.slots or not columns.items:
         if request.budget is not None:
-            _resolved(where, target, request)  # wrong ones are told, whatever the data
+            resolved_budget(where, target, request)  # wrong ones are told, whatever the data
         return split
     if request.budget is None and request.peak is None and request.gradient is None:
-        budget = _resolved(where, target, request)
+        budget = resolved_budget(where, target, request)
         reason = _far_from(budget, kernel, columns, split, target, request, width)
         if reason is not None:
             return replace(split, memory=Forecast(budget, 0, (), (reason,)))
@@ -126,7 +126,8 @@ def fit_rows(
     return fit.fitted(split, cached)
 
 
-def _resolved(where: str, target: Place, request: MemoryRequest) -> Budget:
+def resolved_budget(where: str, target: Place, request: MemoryRequest) -> Budget:
+    """Give the budget of a request, else of the environment, else a share of what is free."""
     return resolve_budget(
         request.budget,
         lambda: target.free_bytes(where),
@@ -195,7 +196,7 @@ class _Fit:
         self.wanted = wanted_parts(
             where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
         )
-        self.budget = _resolved(where, target, request)
+        self.budget = resolved_budget(where, target, request)
         self.result_sets = target.adapter.result_sets
         self.spare = _exact(target.adapter.spare_share)
         self.usable_bytes = usable_bytes(self.budget.bytes, target.adapter)

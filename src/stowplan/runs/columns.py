@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
@@ -18,7 +18,11 @@ from stowplan.errors import DataError, FrameworkError, SignatureError
 from stowplan.namespaces import namespace_of
 from stowplan.ragged import Ragged, common_namespace, refuse_objects
 from stowplan.runs.segments import bind_segments, one_each, refuse_joined
+from stowplan.runs.stored_columns import bound, may_be_stored
 from stowplan.signature import CoreShape
+
+if TYPE_CHECKING:
+    from stowplan.stores.arrays import StoredArray
 
 __all__ = ["Columns", "bind", "check_indices"]
 
@@ -32,6 +36,12 @@ class Columns:
     lengths: dict[str, NDArray[np.int64]]  # ragged dim -> (items,)
     fixed: dict[str, int]  # other named dim -> length
     segments: dict[str, Ragged] = field(default_factory=dict)  # dim -> item within its row
+    sources: tuple[StoredArray | None, ...] = ()  # of columns on disk, whose values are stand-ins
+
+    @property
+    def stored(self) -> bool:
+        """Whether a column lies on disk."""
+        return any(source is not None for source in self.sources)
 
     @property
     def arrays(self) -> list[Any]:
@@ -57,6 +67,7 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     known: dict[str, tuple[str, NDArray[np.int64]]] = {}
     fixed: dict[str, tuple[str, int]] = {}
     count = 0
+    given, sources = _opened(where, kernel, given)
     for name, core in zip(kernel.arguments, kernel.signature.inputs, strict=True):
         leading = kernel.ragged_dims(core)
         if kernel.segments in leading and not isinstance(given[name], Ragged):
@@ -91,7 +102,8 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     else:
         lengths[kernel.segments], segments = bind_segments(where, kernel, data, lengths, count)
     values = _adopt_empty([given[name] for name in kernel.arguments], values)
-    return Columns(tuple(values), count, lengths, {dim: fixed[dim][1] for dim in fixed}, segments)
+    lengths_fixed = {dim: fixed[dim][1] for dim in fixed}
+    return Columns(tuple(values), count, lengths, lengths_fixed, segments, sources)
 
 
 def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool = True) -> None:
@@ -164,6 +176,21 @@ def _by_name(where: str, kernel: Kernel, data: Any) -> Mapping[str, Any]:
         hint = "; pass it by keyword instead" if shared else ""
         raise DataError(f"{where} {what}; its columns are: {known}{hint}.")
     return data
+
+
+def _opened(
+    where: str, kernel: Kernel, given: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], tuple[StoredArray | None, ...]]:
+    """Replace columns on disk by stand-ins without memory, and give what reads them."""
+    if not any(may_be_stored(given[name]) for name in kernel.arguments):
+        return given, ()
+    columns, sources = dict(given), []
+    for name in kernel.arguments:
+        found = bound(given[name], f"{where}: column {name!r}") if may_be_stored(given[name]) else None
+        if found is not None:
+            columns[name] = found[0]
+        sources.append(None if found is None else found[1])
+    return columns, tuple(sources)
 
 
 def _column(where: str, name: str, given: Any, core: CoreShape, ragged: int) -> Any:

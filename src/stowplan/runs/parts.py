@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from stowplan.runs.segments import JoinedRows
 if TYPE_CHECKING:
     from stowplan.runs.iteration import Iterated
 
-__all__ = ["Part", "joined", "joined_iterations", "part_of"]
+__all__ = ["Part", "flat_rows_of", "joined", "joined_iterations", "part_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,19 +48,35 @@ class Part:
     plan: Plan
 
 
-def part_of(kernel: Kernel, columns: Columns, plan: Plan, numbers: Sequence[int]) -> Part:
+def part_of(
+    kernel: Kernel,
+    columns: Columns,
+    plan: Plan,
+    numbers: Sequence[int],
+    read: Callable[[int, NDArray[np.intp]], Any] | None = None,
+) -> Part:
     """Cut out batches of a plan, by number, with the data of their items.
 
     Values that lie end to end are a view; others are copied, each row once. The part of an empty
-    list of batches has no items.
+    list of batches has no items. ``read`` gives some items of a column, by its place, or None for
+    one in memory; nothing is kept with the plan then.
     """
     key = ("part", *numbers)
-    if key not in plan.cache:  # with its own cache of index arrays
-        plan.cache[key] = _part_plan(plan, [plan.batches[number] for number in numbers])
-    items, own = plan.cache[key]
+    if read is not None or key not in plan.cache:  # with its own cache of index arrays
+        made = _part_plan(plan, [plan.batches[number] for number in numbers])
+        items, own = made
+        if read is None:
+            plan.cache[key] = made
+    else:
+        items, own = plan.cache[key]
+    found = [None if read is None else read(place, items) for place in range(len(columns.values))]
     cut = replace(
         columns,
-        values=tuple(_of_items(column, items) for column in columns.values),
+        values=tuple(
+            _of_items(column, items) if given is None else given
+            for given, column in zip(found, columns.values, strict=True)
+        ),
+        sources=(),
         items=len(items),
         lengths={dim: lengths[items] for dim, lengths in columns.lengths.items()},
         segments={dim: _of_items(ids, items) for dim, ids in columns.segments.items()},
@@ -158,7 +174,7 @@ def _joined_output(outputs: Sequence[Any], parts: Sequence[Part]) -> Any:
     packed = [output.compact() for output in outputs]
     shapes = _joined_rows([output.shapes for output in packed], _places(parts))
     layout = Layout(shapes)
-    places = [_rows_of(layout, part.items) for part in parts]
+    places = [flat_rows_of(layout, part.items) for part in parts]
     return Ragged.from_layout(_joined_rows([output.values for output in packed], places), layout)
 
 
@@ -166,7 +182,7 @@ def _places(parts: Sequence[Part]) -> list[NDArray[Any]]:
     return [part.items for part in parts]
 
 
-def _rows_of(layout: Layout, items: NDArray[np.intp]) -> NDArray[np.int64]:
+def flat_rows_of(layout: Layout, items: NDArray[np.intp]) -> NDArray[np.int64]:
     """List the flat rows of some items, item by item."""
     starts, counts = layout.starts[items], layout.counts[items]
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

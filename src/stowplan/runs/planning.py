@@ -174,6 +174,7 @@ def plan_columns(
     headroom: float | None = None,
     offsets: Offsets = "corner",
     group: Group | None = None,
+    keep: bool = True,
 ) -> Plan:
     """Plan columns that are bound already; without a request for memory none is looked at."""
     costs = costs or _own_costs(kernel, target)
@@ -205,6 +206,21 @@ def plan_columns(
         made, on=target.adapter.name, costs=costs, item_bytes=_item_bytes(kernel, columns),
         packing=KernelPacking(kernel),
     )  # fmt: skip
+    if columns.stored:
+        from stowplan.runs.load_budgets import fit_loads  # most data are in memory
+
+        def fit_part(
+            part: Columns, own: Plan, memory: MemoryRequest | None, slot: int | None
+        ) -> Plan:
+            given = rows if slot is None or not isinstance(rows, Sequence) else [rows[slot]]
+            return fit_rows(
+                where, kernel, part, own, source, target, memory, rows=given, terms=terms
+            )
+
+        return fit_loads(
+            where, kernel, columns, made, target, memory, fit_part,
+            rows_by_hand=rows is not None, keep=keep,
+        )  # fmt: skip
     share = None if group is None else functools.partial(_shared, kernel, group)
     fitted = fit_rows(
         where, kernel, columns, made, source, target, memory, rows=rows, terms=terms,

@@ -1,0 +1,110 @@
+"""Batches whose data are read together, and a budget shared out between reading and computing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.declaration import Kernel
+from stowplan.planners.batches import Plan
+from stowplan.runs.columns import Columns
+from stowplan.runs.parts import Part, part_of
+from stowplan.runs.stored_columns import ItemReader, stand_in
+
+__all__ = ["BUFFERS", "MOST_READ", "Load", "Reads", "cut_loads"]
+
+MOST_READ = 2**26
+"""Bytes that are read together at most: larger reads are no faster."""
+BUFFERS = 2
+"""One is computed while the other is filled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Load:
+    """Consecutive batches of a plan, all of one slot, whose data are read together."""
+
+    batches: range
+    items: NDArray[np.intp]  # rising
+    bytes: int
+
+
+class Reads:
+    """What of each column is read from where; columns in memory take no bytes."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        sources = columns.sources or (None,) * len(columns.values)
+        self.readers = [
+            None if source is None else ItemReader(source, column)
+            for source, column in zip(sources, columns.values, strict=True)
+        ]
+
+    def bytes_of(self, items: NDArray[np.intp]) -> int:
+        """Bytes of some items in a buffer."""
+        return sum(reader.bytes_of(items) for reader in self.readers if reader is not None)
+
+    def fill(self, load: Load, buffer: NDArray[np.uint8]) -> list[Any]:
+        """Read the items of a load; give the flat rows of each stored column, else None."""
+        found: list[Any] = []
+        place = 0
+        for reader in self.readers:
+            values = None
+            if reader is not None:
+                values = reader.view(load.items, buffer[place:])
+                reader.read(load.items, values)
+                place += reader.bytes_of(load.items)
+            found.append(values)
+        return found
+
+    def part(self, kernel: Kernel, plan: Plan, load: Load, values: Sequence[Any]) -> Part:
+        """Give a load as a run of its own, with what was read in place of stored columns."""
+
+        def of_items(place: int, items: NDArray[np.intp]) -> Any:
+            reader = self.readers[place]
+            return None if reader is None else reader.shown(items, values[place])
+
+        return part_of(kernel, self.columns, plan, load.batches, of_items)
+
+    def part_without_data(self, kernel: Kernel, plan: Plan, load: Load) -> Part:
+        """Give a load as it is planned: by shapes and dtypes, in no memory."""
+        values = [
+            None if reader is None else stand_in(reader.shape_of(load.items), reader.source.dtype)
+            for reader in self.readers
+        ]
+        return self.part(kernel, plan, load, values)
+
+
+def cut_loads(plan: Plan, reads: Reads, most_bytes: int) -> list[Load]:
+    """Join batches of a plan to loads of at most so many bytes, or of one batch.
+
+    Where nothing is read, each batch is a load: what is kept of a run is kept batch by batch.
+    """
+    loads: list[Load] = []
+    held: list[NDArray[np.intp]] = []
+    first = total = 0
+
+    def close(stop: int) -> None:
+        if held:
+            items = np.sort(np.concatenate(held)).astype(np.intp)
+            loads.append(Load(range(first, stop), items, reads.bytes_of(items)))
+
+    for number, batch in enumerate(plan.batches):
+        items = batch.items[: batch.count]
+        size = reads.bytes_of(items)
+        if held and (
+            not size or total + size > most_bytes or batch.slot != plan.batches[first].slot
+        ):
+            close(number)
+            held = []
+        if not batch.count:
+            continue
+        if not held:
+            first, total = number, 0
+        held.append(items)
+        total += size
+    close(len(plan.batches))
+    return loads

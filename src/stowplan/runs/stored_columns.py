@@ -1,0 +1,144 @@
+"""Columns that lie on disk: bound by shape and dtype, read item by item into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+from numpy.typing import NDArray
+
+from stowplan.layout import Layout
+from stowplan.ragged import Ragged
+
+if TYPE_CHECKING:
+    from stowplan.stores.arrays import StoredArray  # most runs read nothing
+
+__all__ = ["ItemReader", "bound", "may_be_stored", "stand_in"]
+
+ALIGNMENT = 64
+"""Bytes; what vector units and direct reads ask for."""
+
+
+def may_be_stored(given: Any) -> bool:
+    """Whether a column may lie on disk, seen without importing what reads it."""
+    if type(given) is np.ndarray or isinstance(given, list | tuple):
+        return isinstance(given, list | tuple) and _names_files(given)
+    if isinstance(given, Ragged):
+        return _is_outside(given.values)
+    return isinstance(given, str | PathLike | np.memmap) or _is_outside(given)
+
+
+def bound(given: Any, where: str) -> tuple[Any, StoredArray] | None:
+    """Open a column on disk: what stands in for it while sizes are checked, and its flat rows.
+
+    None where the column is in memory.
+    """
+    from stowplan.stores.arrays import is_stored, open_array
+
+    if isinstance(given, Ragged):
+        if not is_stored(given.values):
+            return None
+        opened = open_array(given.values, where)
+        return given.map_values(lambda _: stand_in(opened.shape, opened.dtype)), opened
+    if not is_stored(given):
+        return None
+    found = open_array(given, where)
+    if isinstance(found, Ragged):
+        values: StoredArray = found.values
+        return found.map_values(lambda _: stand_in(values.shape, values.dtype)), values
+    return stand_in(found.shape, found.dtype), found
+
+
+def stand_in(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+    """Give an array of zeros that takes no memory.
+
+    >>> stand_in((1000, 1000, 1000), np.float64).strides
+    (0, 0, 0)
+    """
+    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+
+
+class ItemReader:
+    """Items of one stored column, read from its file into a buffer.
+
+    Parameters
+    ----------
+    source : StoredArray
+        Flat rows, or items whose leading dims the column counts as flat rows.
+    column : Ragged or array
+        What stands in for it.
+    """
+
+    def __init__(self, source: StoredArray, column: Any) -> None:
+        self.source = source
+        self.column = column
+        self.rows = column.values.shape if isinstance(column, Ragged) else column.shape
+        self.rows_each = self.rows[0] // source.shape[0] if source.shape[0] else 1
+        self.row_bytes = math.prod(self.rows[1:]) * source.dtype.itemsize
+
+    def bytes_of(self, items: NDArray[np.intp]) -> int:
+        """Bytes of some items in a buffer."""
+        size = self._counts(items) * self.row_bytes
+        return -(-size // ALIGNMENT) * ALIGNMENT
+
+    def shown(self, items: NDArray[np.intp], values: NDArray[Any]) -> Any:
+        """Give flat rows of some items as a column of these alone."""
+        if not isinstance(self.column, Ragged):
+            return values
+        return Ragged.from_layout(values, Layout(self.column.shapes[items]))
+
+    def shape_of(self, items: NDArray[np.intp]) -> tuple[int, ...]:
+        """Shape of the flat rows of some items."""
+        return (self._counts(items), *self.rows[1:])
+
+    def view(self, items: NDArray[np.intp], buffer: NDArray[np.uint8]) -> NDArray[Any]:
+        """Give the beginning of a buffer as flat rows of some items."""
+        shape = self.shape_of(items)
+        return buffer[: shape[0] * self.row_bytes].view(self.source.dtype).reshape(shape)
+
+    def read(self, items: NDArray[np.intp], into: NDArray[Any]) -> None:
+        """Read some items, rising, into flat rows; those that lie end to end at once."""
+        place = 0
+        for start, stop in self._runs(items):
+            rows = into[place : place + stop - start]
+            whole = rows.reshape(((stop - start) // self.rows_each, *self.source.shape[1:]))
+            self.source.read(start // self.rows_each, stop // self.rows_each, whole)
+            place += stop - start
+
+    def _runs(self, items: NDArray[np.intp]) -> list[tuple[int, int]]:
+        """Give the flat rows of rising items, first and last of each run."""
+        if isinstance(self.column, Ragged):
+            starts = self.column.starts[items]
+            stops = starts + self.column.layout.counts[items]
+        else:
+            starts = items.astype(np.int64)
+            stops = starts + 1
+        held = stops > starts
+        starts, stops = starts[held], stops[held]
+        if not len(starts):
+            return []
+        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+        first = np.concatenate([[0], breaks])
+        last = np.concatenate([breaks, [len(starts)]]) - 1
+        return list(zip(starts[first].tolist(), stops[last].tolist(), strict=True))
+
+    def _counts(self, items: NDArray[np.intp]) -> int:
+        if isinstance(self.column, Ragged):
+            return int(self.column.layout.counts[items].sum())
+        return len(items)
+
+
+def _names_files(given: Sequence[Any]) -> bool:
+    return len(given) > 0 and isinstance(given[0], str | PathLike)
+
+
+def _is_outside(values: Any) -> bool:
+    """Whether something with a shape is no array of a framework, or one that is mapped."""
+    if is_array_api_obj(values):
+        return isinstance(values, np.memmap)
+    tabular = hasattr(values, "__array_priority__")  # columns of pandas are in memory
+    return hasattr(values, "shape") and hasattr(values, "__getitem__") and not tabular
