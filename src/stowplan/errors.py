@@ -17,6 +17,10 @@ class DataError(ValueError):
     """Values that a kernel, a recipe or a reader cannot accept."""
 
 
+class StoreError(OSError):
+    """A disk that is full, or files of a run that another process holds."""
+
+
 class FrameworkError(TypeError):
     """Arrays of two frameworks in one call, or a dtype or device that would change silently."""
 

@@ -1,0 +1,240 @@
+"""Numbers that lie in C order in a file: rows, regions and scattered pieces, by one call each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from stowplan.errors import DataError
+from stowplan.stores.descriptors import bytes_view, read_into, write_from
+from stowplan.stores.regions import Region, contiguous_from
+from stowplan.stores.stored import buffer_of_rows, bytes_of, checked_values
+
+__all__ = ["FileArray"]
+
+SMALL_BYTES = 8192
+"""Pieces below this are read together and sorted out in memory: a call costs as much."""
+BOUNCE_BYTES = 1 << 20
+"""The most that is read together for that."""
+WASTE = 16
+"""Bytes read for one that is wanted, at most."""
+
+
+class FileArray:
+    """An array of native dtype over a part of a file; other byte orders are turned on the way.
+
+    Parameters
+    ----------
+    path, offset
+        The file and the byte where the values begin.
+    shape, dtype
+        `dtype` as it is in the file.
+    writable
+        Whether the file is opened for writing, too.
+    check
+        Called with the array before each read; None compares the size of the file alone.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        writable: bool = False,
+        descriptor: int | None = None,
+        name: str | None = None,
+        kind: str = "file",
+        check: Callable[[FileArray, os.stat_result], None] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.name = str(path) if name is None else name
+        self.kind = kind
+        self.offset = offset
+        self.shape = tuple(map(int, shape))
+        self.dtype: np.dtype[Any] = dtype.newbyteorder("=") if dtype.kind != "V" else dtype
+        self.swapped = dtype.kind != "V" and not dtype.isnative
+        self.file_dtype = dtype
+        self.writable = writable
+        self.resumed = False
+        self._check = check
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path, flags) if descriptor is None else descriptor
+        self._row_bytes = bytes_of(self.shape[1:], self.dtype)
+        self._end = offset + bytes_of(self.shape, self.dtype)
+        self._refuse_changed()
+
+    def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give rows [start, stop), read straight into where they are wanted."""
+        into = buffer_of_rows(self, start, stop, into)
+        if into.nbytes:
+            self._read(self.offset + start * self._row_bytes, [bytes_view(into)])
+            self._turn(into)
+        return into
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Write whole rows."""
+        values = checked_values(self, start, values)
+        self._write(self.offset + start * self._row_bytes, [self._as_in_file(values)])
+
+    def read_region(
+        self, index: tuple[slice, ...], into: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Give a hyper-rectangle; `into` may be any view of its shape.
+
+        What lies end to end in the file is read by one call, wherever it goes; small pieces are
+        read together with what lies between them.
+        """
+        region = Region.of(index, self.shape, self.name)
+        into = np.empty(region.shape, self.dtype) if into is None else into
+        self._check_part(region, into)
+        if not into.size:
+            return into
+        self._refuse_changed()
+        axis = max(region.run_axis, contiguous_from(into))
+        if region.useful(axis) * self.dtype.itemsize >= SMALL_BYTES or into.ndim == 0:
+            for position, pieces in self._pieces(region, into):
+                self._fill(position, pieces)
+            self._turn(into)
+        else:
+            self._read_through(region, into)
+        return into
+
+    def write_region(self, index: tuple[slice, ...], values: NDArray[Any]) -> None:
+        """Write a hyper-rectangle, by one call for what lies end to end in the file."""
+        region = Region.of(index, self.shape, self.name)
+        values = np.asarray(values)
+        self._check_part(region, values)
+        if not values.size:
+            return
+        axis = max(region.run_axis, contiguous_from(values))
+        if not self.swapped and region.useful(axis) * self.dtype.itemsize >= SMALL_BYTES:
+            for position, pieces in self._pieces(region, values):
+                self._write(position, pieces)
+            return
+        for element, lead in region.runs(region.run_axis):
+            self._write(self._byte(element), [self._as_in_file(values[lead])])
+
+    def read_scattered(self, offset_elements: int, destinations: Sequence[memoryview]) -> None:
+        """Fill several places in memory, one after another, with what lies end to end.
+
+        Parameters
+        ----------
+        offset_elements
+            The first element, counted over the whole array.
+        destinations
+            Writable views of contiguous memory, whole elements each.
+        """
+        views = [memoryview(view).cast("B") for view in destinations if view.nbytes]
+        count = sum(view.nbytes for view in views)
+        position = self._byte(offset_elements)
+        if offset_elements < 0 or position + count > self._end:
+            raise DataError(
+                f"{self.name}: {count} bytes from element {offset_elements} on end beyond the "
+                f"{bytes_of(self.shape, self.dtype)} bytes of {self.shape} {self.dtype}."
+            )
+        self._read(position, views)
+        for view in views if self.swapped else ():
+            np.frombuffer(view, self.dtype).byteswap(inplace=True)
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give path, form, size and time of the last change."""
+        facts = os.fstat(self._descriptor)
+        return (
+            self.kind, str(self.path.resolve()), self.offset, self.shape, self.file_dtype.str,
+            facts.st_size, facts.st_mtime_ns,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _byte(self, element: int) -> int:
+        return self.offset + element * self.dtype.itemsize
+
+    def _pieces(
+        self, region: Region, array: NDArray[Any]
+    ) -> list[tuple[int, list[memoryview]]] | Any:
+        """Give the place in the file of each run, and the parts of memory that it is made of."""
+        inner = max(region.run_axis, contiguous_from(array))
+        for element, lead in region.runs(region.run_axis):
+            block = array[lead]
+            within = np.ndindex(*region.shape[region.run_axis : inner])
+            yield self._byte(element), [bytes_view(block[index]) for index in within]
+
+    def _read_through(self, region: Region, into: NDArray[Any]) -> None:
+        """Read blocks with what lies between their parts, as far as that pays."""
+        size, axis = self.dtype.itemsize, region.run_axis
+        while axis:
+            span, useful = region.span(axis - 1), region.useful(axis - 1)
+            if span * size > BOUNCE_BYTES or span > WASTE * useful:
+                break
+            axis -= 1
+        span = region.span(axis)
+        room = np.empty(span, self.dtype)
+        strides = [stride * size for stride in region.strides[axis:]]
+        view = as_strided(room, region.shape[axis:], strides)
+        for element, lead in region.runs(axis):
+            self._fill(self._byte(element), [bytes_view(room)])
+            into[lead] = view
+        self._turn(into)
+
+    def _check_part(self, region: Region, array: NDArray[Any]) -> None:
+        if array.shape != region.shape or array.dtype != self.dtype:
+            raise DataError(
+                f"{self.name}: the region is {region.shape} {self.dtype}, the array in memory "
+                f"{array.shape} {array.dtype}."
+            )
+
+    def _turn(self, array: NDArray[Any]) -> None:
+        if self.swapped:
+            array.byteswap(inplace=True)
+
+    def _as_in_file(self, values: NDArray[Any]) -> memoryview:
+        if self.swapped:
+            values = values.byteswap()
+        return bytes_view(np.ascontiguousarray(values))
+
+    def _read(self, position: int, views: Sequence[memoryview]) -> None:
+        self._refuse_changed()
+        self._fill(position, views)
+
+    def _fill(self, position: int, views: Sequence[memoryview]) -> None:
+        wanted = sum(view.nbytes for view in views)
+        found = read_into(self._descriptor, position, views)
+        if found < wanted:
+            self._refuse_changed()
+            raise _changed(self.name, position + wanted, position + found)
+
+    def _write(self, position: int, views: Sequence[memoryview]) -> None:
+        if not self.writable:
+            raise DataError(
+                f"{self.name}: it was opened for reading. Write to a new array: out='another.npy'."
+            )
+        write_from(self._descriptor, position, views, self.name)
+
+    def _refuse_changed(self) -> None:
+        facts = os.fstat(self._descriptor)
+        if facts.st_size < self._end:
+            raise _changed(self.name, self._end, facts.st_size)
+        if self._check is not None:
+            self._check(self, facts)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name}, {self.shape} {self.dtype})"
+
+
+def _changed(name: str, expected: int, found: int) -> DataError:
+    return DataError(
+        f"{name} is too short: its values end at byte {expected}, the file at byte {found}. It "
+        "was cut off, or it changed while it was read."
+    )

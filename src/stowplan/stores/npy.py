@@ -1,0 +1,283 @@
+""".npy files: read in place by their header, written whole under another name."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import DataError, StoreError
+from stowplan.stores.descriptors import reserve, sync_folder, write_from
+from stowplan.stores.file_arrays import FileArray
+from stowplan.stores.locks import hold
+from stowplan.stores.stored import buffer_of_rows, bytes_of, check_dtype, checked_values, exists
+
+__all__ = ["PART", "FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
+
+PART = ".stowplan.part"
+"""What the name of a file ends with until it is finished."""
+FIRST_BYTES = 1 << 16
+PIECE_BYTES = 4 << 20
+"""What of an array in Fortran order is turned at a time."""
+
+
+class NpyArray(FileArray):
+    """A `.npy` file in C order.
+
+    Its header is read again whenever the file has changed since, so that another array of the same
+    size is not read in its place.
+    """
+
+    def __init__(
+        self, path: Path, header: tuple[int, tuple[int, ...], bool, np.dtype[Any]], **more: Any
+    ) -> None:
+        self._header = header
+        self._target: Path | None = None
+        self._seen = -1
+        offset, shape, fortran, dtype = header
+        shape = shape[::-1] if fortran else shape
+        super().__init__(path, offset, shape, dtype, kind="npy", check=_same_header, **more)
+
+    def finish(self) -> None:
+        """Bring everything to the disk and give the file its name."""
+        os.fsync(self._descriptor)
+        if self._target is not None:
+            self.path.replace(self._target)
+            self.path, self._target = self._target, None
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written; nothing if it is finished."""
+        if self._target is not None:
+            self.path.unlink(missing_ok=True)  # before the lock goes: nobody else's is removed
+            self._target = None
+        self.close()
+
+
+class FortranArray:
+    """A file in Fortran order: rows are strided regions, turned in pieces of some MiB."""
+
+    def __init__(self, turned: FileArray) -> None:
+        self.turned = turned
+        self.name = turned.name
+        self.dtype = turned.dtype
+        self.shape = turned.shape[::-1]
+
+    def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give rows [start, stop)."""
+        into = buffer_of_rows(self, start, stop, into)
+        rows = slice(start, stop)
+        for piece in self._pieces(max(stop - start, 1)):
+            lead: tuple[slice, ...] = (piece, *[slice(None)] * (len(self.shape) - 2), rows)
+            into[..., piece] = self.turned.read_region(lead).T
+        return into
+
+    def read_region(
+        self, index: tuple[slice, ...], into: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Give a hyper-rectangle."""
+        whole = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        if into is not None:
+            self.turned.read_region(whole[::-1], into.T)
+            return into
+        return np.ascontiguousarray(self.turned.read_region(whole[::-1]).T)
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Write whole rows."""
+        values = checked_values(self, start, values)
+        rows = slice(start, start + len(values))
+        self.write_region((rows, *[slice(None)] * (len(self.shape) - 1)), values)
+
+    def write_region(self, index: tuple[slice, ...], values: NDArray[Any]) -> None:
+        """Write a hyper-rectangle."""
+        whole = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        self.turned.write_region(whole[::-1], np.asarray(values).T)
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give path, form, size and time of the last change."""
+        return ("fortran", *self.turned.identity())
+
+    def close(self) -> None:
+        """Close the file."""
+        self.turned.close()
+
+    def _pieces(self, rows: int) -> list[slice]:
+        """Cut the last axis, the slowest one of the file."""
+        last = self.shape[-1]
+        each = bytes_of((rows, *self.shape[1:-1]), self.dtype)
+        step = max(PIECE_BYTES // max(each, 1), 1)
+        return [slice(first, min(first + step, last)) for first in range(0, last, step)]
+
+
+def open_npy(path: str | os.PathLike[str], *, writable: bool = False) -> NpyArray | FortranArray:
+    """Open a `.npy` file.
+
+    Raises
+    ------
+    DataError
+        For a file that is not there, is none of NumPy's, holds objects or is too short.
+    """
+    path = Path(path)
+    try:
+        descriptor = os.open(
+            path, (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
+        )
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.") from None
+    try:
+        array = NpyArray(path, _header(descriptor, str(path)), descriptor=descriptor)
+        array.writable = writable
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return FortranArray(array) if array._header[2] and len(array.shape) > 1 else array
+
+
+def open_memmap(array: np.memmap[Any, Any]) -> FileArray | FortranArray | None:
+    """Give the file behind a memory map, to be read by its descriptor.
+
+    None where the map is no plain view of the file: a strided one, one whose changes stay private,
+    or one of a file that has gone.
+    """
+    if array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous:
+        turned = open_memmap(array.T)
+        return FortranArray(turned) if isinstance(turned, FileArray) else None
+    base, name = array._mmap, array.filename  # type: ignore[attr-defined]  # documented by NumPy
+    plain = array.flags.c_contiguous and array.ndim and array.mode in ("r", "r+", "w+")
+    if base is None or name is None or not plain or not Path(name).is_file():
+        return None
+    begin = np.frombuffer(base, np.uint8).__array_interface__["data"][0]
+    granularity = mmap.ALLOCATIONGRANULARITY
+    offset = array.offset - array.offset % granularity + array.__array_interface__["data"][0]
+    check_dtype(array.dtype, str(name))
+    writable = array.mode != "r"
+    return FileArray(name, offset - begin, array.shape, array.dtype, writable=writable)
+
+
+def create_npy(
+    target: str | os.PathLike[str],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> NpyArray:
+    """Make a `.npy` file under another name, with all its space reserved, for `finish` to rename.
+
+    Parameters
+    ----------
+    resume
+        Go on with what a run that was cut off has left, or with the finished file, where shape and
+        dtype are those asked for.
+
+    Raises
+    ------
+    StoreError
+        For a full disk, or where another process is writing the same file.
+    """
+    target = Path(target)
+    dtype = check_dtype(dtype, str(target))
+    part = target.with_name(target.name + PART)
+    if resume and target.is_file() and not part.is_file():
+        array = open_npy(target, writable=True)
+        if isinstance(array, NpyArray) and (array.shape, array.file_dtype) == (shape, dtype):
+            array.resumed = True
+            return array
+        array.close()
+    if target.exists() and not overwrite:
+        raise exists(target)
+    descriptor = _open_part(part)
+    header = _written_header(shape, dtype)
+    size = len(header) + bytes_of(shape, dtype)
+    try:
+        resumed = resume and _holds(descriptor, header, size)
+        if not resumed:
+            os.ftruncate(descriptor, 0)
+            reserve(descriptor, size, str(target))
+            write_from(descriptor, 0, [memoryview(header)], str(target))
+        facts = (len(header), shape, False, dtype)
+        array = NpyArray(part, facts, descriptor=descriptor, name=str(target))
+    except BaseException:
+        part.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise
+    array.writable, array.resumed, array._target = True, resumed, target
+    return array
+
+
+def _open_part(part: Path) -> int:
+    """Open a file for writing and lock it, which no two processes do."""
+    while True:
+        try:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        except FileNotFoundError:
+            raise DataError(f"{part.parent} is no folder. Make it first.") from None
+        except PermissionError as error:
+            raise DataError(f"{part.parent} cannot be written to: {error}.") from None
+        if not hold(descriptor):
+            os.close(descriptor)
+            raise StoreError(f"{part} is being written by another process. Name another output.")
+        try:
+            if sys.platform == "win32" or part.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # it was finished or removed in between
+
+
+def _header(descriptor: int, name: str) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what a file says of itself: offset of the values, shape, order, dtype."""
+    room = bytearray(FIRST_BYTES)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    found = os.read(descriptor, FIRST_BYTES)
+    room[: len(found)] = found
+    file = io.BytesIO(found)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"version {version} is for tables with names")
+    except ValueError as error:
+        raise DataError(f"{name} is no .npy file of numbers: {error}.") from None
+    check_dtype(dtype, name)
+    if not shape:
+        raise DataError(f"{name} holds a single number, which has no rows.")
+    return file.tell(), shape, fortran, dtype
+
+
+def _same_header(array: FileArray, facts: os.stat_result) -> None:
+    """Refuse a file whose header is another one than when it was opened."""
+    assert isinstance(array, NpyArray)
+    if facts.st_mtime_ns == array._seen:
+        return
+    found = _header(array._descriptor, array.name)
+    if found != array._header:
+        raise DataError(
+            f"{array.name}: it was {array._header[1]} {array._header[3]} when it was opened and is "
+            f"{found[1]} {found[3]} now: it changed while it was read."
+        )
+    array._seen = facts.st_mtime_ns
+
+
+def _written_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    file = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    facts = {"descr": descr, "fortran_order": False, "shape": tuple(map(int, shape))}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()
+
+
+def _holds(descriptor: int, header: bytes, size: int) -> bool:
+    if os.fstat(descriptor).st_size != size:
+        return False
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, len(header)) == header
