@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stowplan.planners.grids import GridIndex
 
 __all__ = [
+    "EndToEnd",
     "gather",
     "input_order",
     "inside_all",
@@ -25,6 +26,32 @@ __all__ = [
     "take_grid",
     "valid_places",
 ]
+
+
+class EndToEnd(NamedTuple):
+    """Rows that lie end to end in flat values, none of them padded: a batch without a copy."""
+
+    start: int
+    rows: int
+    capacity: tuple[int, ...]
+
+    def view(self, values: Any, xp: Any) -> Any:
+        """Give the rows (rows, *capacity, ...) as a view of flat values (total, ...)."""
+        stop = self.start + self.rows * math.prod(self.capacity)
+        shape = (self.rows, *self.capacity, *values.shape[1:])
+        view = xp.reshape(values[self.start : stop, ...], shape)
+        if type(view) is np.ndarray:
+            view.flags.writeable = False  # a kernel that writes in place would change the data
+        return view
+
+    @classmethod
+    def of(cls, starts: Any, shapes: Any, capacity: Sequence[int]) -> EndToEnd | None:
+        """Give rows that lie so, with starts (rows,) and shapes (rows, d); None for others."""
+        if not len(starts) or (shapes != capacity).any():
+            return None
+        if (np.diff(starts) != math.prod(capacity)).any():
+            return None
+        return cls(int(starts[0]), len(starts), tuple(capacity))
 
 
 def locate(
@@ -108,9 +135,11 @@ def inside_all(masks: Sequence[Any]) -> Any:
 def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> Any:
     """Copy flat rows (total, ...) into a padded batch (rows, *capacity, ...).
 
-    ``inside`` is None where nothing is padding; ``fill`` goes where it is False. A caller with many
-    batches passes ``fill`` as a 0-d array and the namespace.
+    ``inside`` is None where nothing is padding; ``fill`` goes where it is False. Rows that lie end
+    to end are a view. A caller with many batches passes ``fill`` as a 0-d array and the namespace.
     """
+    if isinstance(index, EndToEnd):
+        return index.view(values, xp or namespace_of(values))
     xp = xp or namespace_of(values, index)
     shape = (*index.shape, *values.shape[1:])
     if values.shape[0] == 0:

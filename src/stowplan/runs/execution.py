@@ -44,6 +44,8 @@ def run(
     compile: bool = False,
     executor: Executor | Callable[[], Executor] | None = None,
     resume: str | PathLike[str] | None = None,
+    out: Any = None,
+    overwrite: bool = False,
     **shared: Any,
 ) -> Any:
     """Evaluate a kernel on every item, batch by batch, and give the results in input order.
@@ -137,7 +139,10 @@ def run(
         target = group.target
     if plan is None:
         memory = MemoryRequest(budget, peak, None, statics, traced)
-        plan = plan_columns("run", kernel, columns, source, target, memory, rows=rows, group=group)
+        plan = plan_columns(
+            "run", kernel, columns, source, target, memory, rows=rows, group=group,
+            keep=out is None,
+        )  # fmt: skip
     else:
         _refuse_beside_plan(rows=rows, budget=budget, peak=peak)
     check_sizes("run", kernel, columns, plan)
@@ -149,6 +154,13 @@ def run(
         return run_by_executor(
             kernel, columns, plan, source, target, {**statics, **traced}, {"compile": compile},
             executor=executor, resume=resume, progress=progress,
+        )  # fmt: skip
+    if columns.stored or out is not None:
+        from stowplan.runs.streaming import run_on_disk  # most data are in memory
+
+        return run_on_disk(
+            kernel, columns, plan, source, target, statics, traced,
+            out=out, overwrite=overwrite, compile=compile, progress=progress,
         )  # fmt: skip
     if group is not None:
         from stowplan.runs.side_by_side import run_on_devices  # many programs have one device

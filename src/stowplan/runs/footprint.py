@@ -14,6 +14,7 @@ from array_api_compat import is_array_api_obj
 from stowplan.adapters.interface import Wanted
 from stowplan.declaration import Kernel
 from stowplan.planners.batches import Batch, Plan
+from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Sizes
 from stowplan.runs.shared import leaves, paired_leaves
@@ -180,7 +181,9 @@ def measure_footprint(
     index = locating = 0
     for batch in plan.batches:
         rows, capacity = len(batch.items), batch.capacity
-        index += sum(_entry_bytes(dims) * rows * padded(dims, capacity) for dims in gathered)
+        found = {} if wanted is not None or moved else _end_to_end(batch, plan, columns, sizes, inputs)
+        copied = [dims for dims in gathered if not found.get(dims, False)]
+        index += sum(_entry_bytes(dims) * rows * padded(dims, capacity) for dims in copied)
         shared = batch.count == rows  # indices of items serve both ways
         index += sum(
             INDEX_BYTES * rows * padded(dims, capacity)
@@ -188,7 +191,9 @@ def measure_footprint(
             if dims or not shared or dims not in gathered
         )
         index += MASK_BYTES * rows * sum(capacity) if kernel.takes_mask else 0
-        locating = max(locating, INDEX_BYTES * rows * max(padded(d, capacity) for d in gathered))
+        if copied:
+            most = max(padded(dims, capacity) for dims in copied)
+            locating = max(locating, INDEX_BYTES * rows * most)
     put_away = tuple(
         _put_away(batch, sizes, list(zip(outputs, output_bytes, strict=True)))
         for batch in plan.batches
@@ -214,6 +219,21 @@ def measure_footprint(
         row_masks=of_rows(outputs, [MASK_BYTES] * len(outputs)),
         row_gathered=tuple(map(max, zip(*taken_and_filled, strict=True))),
     )
+
+
+def _end_to_end(
+    batch: Batch, plan: Plan, columns: Columns, sizes: Sizes, inputs: Sequence[Dims]
+) -> dict[Dims, bool]:
+    """Say along which dims all columns of a batch are views, which need no indices."""
+    items = batch.items
+    if not batch.count or (np.diff(items) != 1).any():
+        return {}
+    full = bool((plan.lengths[items] == batch.capacity).all())
+    found: dict[Dims, bool] = {}
+    for dims, column in zip(inputs, columns.values, strict=True):
+        packed = not isinstance(column, Ragged) or column.layout.contiguous
+        found[dims] = found.get(dims, True) and packed and (full or not dims)
+    return found
 
 
 def _put_away(batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]]) -> PutAway:

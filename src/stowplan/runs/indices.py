@@ -12,7 +12,14 @@ from stowplan.adapters import Adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 from stowplan.expressions import Expression
-from stowplan.gather import input_order, inside_all, locate, real_places, valid_places
+from stowplan.gather import (
+    EndToEnd,
+    input_order,
+    inside_all,
+    locate,
+    real_places,
+    valid_places,
+)
 from stowplan.layout import Layout
 from stowplan.planners.batches import Batch, Plan
 from stowplan.signature import CoreShape
@@ -106,13 +113,15 @@ class Indices:
         self.sizes: Sizes = plan.cache.setdefault(("sizes", *key), Sizes(plan, kernel, fixed))
         self._cache: dict[Any, Any] = plan.cache.setdefault(("indices", *key, adapter.name), {})
 
-    def located(self, columns: Sequence[tuple[Any, Layout | None]]) -> dict[Any, Any]:
+    def located(
+        self, columns: Sequence[tuple[Any, Layout | None]], *, apart: bool
+    ) -> dict[Any, Any]:
         """Give a cache for what belongs to columns at these places, by batch."""
         places = tuple(
             (None if layout is None or layout.contiguous else layout, *self._place(values))
             for values, layout in columns
         )
-        found: dict[Any, Any] = self._cache.setdefault(("located", places), {})
+        found: dict[Any, Any] = self._cache.setdefault(("located", places, apart), {})
         return found
 
     def gather(
@@ -123,6 +132,27 @@ class Indices:
         key = ("gather", number, dims, None if packed else layout)
         found: tuple[Any, Any] = self._beside(like, key, lambda: self._locate(number, dims, layout))
         return found
+
+    def end_to_end(
+        self, number: int, dims: tuple[str, ...], layout: Layout | None, like: Any
+    ) -> EndToEnd | None:
+        """Give where the rows of a batch lie if they need no copy, as in a slice of arrays.
+
+        Slices of a compiling framework are programs of their own.
+        """
+        if self.adapter.compiles and not isinstance(like, np.ndarray):
+            return None
+        batch = self.plan.batches[number]
+        if not batch.count:
+            return None
+        if not dims:
+            rows = np.zeros((len(batch.items), 0), np.int64)
+            return EndToEnd.of(batch.items, rows, ())
+        layout = layout or self.sizes.layout(dims)
+        if not len(layout.starts):
+            return None
+        starts, shapes = layout.starts[batch.items], layout.shapes[batch.items]
+        return EndToEnd.of(starts, shapes, self.sizes.capacity(batch, dims))
 
     def masks(self, number: int, like: Any) -> dict[str, Any]:
         """Give, per ragged dim, which places of a batch are real, (rows, capacity)."""

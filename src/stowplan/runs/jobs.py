@@ -52,7 +52,10 @@ class _Input:
 
 
 class Job:
-    """One run: staged columns, the plan's index arrays, and the parts of the results."""
+    """One run: staged columns, the plan's index arrays, and the parts of the results.
+
+    ``apart`` says that batches are arrays of their own, and never views of the data.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,11 @@ class Job:
         plan: Plan,
         source: Place,
         target: Place,
+        *,
+        apart: bool = False,
     ) -> None:
         self.where = where
+        self.apart = apart
         self.kernel = kernel
         self.columns = columns
         self.source = source
@@ -188,7 +194,8 @@ class Job:
         self.plan = plan
         self.indices = Indices(plan, self.kernel, self.target.adapter, self.columns.fixed)
         self.located = self.indices.located(
-            [(one.values, one.layout) for one in (*self.inputs, *self.segments.values())]
+            [(one.values, one.layout) for one in (*self.inputs, *self.segments.values())],
+            apart=self.apart,
         )
 
     def gather(self, number: int) -> tuple[list[Any], dict[str, Any]]:
@@ -284,6 +291,11 @@ class Job:
         return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))
 
     def _places(self, number: int, one: _Input) -> tuple[Any, Any]:
+        straight = None
+        if not self.apart:
+            straight = self.indices.end_to_end(number, one.dims, one.layout, one.values)
+        if straight is not None:
+            return straight, None
         return self.indices.gather(number, one.dims, one.layout, one.values)
 
     def _input(self, column: Any, dims: tuple[str, ...], fill: Any) -> _Input:

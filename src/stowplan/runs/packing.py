@@ -96,7 +96,7 @@ class KernelPacking:
         check_sizes("pack", self.kernel, columns, plan)
         check_indices("pack", self.kernel, columns)
         whole, _ = _packed(plan, columns.fixed)
-        job = Job("pack", self.kernel, columns, whole, source, target)
+        job = Job("pack", self.kernel, columns, whole, source, target, apart=True)
         return tuple(_packed_batch(job, number, target) for number in range(len(whole.batches)))
 
     def unpack(self, plan: Plan, outputs: Any, like: str | None) -> Any:

@@ -127,7 +127,7 @@ def make_probes(
             for column in columns.values
         ),
     )
-    job = Job(where, kernel, columns, _one_row_each(plan), source, source)
+    job = Job(where, kernel, columns, _one_row_each(plan), source, source, apart=True)
     shared = _moved(map_leaves(lambda part: job.shared(stand_in(part)), traced), source, target)
     probes = []
     for slot in range(len(plan.slots)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
 from stowplan.runs.parts import flat_rows_of
+from stowplan.runs.stored_columns import runs_of
 
 if TYPE_CHECKING:
-    from stowplan.stores.arrays import StoredArray
+    from stowplan.stores.arrays import NewArray, StoredArray
 
-__all__ = ["InMemory", "OnDisk", "Result"]
+__all__ = ["InMemory", "OnDisk", "Result", "checksum_of", "flat_values"]
 
 
 class Result:
@@ -37,13 +38,8 @@ class Result:
             return items.astype(np.int64)
         return flat_rows_of(self.layout, items)
 
-    def keep(self, items: NDArray[np.intp], output: Any) -> None:
-        """Put what a part gave for its items where it belongs."""
-        values = output.compact().values if isinstance(output, Ragged) else output
-        self.write(self.places(items), np.asarray(values))
-
-    def write(self, places: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Put rows where they belong."""
+    def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
+        """Put flat rows of some items where they belong."""
         raise NotImplementedError
 
     def whole(self) -> Any:
@@ -58,6 +54,8 @@ class InMemory(Result):
     ----------
     layout
         See `Result`.
+    like : array
+        Flat rows of no item: the dtype and the trailing shape.
     rows : int
         All flat rows.
     back
@@ -65,65 +63,85 @@ class InMemory(Result):
     """
 
     def __init__(
-        self, layout: Layout | None, rows: int, back: Callable[[NDArray[Any]], Any]
+        self,
+        layout: Layout | None,
+        like: NDArray[Any],
+        rows: int,
+        back: Callable[[NDArray[Any]], Any],
     ) -> None:
         super().__init__(layout)
-        self.rows = rows
         self.back = back
-        self.total: NDArray[Any] | None = None
+        self.total = np.empty((rows, *like.shape[1:]), like.dtype)
 
-    def write(self, places: NDArray[np.int64], values: NDArray[Any]) -> None:
-        if self.total is None:
-            self.total = np.empty((self.rows, *values.shape[1:]), values.dtype)
+    def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
         if self.total.dtype != values.dtype:  # eigenvalues are complex where they must
             self.total = self.total.astype(np.result_type(self.total, values), copy=False)
-        self.total[places] = values
+        for start, stop, first in runs_of(self.places(items)):
+            self.total[start:stop] = values[first : first + stop - start]
 
     def whole(self) -> Any:
-        assert self.total is not None
         total = self.back(self.total)
         return total if self.layout is None else Ragged.from_layout(total, self.layout)
 
 
 class OnDisk(Result):
-    """An output in an array on disk."""
+    """An output in an array on disk.
 
-    def __init__(self, layout: Layout | None, target: StoredArray) -> None:
+    Parameters
+    ----------
+    layout
+        See `Result`.
+    target : StoredArray
+        Items on axis 0 where all have one shape, else flat rows.
+    made : bool
+        Whether the array is new: it gets its name when all is written.
+    """
+
+    def __init__(self, layout: Layout | None, target: StoredArray, *, made: bool) -> None:
         super().__init__(layout)
         self.target = target
+        self.made = made
+        rows = target.shape[0] if layout is None else int(layout.counts.sum())
+        self.rows_each = rows // target.shape[0] if target.shape[0] else 1
 
-    def write(self, places: NDArray[np.int64], values: NDArray[Any]) -> None:
-        for start, stop, first in _runs(places):
-            self.target.write(start, values[first : first + stop - start])
+    def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
+        each = self.rows_each
+        for start, stop, first in runs_of(self.places(items)):
+            rows = values[first : first + stop - start]
+            shape = ((stop - start) // each, *self.target.shape[1:])
+            self.target.write(start // each, np.ascontiguousarray(rows).reshape(shape))
 
     def checksum(self, items: NDArray[np.intp]) -> int:
         """Give the crc32 of what lies on disk of some items."""
         total = 0
-        for start, stop, _ in _runs(self.places(items)):
-            total = zlib.crc32(np.ascontiguousarray(self.target.read(start, stop)), total)
+        for start, stop, _ in runs_of(self.places(items)):
+            each = self.rows_each
+            total = zlib.crc32(self.target.read(start // each, stop // each), total)
         return total
 
     def whole(self) -> Any:
-        return self.target if self.layout is None else Ragged.from_layout(self.target, self.layout)
+        flat = self.layout is None or self.rows_each > 1
+        return self.target if flat else Ragged.from_layout(self.target, self.layout)
+
+    def finish(self) -> None:
+        """Bring everything to the disk; give a new array its name."""
+        if self.made:
+            new: NewArray = self.target  # type: ignore[assignment]  # `made` says so
+            new.finish()
+
+    def discard(self) -> None:
+        """Remove a new array that is not finished."""
+        if self.made:
+            new: NewArray = self.target  # type: ignore[assignment]  # `made` says so
+            new.discard()
 
 
-def checksum_of(output: Any) -> int:
-    """Give the crc32 of what a part gave, which is that of its rows on disk."""
+def flat_values(output: Any) -> NDArray[Any]:
+    """Give the flat rows of what a part gave, on the host."""
     values = output.compact().values if isinstance(output, Ragged) else output
+    return np.asarray(values)
+
+
+def checksum_of(values: NDArray[Any]) -> int:
+    """Give the crc32 of flat rows, which is that of the same rows on disk."""
     return zlib.crc32(np.ascontiguousarray(values))
-
-
-def _runs(places: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Give runs of consecutive places: first, one past the last, and the row it begins with."""
-    if not len(places):
-        return []
-    breaks = np.flatnonzero(np.diff(places) != 1) + 1
-    first = np.concatenate([[0], breaks])
-    last = np.concatenate([breaks, [len(places)]]) - 1
-    columns = (places[first], places[last] + 1, first)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def kinds(outputs: Sequence[Any]) -> list[str]:
-    """Name what outputs are, for messages."""
-    return ["Ragged" if isinstance(output, Ragged) else "array" for output in outputs]

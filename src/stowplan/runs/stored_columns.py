@@ -17,7 +17,7 @@ from stowplan.ragged import Ragged
 if TYPE_CHECKING:
     from stowplan.stores.arrays import StoredArray  # most runs read nothing
 
-__all__ = ["ItemReader", "bound", "may_be_stored", "stand_in"]
+__all__ = ["ItemReader", "bound", "may_be_stored", "runs_of", "stand_in"]
 
 ALIGNMENT = 64
 """Bytes; what vector units and direct reads ask for."""
@@ -37,16 +37,16 @@ def bound(given: Any, where: str) -> tuple[Any, StoredArray] | None:
 
     None where the column is in memory.
     """
-    from stowplan.stores.arrays import is_stored, open_array
+    from stowplan.stores.arrays import is_stored, open_column
 
     if isinstance(given, Ragged):
         if not is_stored(given.values):
             return None
-        opened = open_array(given.values, where)
+        opened = open_column(given.values, where)
         return given.map_values(lambda _: stand_in(opened.shape, opened.dtype)), opened
     if not is_stored(given):
         return None
-    found = open_array(given, where)
+    found = open_column(given, where)
     if isinstance(found, Ragged):
         values: StoredArray = found.values
         return found.map_values(lambda _: stand_in(values.shape, values.dtype)), values
@@ -110,26 +110,39 @@ class ItemReader:
             place += stop - start
 
     def _runs(self, items: NDArray[np.intp]) -> list[tuple[int, int]]:
-        """Give the flat rows of rising items, first and last of each run."""
-        if isinstance(self.column, Ragged):
-            starts = self.column.starts[items]
-            stops = starts + self.column.layout.counts[items]
-        else:
-            starts = items.astype(np.int64)
-            stops = starts + 1
+        """Give the flat rows of rising items, first and one past the last of each run."""
+        if not isinstance(self.column, Ragged):
+            return [(start, stop) for start, stop, _ in runs_of(items)]
+        starts = self.column.starts[items]
+        stops = starts + self.column.layout.counts[items]
         held = stops > starts
         starts, stops = starts[held], stops[held]
-        if not len(starts):
-            return []
         breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
-        first = np.concatenate([[0], breaks])
-        last = np.concatenate([breaks, [len(starts)]]) - 1
+        first, last = _ends(breaks, len(starts))
         return list(zip(starts[first].tolist(), stops[last].tolist(), strict=True))
 
     def _counts(self, items: NDArray[np.intp]) -> int:
         if isinstance(self.column, Ragged):
             return int(self.column.layout.counts[items].sum())
         return len(items)
+
+
+def runs_of(places: NDArray[Any]) -> list[tuple[int, int, int]]:
+    """Give runs of consecutive places: first, one past the last, and the row it begins with.
+
+    >>> runs_of(np.array([4, 5, 6, 9]))
+    [(4, 7, 0), (9, 10, 3)]
+    """
+    first, last = _ends(np.flatnonzero(np.diff(places) != 1) + 1, len(places))
+    columns = (places[first], places[last] + 1, first)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _ends(breaks: NDArray[np.intp], count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Give the first and the last row of each run."""
+    if not count:
+        return breaks, breaks
+    return np.concatenate([[0], breaks]), np.concatenate([breaks, [count]]) - 1
 
 
 def _names_files(given: Sequence[Any]) -> bool:
@@ -141,4 +154,5 @@ def _is_outside(values: Any) -> bool:
     if is_array_api_obj(values):
         return isinstance(values, np.memmap)
     tabular = hasattr(values, "__array_priority__")  # columns of pandas are in memory
-    return hasattr(values, "shape") and hasattr(values, "__getitem__") and not tabular
+    readable = hasattr(values, "__getitem__") or hasattr(values, "identity")
+    return hasattr(values, "shape") and readable and not tabular

@@ -39,6 +39,7 @@ __all__ = [
     "block_of",
     "compute",
     "host_columns",
+    "kind_of",
     "to_host",
     "wrapped",
 ]
@@ -278,7 +279,7 @@ def _computed(call: Call, block: Block) -> Outcome:
     given = {**call.options, **shared, "on": on, "device": device}
     if call.where == "run":
         found = run(call.kernel, data, block.plan, **given)
-        return Outcome([_column_to_host(part) for part in as_tuple(found)], _kind(found))
+        return Outcome([_column_to_host(part) for part in as_tuple(found)], kind_of(found))
     ended = iterate(call.kernel, data, block.plan, **given)
     outputs = [_column_to_host(part) for part in ended.values.values()]
     return Outcome([*outputs, ended.iterations, ended.converged, ended.failed], [])
@@ -319,7 +320,8 @@ def _column_to_host(column: Any) -> Any:
     return column.map_values(to_host) if isinstance(column, Ragged) else to_host(column)
 
 
-def _kind(found: Any) -> list[str] | None:
+def kind_of(found: Any) -> list[str] | None:
+    """Say how outputs are wrapped: see `Outcome`."""
     if not isinstance(found, tuple):
         return None
     if not hasattr(found, "_fields"):
