@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,8 @@ READ_SHARE = 6
 TRIES = 4
 """Times that rows are cut for one size of buffers."""
 
-FitPart = Callable[[Columns, Plan, MemoryRequest | None, int | None], Plan]
-"""Of a plan with all slots, or with one of them, by its number."""
+FitPart = Callable[[Columns, Plan, MemoryRequest | None, Any], Plan]
+"""Gives a plan the rows that a cache likes and a budget allows, or rows by hand."""
 
 
 def fit_loads(
@@ -39,8 +41,9 @@ def fit_loads(
     request: MemoryRequest | None,
     fit_part: FitPart,
     *,
-    rows_by_hand: bool,
+    rows: Any,
     keep: bool,
+    fill: bool,
 ) -> Plan:
     """Give a plan whose data are read load by load, all within the budget.
 
@@ -48,33 +51,25 @@ def fit_loads(
     ----------
     made
         Slots and items; rows are chosen here.
-    fit_part
-        Gives a plan the rows that a cache likes and a budget allows.
-    rows_by_hand
-        Whether these are given.
+    rows
+        By hand: one number, or one for each slot.
     keep
         Whether results are kept in memory, else on disk.
+    fill
+        Whether batches take as many rows as the budget allows, not as a cache likes.
 
     Raises
     ------
     BudgetError
         Where one row that is read, computed and put away exceeds the budget.
     """
-    split = fit_part(columns, made, None, None)
+    split = fit_part(columns, made, None, rows)
     if request is None or not columns.items or not split.batches:
         return split
     budget = resolved_budget(where, target, request)
-    fit = _Fit(where, kernel, columns, made, split, request, budget, fit_part, rows_by_hand, keep)
     usable = usable_bytes(budget.bytes, target.adapter)
-    most = min(MOST_READ, max((usable - fit.kept_bytes) // READ_SHARE, 1))
-    least = max(fit.row_bytes)
-    while True:
-        try:
-            return fit.planned(max(most, 1), ladder=target.adapter.compiles)
-        except BudgetError as error:
-            if most <= least:
-                raise fit.refusal(error) from None
-        most = max(most // 2, min(most, least))
+    fit = _Fit(where, kernel, columns, made, split, request, target, budget, fit_part, rows, keep)
+    return fit.filled(usable) if fill else fit.cached(usable)
 
 
 @dataclass
@@ -87,50 +82,126 @@ class _Fit:
     made: Plan
     split: Plan
     request: MemoryRequest
+    target: Place
     budget: Budget
     fit_part: FitPart
-    rows_by_hand: bool
+    rows: Any
     keep: bool
 
     def __post_init__(self) -> None:
         self.reads = Reads(self.columns)
-        sizes = [
-            max((self.reads.bytes_of(np.array([item])) for item in _largest(self.split, slot)), default=0)
-            for slot in range(len(self.split.slots))
-        ]
-        self.row_bytes = sizes
+        self.row_bytes = [_largest_read(self.reads, self.split, slot) for slot in self._slots()]
         self.kept_bytes = self._results(self.columns, self.split) if self.keep else 0
+        kind = self.target.adapter.kind_of(self.target.device)
+        self.buffers = BUFFERS if kind == "cpu" else 0  # others take memory of the host alone
 
-    def planned(self, most: int, *, ladder: bool) -> Plan:
+    def cached(self, usable: int) -> Plan:
+        """Plan batches that a cache likes, read in loads of many."""
+        most = min(MOST_READ, max((usable - self.kept_bytes) // READ_SHARE, 1))
+        least = max(self.row_bytes)
+        while True:
+            try:
+                return self._planned(max(most, 1))
+            except BudgetError as error:
+                if most <= least:
+                    raise self._refusal(error) from None
+            most = max(most // 2, min(most, least))
+
+    def filled(self, usable: int) -> Plan:
+        """Plan batches of as many rows as fit, each read by itself."""
+        ones = [1] * len(self.made.slots)
+        try:
+            first = self._exactly(ones)
+        except BudgetError as error:
+            raise self._refusal(error) from None
+        counts = [0] * len(ones)
+        for batch in self.split.batches:
+            counts[batch.slot] += batch.count
+        found = list(ones)
+        for slot, count in enumerate(counts):
+            if count > 1:
+                found[slot] = self._most_rows(slot, count, first, usable)
+        plan = self._exactly(found)
+        if self.target.adapter.compiles:
+            return plan
+        batches = tuple(replace(batch, items=batch.items[: batch.count]) for batch in plan.batches)
+        return replace(plan, batches=batches)
+
+    def _most_rows(self, slot: int, count: int, first: Plan, usable: int) -> int:
+        """Find the most rows of a slot that fit, beginning with where a line would lead."""
+
+        def tried(rows: int) -> int | None:
+            limits = [1] * len(self.made.slots)
+            limits[slot] = rows
+            try:
+                memory = self._exactly(limits).memory
+            except BudgetError:
+                return None
+            return memory.peak_bytes if memory is not None else 0
+
+        one = (first.memory.peak_bytes if first.memory is not None else None) or 0
+        two = tried(2)
+        if two is None:
+            return 1
+        low, high = 2, count
+        guess = low + max(usable - two, 0) // max(two - one, 1)
+        failed = count + 1
+        while low < high and low + 1 < failed:
+            guess = min(max(guess, low + 1), high, failed - 1)
+            if tried(guess) is None:
+                failed, guess = guess, max(low + (guess - low) // 2, guess - 1)
+            else:
+                low, guess = guess, guess + 1
+        return low
+
+    def _slots(self) -> range:
+        return range(len(self.split.slots))
+
+    def _planned(self, most: int) -> Plan:
         """Plan loads of so many bytes: the largest of each slot is fitted beside the buffers."""
         limits = [
-            max(min(most // max(size, 1), rows), 1)
-            for size, rows in zip(self.row_bytes, self.split.rows, strict=True)
+            max(min(most // max(size, 1), rows), slot.get("rows", 1))
+            for size, rows, slot in zip(
+                self.row_bytes, self.split.rows, self.made.slots, strict=True
+            )
         ]
         for _ in range(TRIES):
-            limits = [
-                max(limit, slot.get("rows", 1))
-                for limit, slot in zip(limits, self.made.slots, strict=True)
-            ]
             split = self.split
-            if not self.rows_by_hand:
+            if self.rows is None:
+                ladder = self.target.adapter.compiles
                 split = split_chunks(self.made, ladder=ladder, max_rows=limits)
-            loads = cut_loads(split, self.reads, most)
-            largest: dict[int, Load] = {}
-            for load in loads:
-                slot = split.batches[load.batches[0]].slot
-                if slot not in largest or load.bytes > largest[slot].bytes:
-                    largest[slot] = load
-            read = BUFFERS * max(load.bytes for load in loads)
-            found = {slot: self._fitted(split, load, read) for slot, load in largest.items()}
+            found, read = self._fitted(split, most, None)
             rows = {slot: max(plan.rows) for slot, (plan, _) in found.items()}
-            if self.rows_by_hand or all(count >= split.rows[slot] for slot, count in rows.items()):
-                return self._with_forecast(split, read, most, found)
-            for slot, count in rows.items():
-                limits[slot] = min(limits[slot], count)
-        raise BudgetError("no number of rows was found that fits")
+            if self.rows is not None or all(n >= split.rows[slot] for slot, n in rows.items()):
+                return self._with_forecast(split, most, read, found)
+            for slot, n in rows.items():
+                limits[slot] = max(min(limits[slot], n), self.made.slots[slot].get("rows", 1))
+        raise BudgetError("no number of rows was found that fits.")
 
-    def _fitted(self, split: Plan, load: Load, read: int) -> tuple[Plan, int]:
+    def _exactly(self, rows: Sequence[int]) -> Plan:
+        """Plan batches of so many rows in each slot, each read by itself."""
+        split = split_chunks(self.made, rows=list(rows))
+        found, read = self._fitted(split, 0, rows)
+        return self._with_forecast(split, read // max(self.buffers, 1), read, found)
+
+    def _fitted(
+        self, split: Plan, most: int, rows: Sequence[int] | None
+    ) -> tuple[dict[int, tuple[Plan, int]], int]:
+        """Fit the largest load of each slot; give also what buffers take."""
+        largest: dict[int, Load] = {}
+        loads = cut_loads(split, self.reads, most)
+        for load in loads:
+            slot = split.batches[load.batches[0]].slot
+            if slot not in largest or load.bytes > largest[slot].bytes:
+                largest[slot] = load
+        read = self.buffers * max(load.bytes for load in loads)
+        return {
+            slot: self._fitted_load(split, load, read, rows) for slot, load in largest.items()
+        }, read
+
+    def _fitted_load(
+        self, split: Plan, load: Load, read: int, rows: Sequence[int] | None
+    ) -> tuple[Plan, int]:
         """Fit the batches of a load beside what is read and kept; give what writing takes, too."""
         part = self.reads.part_without_data(self.kernel, split, load)
         (slot,) = {batch.slot for batch in part.plan.batches}
@@ -142,13 +213,16 @@ class _Fit:
         written = 0 if self.keep else self._results(part.columns, own)
         left = self.budget.bytes - read - self.kept_bytes - written
         if left < 1:
-            raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read")
+            raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read.")
         given = self.request.budget is not None or self.request.peak is not None
         request = replace(self.request, budget=left) if given else self.request
-        return self.fit_part(part.columns, own, request, slot), written
+        by_hand = self.rows if rows is None else rows
+        if isinstance(by_hand, Sequence):
+            by_hand = [by_hand[slot]]
+        return self.fit_part(part.columns, own, request, by_hand), written
 
     def _with_forecast(
-        self, split: Plan, read: int, most: int, found: dict[int, tuple[Plan, int]]
+        self, split: Plan, most: int, read: int, found: dict[int, tuple[Plan, int]]
     ) -> Plan:
         memories = {slot: plan.memory for slot, (plan, _) in found.items() if plan.memory}
         written = max(size for _, size in found.values())
@@ -156,27 +230,26 @@ class _Fit:
         peaks: tuple[int, ...] = ()
         if all(memory.batch_bytes for memory in memories.values()):
             peaks = tuple(
-                max(memories[slot].batch_bytes) if slot in memories else 0
-                for slot in range(len(split.slots))
+                max(memories[slot].batch_bytes) if slot in memories else 0 for slot in self._slots()
             )
         sources = tuple(dict.fromkeys(s for memory in memories.values() for s in memory.sources))
         held = max((memory.held_bytes for memory in memories.values()), default=0)
         idle = max((memory.idle_bytes for memory in memories.values()), default=0)
         in_flight = all(memory.in_flight for memory in memories.values())
         memory = Forecast(
-            self.budget, beside + held, peaks, sources, beside + idle, in_flight, most
+            self.budget, beside + held, peaks, sources, beside + idle, in_flight, max(most, 1)
         )
         return replace(split, memory=memory)
 
-    def refusal(self, error: BudgetError) -> BudgetError:
-        """Say what one row takes that is read twice, computed and put away."""
-        read = BUFFERS * max(self.row_bytes)
-        kept = f", {show_bytes(self.kept_bytes)} for all results" if self.kept_bytes else ""
+    def _refusal(self, error: BudgetError) -> BudgetError:
+        """Say what one row takes that is read ahead, computed and put away."""
+        read = self.buffers * max(self.row_bytes)
+        kept = f", all results {show_bytes(self.kept_bytes)}" if self.kept_bytes else ""
         cure = "keep results on disk with out=, " if self.kept_bytes else ""
         return BudgetError(
-            f"{self.where}: the budget is {self.budget}. Reading one row ahead of another takes "
-            f"{read} bytes{kept}, and beside these: {error} Give a larger budget, {cure}or cut "
-            "items into smaller ones."
+            f"{self.where}: the budget is {self.budget}. Buffers of one row take {read} "
+            f"bytes{kept}, and beside these: {error} Give a larger budget, {cure}or cut items "
+            "into smaller ones."
         )
 
     def _results(self, columns: Columns, plan: Plan) -> int:
@@ -185,11 +258,11 @@ class _Fit:
         ).result_bytes
 
 
-def _largest(plan: Plan, slot: int) -> list[int]:
-    """Give the item of a slot with most padded rows, if it has any."""
+def _largest_read(reads: Reads, plan: Plan, slot: int) -> int:
+    """Bytes of the item of a slot with most padded rows, 0 where there is none."""
     items = [batch.items[: batch.count] for batch in plan.batches if batch.slot == slot]
     if not items:
-        return []
+        return 0
     held = np.concatenate(items)
-    sizes = plan.lengths[held].astype(np.float64).prod(axis=1)
-    return [int(held[np.argmax(sizes)])]
+    sizes = [math.prod(lengths) for lengths in plan.lengths[held].tolist()]
+    return reads.bytes_of(held[[int(np.argmax(sizes))]])

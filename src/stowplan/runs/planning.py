@@ -175,6 +175,7 @@ def plan_columns(
     offsets: Offsets = "corner",
     group: Group | None = None,
     keep: bool = True,
+    fill: bool = False,
 ) -> Plan:
     """Plan columns that are bound already; without a request for memory none is looked at."""
     costs = costs or _own_costs(kernel, target)
@@ -210,16 +211,15 @@ def plan_columns(
         from stowplan.runs.load_budgets import fit_loads  # most data are in memory
 
         def fit_part(
-            part: Columns, own: Plan, memory: MemoryRequest | None, slot: int | None
+            part: Columns, own: Plan, memory: MemoryRequest | None, by_hand: Any
         ) -> Plan:
-            given = rows if slot is None or not isinstance(rows, Sequence) else [rows[slot]]
             return fit_rows(
-                where, kernel, part, own, source, target, memory, rows=given, terms=terms
+                where, kernel, part, own, source, target, memory, rows=by_hand, terms=terms
             )
 
         return fit_loads(
             where, kernel, columns, made, target, memory, fit_part,
-            rows_by_hand=rows is not None, keep=keep,
+            rows=rows, keep=keep, fill=fill,
         )  # fmt: skip
     share = None if group is None else functools.partial(_shared, kernel, group)
     fitted = fit_rows(
