@@ -16,12 +16,17 @@ from stowplan.errors import DataError, StoreError
 from stowplan.stores.descriptors import reserve, sync_folder, write_from
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import hold
-from stowplan.stores.stored import buffer_of_rows, bytes_of, check_dtype, checked_values, exists
+from stowplan.stores.stored import (
+    PART,
+    buffer_of_rows,
+    bytes_of,
+    check_dtype,
+    checked_values,
+    exists,
+)
 
-__all__ = ["PART", "FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
+__all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
 
-PART = ".stowplan.part"
-"""What the name of a file ends with until it is finished."""
 FIRST_BYTES = 1 << 16
 PIECE_BYTES = 4 << 20
 """What of an array in Fortran order is turned at a time."""

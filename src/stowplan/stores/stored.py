@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 
 __all__ = [
+    "PART",
     "NewArray",
     "StoredArray",
     "buffer_of_rows",
@@ -19,6 +20,7 @@ __all__ = [
     "check_rows",
     "checked_values",
     "exists",
+    "reading_bytes",
 ]
 
 
@@ -41,6 +43,10 @@ class StoredArray(Protocol):
 
     def close(self) -> None:
         """Let go of files."""
+
+
+PART = ".stowplan.part"
+"""What the name of an output ends with until it is finished."""
 
 
 class NewArray(StoredArray, Protocol):
@@ -116,3 +122,9 @@ def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 def exists(target: object) -> DataError:
     """Give the error for an output that is there already."""
     return DataError(f"{target} exists. Name another output, or replace it: overwrite=True.")
+
+
+def reading_bytes(array: StoredArray) -> int:
+    """Bytes that a read holds beside the rows it gives: of a chunk or a row group, 0 for most."""
+    found: int = getattr(array, "reading_bytes", 0)
+    return found
