@@ -13,7 +13,8 @@ from stowplan.errors import DataError, StoreError
 from stowplan.extras import import_extra
 from stowplan.stores.descriptors import reserve, sync_folder
 from stowplan.stores.file_arrays import FileArray
-from stowplan.stores.locks import hold, is_held
+from stowplan.stores.locks import Lock, is_held
+from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import PART, bytes_of, check_dtype, exists
@@ -109,6 +110,7 @@ class NewHdf5Array(FileArray):
         super().__init__(path, **more, kind="hdf5", writable=True)
         self._inner = inner
         self._target: tuple[Path, str] | None = target
+        self._lock: Lock | None = None
 
     def finish(self) -> None:
         """Bring everything to the disk and give the dataset its name."""
@@ -129,6 +131,17 @@ class NewHdf5Array(FileArray):
             self.path = target
             sync_folder(target.parent)
         self._target = None
+        self._let_go()
+
+    def close(self) -> None:
+        """Close the file; what is not finished stays for another run to go on with."""
+        super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def discard(self) -> None:
         """Remove what was written; nothing if it is finished."""
@@ -234,9 +247,11 @@ def _new(
     array = NewHdf5Array(
         file, own, (target, name), offset=place[2], shape=shape, dtype=dtype, name=shown
     )
-    if not hold(array._descriptor):
+    try:
+        array._lock = lock_part(file)
+    except StoreError:
         array.close()
-        raise StoreError(f"{file} is being written by another process. Name another output.")
+        raise
     array.resumed = resumed
     if not resumed:
         try:

@@ -16,7 +16,8 @@ from stowplan.errors import DataError, StoreError
 from stowplan.extras import import_extra
 from stowplan.memory import show_bytes
 from stowplan.stores.descriptors import FULL, disk_error, free_bytes, sync_folder
-from stowplan.stores.locks import hold
+from stowplan.stores.locks import Lock
+from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import PART, bytes_of, check_dtype, exists
@@ -40,7 +41,7 @@ class ZarrArray(SlicedArray):
         self.resumed = False
         self.reading_bytes = bytes_of(self.chunks, self.dtype)  # of a chunk that is cut
         self._target: Path | None = None
-        self._lock = -1
+        self._lock: Lock | None = None
         self._seen = self._metadata_time()
 
     def identity(self) -> tuple[Any, ...]:
@@ -165,9 +166,9 @@ class ZarrArray(SlicedArray):
         return tuple(map(int, self.source.shape))
 
     def _let_go(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 def open_zarr(path: str, inner: str) -> ZarrArray:
@@ -234,14 +235,16 @@ def create_zarr(
     if target.exists() and not overwrite:
         raise exists(name)
     if inner:
-        zarr.open_group(path, mode="a")
+        group = zarr.open_group(path, mode="a")
+        if "/" in inner:
+            group.require_group(inner.rpartition("/")[0])
     elif not target.absolute().parent.is_dir():
         raise DataError(f"{target.parent} is no folder. Make it first.")
-    part.mkdir(exist_ok=True, parents=True)
-    lock = os.open(part, os.O_RDONLY)
+    lock = None
+    while lock is None:
+        part.mkdir(exist_ok=True, parents=True)
+        lock = lock_part(part)
     try:
-        if not hold(lock):
-            raise StoreError(f"{part} is being written by another process. Name another output.")
         made = _resumed(zarr, part, shape, dtype) if resume else None
         resumed = made is not None
         if made is None:
@@ -252,7 +255,7 @@ def create_zarr(
             )  # fmt: skip
         array = ZarrArray(made, name)
     except BaseException:
-        os.close(lock)
+        lock.release()
         raise
     array._lock, array._target, array.resumed = lock, target, resumed
     return array
