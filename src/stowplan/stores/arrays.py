@@ -97,6 +97,7 @@ def create_array(
     *,
     overwrite: bool = False,
     rows_together: int = 1,
+    resumable: bool = False,
     resume: bool = False,
 ) -> NewArray:
     """Make an array to be written by rows, under another name until `finish`.
@@ -109,9 +110,13 @@ def create_array(
         Whether what is there is replaced, once the new array is finished.
     rows_together
         Rows of one chunk, where the format has chunks.
+    resumable
+        Whether a run that is cut off leaves what it has written, for another to go on with: then
+        it has a name of its own, and is removed as a leftover only on request.
     resume
-        Go on with what a run that was cut off has left under this name (`resumed` says whether
-        there was something).
+        Go on with what such a run has left, or with the finished array, where shape and dtype are
+        those asked for (`resumed` says whether there was something). Ask for it only where a
+        folder of the run says which rows are done: an older array of this name is taken, too.
 
     Raises
     ------
@@ -127,19 +132,32 @@ def create_array(
         if not shape:
             raise DataError(f"{target}: a single number has no rows to write.")
         if suffix == ".npy":
-            return create_npy(path, shape, np.dtype(dtype), overwrite=overwrite, resume=resume)
+            return create_npy(
+                path,
+                shape,
+                np.dtype(dtype),
+                overwrite=overwrite,
+                resumable=resumable,
+                resume=resume,
+            )
         if suffix == ".zarr":
             from stowplan.stores.zarr import create_zarr  # zarr is optional
 
             return create_zarr(
                 path, inner, shape, np.dtype(dtype),
-                overwrite=overwrite, rows_together=rows_together, resume=resume,
+                overwrite=overwrite, rows_together=rows_together, resumable=resumable, resume=resume,
             )  # fmt: skip
         if suffix in HDF5:
             from stowplan.stores.hdf5 import create_hdf5  # h5py is optional
 
             return create_hdf5(
-                path, inner, shape, np.dtype(dtype), overwrite=overwrite, resume=resume
+                path,
+                inner,
+                shape,
+                np.dtype(dtype),
+                overwrite=overwrite,
+                resumable=resumable,
+                resume=resume,
             )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error

@@ -17,7 +17,7 @@ from stowplan.stores.locks import Lock, is_held
 from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import PART, bytes_of, check_dtype, exists
+from stowplan.stores.stored import PART, bytes_of, check_dtype, exists, unfinished
 
 __all__ = ["Hdf5Array", "NewHdf5Array", "create_hdf5", "open_hdf5", "wrap_hdf5"]
 
@@ -199,6 +199,7 @@ def create_hdf5(
     dtype: np.dtype[Any],
     *,
     overwrite: bool,
+    resumable: bool,
     resume: bool,
 ) -> NewHdf5Array:
     """Make a dataset in one piece, its space reserved, under another name until it is finished.
@@ -209,13 +210,14 @@ def create_hdf5(
     dtype = check_dtype(dtype, path)
     target, name = Path(path), inner.strip("/") or DATASET
     added = target.is_file() and bool(inner)
-    file = target if added else target.with_name(target.name + PART)
+    part = unfinished(target, resumable=resumable or resume)
+    file = target if added else part
     shown = f"{path}::{name}"
     if not target.absolute().parent.is_dir():
         raise DataError(f"{target.parent} is no folder. Make it first.")
     if is_held(file):
         raise StoreError(f"{file} is being written by another process. Name another output.")
-    if target.is_file() and not file.with_name(target.name + PART).is_file():
+    if target.is_file() and not part.is_file():
         finished = _place(target, name)
         if resume and finished is not None and finished[:2] == (shape, dtype):
             return _new(target, name, target, name, shape, dtype, shown, resumed=True)

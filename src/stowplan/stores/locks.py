@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import weakref
 from pathlib import Path
 
 __all__ = ["Lock", "is_held"]
+
+WAITS = (0.005, 0.02, 0.05, 0.0)
+"""Seconds between tries."""
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
@@ -27,10 +31,12 @@ class Lock:
         """Lock what is there until the lock is released or the process ends."""
         flags = os.O_RDONLY if Path(path).is_dir() or sys.platform != "win32" else os.O_RDWR
         descriptor = os.open(path, flags)
-        if not _hold(descriptor):
-            os.close(descriptor)
-            return None
-        return cls(descriptor)
+        for wait in WAITS:
+            if _hold(descriptor):
+                return cls(descriptor)
+            time.sleep(wait)  # somebody may only look whether it is held
+        os.close(descriptor)
+        return None
 
     def is_of(self, path: str | os.PathLike[str]) -> bool:
         """Whether it is the lock of what has this name now."""

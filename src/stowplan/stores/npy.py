@@ -16,12 +16,12 @@ from stowplan.stores.descriptors import reserve, sync_folder, write_from
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock
 from stowplan.stores.stored import (
-    PART,
     buffer_of_rows,
     bytes_of,
     check_dtype,
     checked_values,
     exists,
+    unfinished,
 )
 
 __all__ = ["FortranArray", "lock_part", "NpyArray", "create_npy", "open_memmap", "open_npy"]
@@ -182,6 +182,7 @@ def create_npy(
     dtype: np.dtype[Any],
     *,
     overwrite: bool = False,
+    resumable: bool = False,
     resume: bool = False,
 ) -> NpyArray:
     """Make a `.npy` file under another name, with all its space reserved, for `finish` to rename.
@@ -199,7 +200,7 @@ def create_npy(
     """
     target = Path(target)
     dtype = check_dtype(dtype, str(target))
-    part = target.with_name(target.name + PART)
+    part = unfinished(target, resumable=resumable or resume)
     if resume and target.is_file() and not part.is_file():
         array = open_npy(target, writable=True)
         if isinstance(array, NpyArray) and (array.shape, array.file_dtype) == (shape, dtype):

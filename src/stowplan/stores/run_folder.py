@@ -90,7 +90,7 @@ class RunFolder:
     ...         batches.save(3, [np.arange(2.0)])
     ...     with RunFolder(folder, {"plan": "5f2c"}, "run") as again:
     ...         sorted(again.numbers()), again.load(3)
-    ({3}, [array([0., 1.])])
+    ([3], [array([0., 1.])])
     """
 
     def __init__(
@@ -252,6 +252,14 @@ class RunFolder:
     def _locked(self) -> Lock:
         """Take the folder, or say who has it."""
         path = self.folder / LOCK
+        while True:
+            lock = self._take(path)
+            if lock.is_of(path):
+                return lock
+            lock.release()  # the folder was removed in between, as a leftover of a dead run
+            self._make()
+
+    def _take(self, path: Path) -> Lock:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             lock = Lock.take(path)

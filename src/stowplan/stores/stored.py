@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 
 __all__ = [
+    "KEPT",
     "PART",
     "NewArray",
     "StoredArray",
@@ -21,6 +23,7 @@ __all__ = [
     "checked_values",
     "exists",
     "reading_bytes",
+    "unfinished",
 ]
 
 
@@ -47,6 +50,8 @@ class StoredArray(Protocol):
 
 PART = ".stowplan.part"
 """What the name of an output ends with until it is finished."""
+KEPT = ".stowplan.resumable"
+"""The same for an output of a run that can be resumed."""
 
 
 class NewArray(StoredArray, Protocol):
@@ -112,6 +117,11 @@ def checked_values(array: StoredArray, start: int, values: NDArray[Any]) -> NDAr
         )
     check_rows(array, start, start + len(values))
     return values
+
+
+def unfinished(target: Path, *, resumable: bool) -> Path:
+    """Give the name of an output until it is finished."""
+    return target.with_name(target.name + (KEPT if resumable else PART))
 
 
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

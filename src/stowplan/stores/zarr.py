@@ -20,11 +20,13 @@ from stowplan.stores.locks import Lock
 from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import PART, bytes_of, check_dtype, exists
+from stowplan.stores.stored import bytes_of, check_dtype, exists, unfinished
 
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
 
 METADATA = ("zarr.json", ".zarray")  # of formats 3 and 2
+OLD = ".stowplan.old"
+"""What the name of an array ends with while another takes its place."""
 CHUNK_BYTES = 256 << 20
 """Chunks beyond this are cut along the first axes that are longer than 1."""
 BROKEN = (ValueError, RuntimeError, TypeError, KeyError, OSError, EOFError)
@@ -74,7 +76,7 @@ class ZarrArray(SlicedArray):
             sync_folder(folder)
         aside = None
         if self._target.exists():
-            aside = self._target.with_name(self._target.name + ".old" + PART)
+            aside = self._target.with_name(self._target.name + OLD)
             shutil.rmtree(aside, ignore_errors=True)
             self._target.rename(aside)
         self.folder.rename(self._target)
@@ -215,6 +217,7 @@ def create_zarr(
     *,
     overwrite: bool,
     rows_together: int,
+    resumable: bool,
     resume: bool,
 ) -> ZarrArray:
     """Make an array of format 3 without compression, under another name until it is finished.
@@ -225,7 +228,7 @@ def create_zarr(
     dtype = check_dtype(dtype, path)
     target = Path(path, *inner.split("/")) if inner else Path(path)
     name = f"{path}::{inner}" if inner else path
-    part = target.with_name(target.name + PART)
+    part = unfinished(target, resumable=resumable or resume)
     if resume and target.is_dir() and not part.exists():
         array = open_zarr(path, inner)
         if (array.shape, array.dtype) == (shape, dtype):
