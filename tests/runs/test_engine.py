@@ -422,7 +422,7 @@ def test_what_was_done_before_a_given_pool_broke_is_kept_and_resumed(tmp_path, m
     killer.join()
     (folder,) = scratch.iterdir()
     assert f"resume={str(folder)!r}" in str(caught.value)
-    done = len(list(folder.glob("batch-*.npz")))
+    done = len(list(folder.glob("batch-*.bin")))
     assert 0 < done < 20
     assert f"{done} of 20 batches are done" in str(caught.value)
     before = begun(notes)
@@ -430,7 +430,7 @@ def test_what_was_done_before_a_given_pool_broke_is_kept_and_resumed(tmp_path, m
     found = sp.run(double, data, executor=spawning, resume=folder, **asked)
     assert_same(found, expected)
     assert sum((begun(notes) - before).values()) == 20 - done
-    assert len(list(folder.glob("batch-*.npz"))) == 20
+    assert len(list(folder.glob("batch-*.bin"))) == 20
 
     class None_(Executor):
         def submit(self, *args, **kwargs):
@@ -462,7 +462,7 @@ def test_a_batch_that_kills_every_worker_ends_the_run_and_is_named(tmp_path, mon
     assert 4 <= len(made) <= 6
     assert "in a row" in str(caught.value)
     (folder,) = tmp_path.iterdir()
-    assert len(list(folder.glob("batch-*.npz"))) >= 4
+    assert len(list(folder.glob("batch-*.bin"))) >= 4
 
 
 # Errors of tasks
@@ -652,7 +652,7 @@ def test_batches_of_another_run_are_refused_and_what_differs_is_told(folder, thr
 
 
 def test_a_damaged_batch_is_computed_again(folder, caplog):
-    path = sorted(folder.glob("batch-*.npz"))[1]
+    path = sorted(folder.glob("batch-*.bin"))[1]
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(bytes(content))
@@ -676,7 +676,7 @@ def test_batches_are_saved_as_they_are_done(tmp_path, threads, kernels):
 
     with pytest.raises(sp.ExecutorError, match="not yet"):
         sp.run(sometimes, data, rows=1, executor=Recorder(), resume=tmp_path / "run")
-    saved = len(list((tmp_path / "run").glob("batch-*.npz")))
+    saved = len(list((tmp_path / "run").glob("batch-*.bin")))
     assert saved >= 4
     broken.clear()
     pool = Recorder()
@@ -698,7 +698,7 @@ def test_an_iteration_is_resumed(tmp_path, threads):
     }  # fmt: skip
     data = [np.arange(1.0, 9.0)]
     first = sp.iterate(better, data, rows=2, executor=threads, resume=tmp_path / "run", **asked)
-    (tmp_path / "run" / "batch-000002.npz").unlink()
+    (tmp_path / "run" / "batch-000002.bin").unlink()
     pool = Recorder()
     again = sp.iterate(better, data, executor=pool, resume=tmp_path / "run", **asked)
     assert len(pool.blocks) == 1

@@ -214,7 +214,7 @@ def test_a_batch_that_kills_every_dask_worker_is_named_and_the_rest_is_saved(
     finally:
         client.run_on_scheduler(_allow_failures, failures=3)
     (folder,) = tmp_path.iterdir()
-    assert len(list(folder.glob("batch-*.npz"))) == 3
+    assert len(list(folder.glob("batch-*.bin"))) == 3
 
 
 def _allow_failures(dask_scheduler: Any, failures: int = 0) -> None:

@@ -40,7 +40,7 @@ from stowplan.runs.recovery import shown_capacity
 from stowplan.runs.rounds import Rounds
 from stowplan.runs.side_by_side import map_results, progress_of
 from stowplan.runs.tasks import Call, Failure, Outcome, block_of, host_columns, wrapped
-from stowplan.stores.finished_batches import FinishedBatches
+from stowplan.stores.run_folder import RunFolder
 
 __all__ = [
     "Engine",
@@ -91,7 +91,7 @@ class Engine:
         self.plan = plan
         self.numbers = [number for number, batch in enumerate(plan.batches) if batch.count]
         self.sizes = {number: sizes[number] for number in self.numbers}
-        self.store: FinishedBatches | None = None
+        self.store: RunFolder | None = None
         self.done: dict[int, Outcome] = {}
 
     @classmethod
@@ -132,6 +132,8 @@ class Engine:
             finished = True
         finally:
             pool.close(wait=finished)
+            if self.store is not None:
+                self.store.close()
         outcomes = [self.done[number] for number in self.numbers]
         return outcomes, [self._place(number) for number in self.numbers]
 
@@ -202,7 +204,8 @@ class Engine:
 
     def _create(self, folder: str | PathLike[str]) -> None:
         identity = fingerprints(self.call, self.columns, self.plan)
-        self.store = FinishedBatches(folder, identity, self.where)
+        batches = len(self.numbers)
+        self.store = RunFolder(folder, identity, self.where, batches=batches)
         if saved_plan(folder) is None:
             self.plan.save(self.store.folder / PLAN)
 

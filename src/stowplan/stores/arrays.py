@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from array_api_compat import is_array_api_obj
 
 from stowplan.errors import DataError
 from stowplan.ragged import Ragged
+from stowplan.stores.files import join_arrays, matching_paths
 from stowplan.stores.npy import create_npy, open_memmap, open_npy
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import NewArray, StoredArray
@@ -95,6 +97,7 @@ def create_array(
     *,
     overwrite: bool = False,
     rows_together: int = 1,
+    resumable: bool = False,
     resume: bool = False,
 ) -> NewArray:
     """Make an array to be written by rows, under another name until `finish`.
@@ -107,9 +110,13 @@ def create_array(
         Whether what is there is replaced, once the new array is finished.
     rows_together
         Rows of one chunk, where the format has chunks.
+    resumable
+        Whether a run that is cut off leaves what it has written, for another to go on with: then
+        it has a name of its own, and is removed as a leftover only on request.
     resume
-        Go on with what a run that was cut off has left under this name (`resumed` says whether
-        there was something).
+        Go on with what such a run has left, or with the finished array, where shape and dtype are
+        those asked for (`resumed` says whether there was something). Ask for it only where a
+        folder of the run says which rows are done: an older array of this name is taken, too.
 
     Raises
     ------
@@ -118,17 +125,46 @@ def create_array(
     StoreError
         For a full disk, or a target that another process is writing.
     """
-    path, _, _inner = os.fspath(target).partition("::")
+    path, _, inner = os.fspath(target).partition("::")
     shape = tuple(int(length) for length in shape)
     suffix = Path(path).suffix.lower()
     try:
         if not shape:
             raise DataError(f"{target}: a single number has no rows to write.")
         if suffix == ".npy":
-            return create_npy(path, shape, np.dtype(dtype), overwrite=overwrite, resume=resume)
+            return create_npy(
+                path,
+                shape,
+                np.dtype(dtype),
+                overwrite=overwrite,
+                resumable=resumable,
+                resume=resume,
+            )
+        if suffix == ".zarr":
+            from stowplan.stores.zarr import create_zarr  # zarr is optional
+
+            return create_zarr(
+                path, inner, shape, np.dtype(dtype),
+                overwrite=overwrite, rows_together=rows_together, resumable=resumable, resume=resume,
+            )  # fmt: skip
+        if suffix in HDF5:
+            from stowplan.stores.hdf5 import create_hdf5  # h5py is optional
+
+            return create_hdf5(
+                path,
+                inner,
+                shape,
+                np.dtype(dtype),
+                overwrite=overwrite,
+                resumable=resumable,
+                resume=resume,
+            )
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    raise DataError(f"{where}: out={os.fspath(target)!r} is no array that can be made: {KNOWN}.")
+    raise DataError(
+        f"{where}: out={os.fspath(target)!r} is no array that can be made. Name it 'name.npy', "
+        "'name.zarr' or 'name.h5::dataset'."
+    )
 
 
 def _opened(source: Any, where: str) -> StoredArray | Ragged:
@@ -140,6 +176,18 @@ def _opened(source: Any, where: str) -> StoredArray | Ragged:
         return open_memmap(source) or SlicedArray(source, f"memory map of {source.filename}")
     if isinstance(source, StoredArray):
         return source
+    if isinstance(source, list | tuple) and is_stored(source):
+        sources = [os.fspath(s) if isinstance(s, os.PathLike) else s for s in source]
+        return join_arrays(sources, partial(open_array, where=where), where)
+    package = type(source).__module__.partition(".")[0]
+    if package == "zarr":
+        from stowplan.stores.zarr import wrap_zarr  # zarr is optional
+
+        return wrap_zarr(source)
+    if package == "h5py":
+        from stowplan.stores.hdf5 import wrap_hdf5  # h5py is optional
+
+        return wrap_hdf5(source)
     if is_stored(source):
         return SlicedArray(source)
     raise DataError(
@@ -149,8 +197,22 @@ def _opened(source: Any, where: str) -> StoredArray | Ragged:
 
 
 def _of_path(text: str, where: str) -> StoredArray | Ragged:
-    path, _, _inner = text.partition("::")
+    path, _, inner = text.partition("::")
     suffix = Path(path).suffix.lower()
+    if not inner and set(path) & set("*?["):
+        return join_arrays(matching_paths(path), partial(open_array, where=where), where)
     if suffix == ".npy":
         return open_npy(path)
+    if suffix == ".zarr":
+        from stowplan.stores.zarr import open_zarr  # zarr is optional
+
+        return open_zarr(path, inner)
+    if suffix in HDF5:
+        from stowplan.stores.hdf5 import open_hdf5  # h5py is optional
+
+        return open_hdf5(path, inner)
+    if suffix in PARQUET:
+        from stowplan.stores.parquet import open_parquet  # pyarrow is optional
+
+        return open_parquet(path, inner)
     raise DataError(f"{text!r} is no array that can be read. Give {KNOWN}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import mmap
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,18 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError, StoreError
 from stowplan.stores.descriptors import reserve, sync_folder, write_from
 from stowplan.stores.file_arrays import FileArray
-from stowplan.stores.locks import hold
-from stowplan.stores.stored import buffer_of_rows, bytes_of, check_dtype, checked_values, exists
+from stowplan.stores.locks import Lock
+from stowplan.stores.stored import (
+    buffer_of_rows,
+    bytes_of,
+    check_dtype,
+    checked_values,
+    exists,
+    unfinished,
+)
 
-__all__ = ["PART", "FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
+__all__ = ["FortranArray", "lock_part", "NpyArray", "create_npy", "open_memmap", "open_npy"]
 
-PART = ".stowplan.part"
-"""What the name of a file ends with until it is finished."""
 FIRST_BYTES = 1 << 16
 PIECE_BYTES = 4 << 20
 """What of an array in Fortran order is turned at a time."""
@@ -39,6 +43,7 @@ class NpyArray(FileArray):
     ) -> None:
         self._header = header
         self._target: Path | None = None
+        self._lock: Lock | None = None
         self._seen = -1
         offset, shape, fortran, dtype = header
         shape = shape[::-1] if fortran else shape
@@ -51,6 +56,17 @@ class NpyArray(FileArray):
             self.path.replace(self._target)
             self.path, self._target = self._target, None
             sync_folder(self.path.parent)
+        self._let_go()
+
+    def close(self) -> None:
+        """Close the file; what is not finished stays for another run to go on with."""
+        super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def discard(self) -> None:
         """Remove what was written; nothing if it is finished."""
@@ -166,6 +182,7 @@ def create_npy(
     dtype: np.dtype[Any],
     *,
     overwrite: bool = False,
+    resumable: bool = False,
     resume: bool = False,
 ) -> NpyArray:
     """Make a `.npy` file under another name, with all its space reserved, for `finish` to rename.
@@ -183,7 +200,7 @@ def create_npy(
     """
     target = Path(target)
     dtype = check_dtype(dtype, str(target))
-    part = target.with_name(target.name + PART)
+    part = unfinished(target, resumable=resumable or resume)
     if resume and target.is_file() and not part.is_file():
         array = open_npy(target, writable=True)
         if isinstance(array, NpyArray) and (array.shape, array.file_dtype) == (shape, dtype):
@@ -192,7 +209,7 @@ def create_npy(
         array.close()
     if target.exists() and not overwrite:
         raise exists(target)
-    descriptor = _open_part(part)
+    descriptor, lock = _open_part(part)
     header = _written_header(shape, dtype)
     size = len(header) + bytes_of(shape, dtype)
     try:
@@ -206,12 +223,13 @@ def create_npy(
     except BaseException:
         part.unlink(missing_ok=True)
         os.close(descriptor)
+        lock.release()
         raise
-    array.writable, array.resumed, array._target = True, resumed, target
+    array.writable, array.resumed, array._target, array._lock = True, resumed, target, lock
     return array
 
 
-def _open_part(part: Path) -> int:
+def _open_part(part: Path) -> tuple[int, Lock]:
     """Open a file for writing and lock it, which no two processes do."""
     while True:
         try:
@@ -220,15 +238,30 @@ def _open_part(part: Path) -> int:
             raise DataError(f"{part.parent} is no folder. Make it first.") from None
         except PermissionError as error:
             raise DataError(f"{part.parent} cannot be written to: {error}.") from None
-        if not hold(descriptor):
-            os.close(descriptor)
-            raise StoreError(f"{part} is being written by another process. Name another output.")
-        try:
-            if sys.platform == "win32" or part.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
+        lock = lock_part(part)
+        if lock is not None:
+            return descriptor, lock
         os.close(descriptor)  # it was finished or removed in between
+
+
+def lock_part(part: Path) -> Lock | None:
+    """Lock an output that is not finished; None where it has just got its name, or was removed.
+
+    Raises
+    ------
+    StoreError
+        Where another process is writing it.
+    """
+    try:
+        lock = Lock.take(part)
+    except FileNotFoundError:
+        return None
+    if lock is None:
+        raise StoreError(f"{part} is being written by another process. Name another output.")
+    if not lock.is_of(part):
+        lock.release()
+        return None
+    return lock
 
 
 def _header(descriptor: int, name: str) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:

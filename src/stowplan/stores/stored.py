@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 
 __all__ = [
+    "KEPT",
+    "PART",
     "NewArray",
     "StoredArray",
     "buffer_of_rows",
@@ -19,6 +22,8 @@ __all__ = [
     "check_rows",
     "checked_values",
     "exists",
+    "reading_bytes",
+    "unfinished",
 ]
 
 
@@ -41,6 +46,12 @@ class StoredArray(Protocol):
 
     def close(self) -> None:
         """Let go of files."""
+
+
+PART = ".stowplan.part"
+"""What the name of an output ends with until it is finished."""
+KEPT = ".stowplan.resumable"
+"""The same for an output of a run that can be resumed."""
 
 
 class NewArray(StoredArray, Protocol):
@@ -108,6 +119,11 @@ def checked_values(array: StoredArray, start: int, values: NDArray[Any]) -> NDAr
     return values
 
 
+def unfinished(target: Path, *, resumable: bool) -> Path:
+    """Give the name of an output until it is finished."""
+    return target.with_name(target.name + (KEPT if resumable else PART))
+
+
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Bytes of an array, in Python's integers."""
     return math.prod(map(int, shape)) * dtype.itemsize
@@ -116,3 +132,9 @@ def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 def exists(target: object) -> DataError:
     """Give the error for an output that is there already."""
     return DataError(f"{target} exists. Name another output, or replace it: overwrite=True.")
+
+
+def reading_bytes(array: StoredArray) -> int:
+    """Bytes that a read holds beside the rows it gives: of a chunk or a row group, 0 for most."""
+    found: int = getattr(array, "reading_bytes", 0)
+    return found

@@ -1,0 +1,307 @@
+"""Arrays of zarr: read into place, errors that name the chunk, new ones in format 3."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import DataError, StoreError
+from stowplan.extras import import_extra
+from stowplan.memory import show_bytes
+from stowplan.stores.descriptors import FULL, disk_error, free_bytes, sync_folder
+from stowplan.stores.locks import Lock
+from stowplan.stores.npy import lock_part
+from stowplan.stores.regions import Region
+from stowplan.stores.sliced import SlicedArray
+from stowplan.stores.stored import bytes_of, check_dtype, exists, unfinished
+
+__all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
+
+METADATA = ("zarr.json", ".zarray")  # of formats 3 and 2
+OLD = ".stowplan.old"
+"""What the name of an array ends with while another takes its place."""
+CHUNK_BYTES = 256 << 20
+"""Chunks beyond this are cut along the first axes that are longer than 1."""
+BROKEN = (ValueError, RuntimeError, TypeError, KeyError, OSError, EOFError)
+"""What codecs raise for a chunk that they cannot decode."""
+
+
+class ZarrArray(SlicedArray):
+    """An array of zarr, of a folder or of any other store."""
+
+    def __init__(self, source: Any, name: str) -> None:
+        super().__init__(source, name)
+        self.folder = _folder_of(source)
+        self.chunks = tuple(map(int, source.chunks))
+        self.resumed = False
+        self.reading_bytes = bytes_of(self.chunks, self.dtype)  # of a chunk that is cut
+        self._target: Path | None = None
+        self._lock: Lock | None = None
+        self._seen = self._metadata_time()
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give where it lies, its metadata, and size and time of its files."""
+        facts = (self.shape, self.dtype.str, self.chunks, str(self.source.metadata.to_dict()))
+        if self.folder is None:
+            return ("zarr", str(self.source.store_path), *facts)
+        found = [path.stat() for path in self.folder.rglob("*") if path.is_file()]
+        size, latest = sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)
+        return ("zarr", str(self.folder.resolve()), *facts, len(found), size, latest)
+
+    def write_region(self, index: tuple[slice, ...], values: NDArray[Any]) -> None:
+        """Write a hyper-rectangle."""
+        if self.source.read_only:
+            raise DataError(f"{self.name} was opened for reading. Open it with mode='r+'.")
+        try:
+            super().write_region(index, values)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise disk_error(error, self.name, np.asarray(values).nbytes) from error
+
+    def finish(self) -> None:
+        """Bring everything to the disk and give the array its name."""
+        if self._target is None or self.folder is None:
+            return
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                _sync_file(Path(folder) / name)
+            sync_folder(folder)
+        aside = None
+        if self._target.exists():
+            aside = self._target.with_name(self._target.name + OLD)
+            shutil.rmtree(aside, ignore_errors=True)
+            self._target.rename(aside)
+        self.folder.rename(self._target)
+        sync_folder(self._target.parent)
+        if aside is not None:
+            shutil.rmtree(aside)
+        target, self._target = self._target, None
+        zarr = _zarr()
+        self.source = zarr.open_array(target, mode="r+")
+        self.folder = target
+        self._seen = self._metadata_time()
+        self._let_go()
+
+    def discard(self) -> None:
+        """Remove what was written; nothing if it is finished."""
+        if self._target is not None and self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._target = None
+        self._let_go()
+
+    def close(self) -> None:
+        """Let go of the lock of a new array."""
+        self._let_go()
+
+    def _get(self, index: Any) -> NDArray[Any]:
+        try:
+            return np.asarray(self.source[index])
+        except BROKEN as error:
+            self._name_chunk(index, error)
+
+    def read_region(
+        self, index: tuple[slice, ...], into: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Give a hyper-rectangle, decoded straight into where it is wanted."""
+        region = Region.of(index, self.shape, self.name)
+        into = np.empty(region.shape, self.dtype) if into is None else into
+        plain = self.source.dtype == into.dtype and into.shape == region.shape
+        if not (plain and into.size):
+            return super().read_region(index, into)
+        self._refuse_changed()
+        buffers = import_extra("zarr", "zarr.buffer", "an array of zarr")
+        try:
+            out = buffers.cpu.NDBuffer.from_numpy_array(into)
+            self.source.get_basic_selection(index, out=out)
+        except BROKEN as error:
+            self._name_chunk(index, error)
+        return into
+
+    def _name_chunk(self, index: Any, error: Exception) -> NoReturn:
+        """Find the first chunk of a region that cannot be read."""
+        parts = index if isinstance(index, tuple) else (index,)
+        region = Region.of(parts, self.shape, self.name)
+        grid = [
+            range(start // chunk, -(-(start + count) // chunk))
+            for start, count, chunk in zip(region.starts, region.shape, self.chunks, strict=True)
+        ]
+        for place in itertools.product(*grid):
+            corner = tuple(
+                slice(i * chunk, min((i + 1) * chunk, length))
+                for i, chunk, length in zip(place, self.chunks, self.shape, strict=True)
+            )
+            try:
+                self.source[corner]
+            except BROKEN as cause:
+                what = f"{type(cause).__name__}: {cause}"
+                raise DataError(
+                    f"{self.name}: chunk {place} cannot be read ({what}). Write it again."
+                ) from cause
+        raise DataError(f"{self.name}: {parts} cannot be read: {error}") from error
+
+    def _metadata_time(self) -> int:
+        if self.folder is None:
+            return 0
+        for name in METADATA:
+            if (self.folder / name).is_file():
+                return (self.folder / name).stat().st_mtime_ns
+        raise DataError(f"{self.name}: it is gone: it changed while it was read.")
+
+    def _shape(self) -> tuple[int, ...]:
+        folder = getattr(self, "folder", None)
+        if folder is not None and self._metadata_time() != self._seen:
+            found = _zarr().open_array(folder, mode="r")
+            if found.dtype != self.source.dtype:
+                raise DataError(
+                    f"{self.name}: it was {self.source.dtype} when it was opened and is "
+                    f"{found.dtype} now: it changed while it was read."
+                )
+            return tuple(map(int, found.shape))
+        return tuple(map(int, self.source.shape))
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def open_zarr(path: str, inner: str) -> ZarrArray:
+    """Open an array of a folder, by name where it is one of a group.
+
+    Raises
+    ------
+    DataError
+        For what is not there, listing what there is.
+    """
+    zarr = _zarr()
+    if not Path(path).exists():
+        raise DataError(f"{path}: there is no such folder.")
+    try:
+        node = zarr.open(path, mode="r")
+    except (ValueError, OSError, KeyError, zarr.errors.BaseZarrError) as error:
+        raise DataError(f"{path} is no array or group of zarr: {error}") from error
+    if isinstance(node, zarr.Array):
+        if inner:
+            raise DataError(f"{path} is an array and has no {inner!r} in it. Give {path!r}.")
+        return ZarrArray(node, path)
+    arrays = {n: a for n, a in node.members(max_depth=None) if isinstance(a, zarr.Array)}
+    inner = inner or (next(iter(arrays)) if len(arrays) == 1 else "")
+    if inner not in arrays:
+        named = f"no array {inner!r}" if inner else f"{len(arrays)} arrays"
+        there = ", ".join(sorted(arrays)) or "none"
+        raise DataError(f"{path} has {named}. Name one, {path}::NAME; there are: {there}.")
+    return ZarrArray(arrays[inner], f"{path}::{inner}")
+
+
+def wrap_zarr(source: Any) -> ZarrArray:
+    """Give an open array of zarr."""
+    zarr = _zarr()
+    if not isinstance(source, zarr.Array):
+        raise DataError(f"{source!r} is no array of zarr. Choose one: group['name'].")
+    return ZarrArray(source, str(_folder_of(source) or source.store_path))
+
+
+def create_zarr(
+    path: str,
+    inner: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    overwrite: bool,
+    rows_together: int,
+    resumable: bool,
+    resume: bool,
+) -> ZarrArray:
+    """Make an array of format 3 without compression, under another name until it is finished.
+
+    Random doubles do not get smaller; a chunk of nothing but zeros is not written.
+    """
+    zarr = _zarr()
+    dtype = check_dtype(dtype, path)
+    target = Path(path, *inner.split("/")) if inner else Path(path)
+    name = f"{path}::{inner}" if inner else path
+    part = unfinished(target, resumable=resumable or resume)
+    if resume and target.is_dir() and not part.exists():
+        array = open_zarr(path, inner)
+        if (array.shape, array.dtype) == (shape, dtype):
+            found = ZarrArray(zarr.open_array(target, mode="r+"), name)
+            found.resumed = True
+            return found
+    if target.exists() and not overwrite:
+        raise exists(name)
+    if inner:
+        group = zarr.open_group(path, mode="a")
+        if "/" in inner:
+            group.require_group(inner.rpartition("/")[0])
+    elif not target.absolute().parent.is_dir():
+        raise DataError(f"{target.parent} is no folder. Make it first.")
+    lock = None
+    while lock is None:
+        part.mkdir(exist_ok=True, parents=True)
+        lock = lock_part(part)
+    try:
+        made = _resumed(zarr, part, shape, dtype) if resume else None
+        resumed = made is not None
+        if made is None:
+            _refuse_too_large(part, bytes_of(shape, dtype), name)
+            made = zarr.create_array(
+                part, shape=shape, dtype=dtype, chunks=_chunks(shape, dtype, rows_together),
+                compressors=None, filters=None, fill_value=0, zarr_format=3, overwrite=True,
+            )  # fmt: skip
+        array = ZarrArray(made, name)
+    except BaseException:
+        lock.release()
+        raise
+    array._lock, array._target, array.resumed = lock, target, resumed
+    return array
+
+
+def _resumed(zarr: Any, part: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    if not (part / METADATA[0]).is_file():
+        return None
+    made = zarr.open_array(part, mode="r+")
+    return made if (tuple(made.shape), made.dtype) == (shape, dtype) else None
+
+
+def _chunks(shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> tuple[int, ...]:
+    chunks = [max(length, 1) for length in (min(rows, shape[0]), *shape[1:])]
+    while math.prod(chunks) * dtype.itemsize > CHUNK_BYTES:
+        axis = next(axis for axis, length in enumerate(chunks) if length > 1)
+        chunks[axis] = -(-chunks[axis] // 2)
+    return tuple(chunks)
+
+
+def _refuse_too_large(part: Path, needed: int, name: str) -> None:
+    free = free_bytes(part)
+    if needed > free:
+        part.rmdir()
+        raise StoreError(
+            f"{name} takes {needed} bytes ({show_bytes(needed)}), {free} are free in "
+            f"{part.absolute().parent}. Free some space, or name another folder."
+        )
+
+
+def _folder_of(source: Any) -> Path | None:
+    """Give the folder of an array that lies in one."""
+    root = getattr(source.store, "root", None)
+    return Path(root) / source.path if isinstance(root, str | os.PathLike) else None
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _zarr() -> Any:
+    return import_extra("zarr", "zarr", "an array of zarr")
