@@ -1,0 +1,298 @@
+r"""Fields on periodic grids: Riesz potentials, power spectra and radial sums.
+
+A field has three axes in space, of length 1 where it has fewer, and `lines`: all others flattened,
+such as three of phase and one of time, which nothing here transforms. Its transforms are "ortho",
+
+    a_k = (x y z)^(-1/2) sum_r a_r exp(-i k.r),    k = 2 pi n / (N dx),
+
+so that sums of squared moduli are equal (Parseval). The Riesz potential of order 2 beta solves
+(mu |k|^(2 beta) + lam) a_k = s_k: Poisson's equation at beta = 1, screened where lam > 0, and
+fractional else. Source: N. S. Landkof, Foundations of Modern Potential Theory (1972).
+
+A spacing of the grid and all other numbers are real and traced: other values compile nothing new.
+Lengths and numbers along an axis are made in the dtype of the data, since `fft.fftfreq` gives
+float32 in some frameworks.
+
+Cells are collected in rings: shells of |k|, or bins of the distance from a centre. Ring m holds what
+is nearest to m widths; a tie, up to 4e-7, goes to the lower one, so that float32 and float64, and
+all frameworks, agree on it.
+"""
+
+import math
+from numbers import Number
+
+from array_api_compat import array_namespace, device
+
+from stowplan.declaration import kernel
+from stowplan.fourier import filtered, half_length, mode_weights, power
+from stowplan.special import framework_of, segment_sum
+
+__all__ = ["radial", "residual", "riesz", "ring_count", "ring_numbers", "spectrum", "squares"]
+
+_FIELD = "(x,y,z,lines)"
+_TIE = 4e-7  # of a ring's number; float32 rounds |k| by less
+_SPACE = ("x", "y", "z")
+
+
+def ring_count(x, y, z):
+    """Give the rings of a grid, those of a width that no axis makes too narrow.
+
+    For shells this is a width of at least 2 pi / (N dx) along each axis longer than 1; for bins
+    about a centre one of at least dx.
+
+    >>> ring_count(4, 4, 1), ring_count(1, 1, 1)
+    (4, 1)
+    """
+    farthest = math.isqrt(sum(n * n for n in (x, y, z) if n > 1))  # twice, in widths
+    return (farthest + 1) // 2 + 1
+
+
+def _rings(x, y, z, lines):
+    return ring_count(x, y, z)
+
+
+@kernel(
+    f"{_FIELD}->{_FIELD}",
+    ragged=(*_SPACE, "lines"),
+    exact=_SPACE,
+    work="30 * x * y * z * lines",  # ns on a CPU
+    memory="8 * x * y * z * lines",
+)
+def riesz(source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
+    r"""Solve (mu |k|^(2 beta) + lam) a_k = s_k, ``(x,y,z,lines)->(x,y,z,lines)``.
+
+    Parameters
+    ----------
+    source : array (..., x, y, z, lines)
+        s, real or complex; padding 0. The potential is of the same dtype.
+    spacing : number, or array (3,)
+        Of the grid along x, y and z, > 0, in a unit of length.
+    mu : number
+        > 0.
+    beta : number
+        > 0.
+    lam : number
+        >= 0; with 0 the mean of the source is left out, and that of the potential is 0.
+
+    Returns
+    -------
+    array (..., x, y, z, lines)
+    """
+    denominator = _denominator(source, spacing, mu, beta, lam)
+    return filtered(source, _inverse(denominator))
+
+
+@kernel(
+    f"{_FIELD},{_FIELD}->(),()",
+    ragged=(*_SPACE, "lines"),
+    exact=_SPACE,
+    work="35 * x * y * z * lines",
+    memory="10 * x * y * z * lines",
+)
+def residual(potential, source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
+    r"""Sum |D a - s|^2 and |s|^2, ``(x,y,z,lines),(x,y,z,lines)->(),()``.
+
+    D multiplies modes by mu |k|^(2 beta) + lam. The root of the quotient is the relative residual;
+    fields cut along lines add up first.
+
+    Parameters
+    ----------
+    potential, source : array (..., x, y, z, lines)
+        Of one dtype; padding 0.
+    spacing, mu, beta, lam : number
+        Those of `riesz`.
+
+    Returns
+    -------
+    off, all : array (...), real
+    """
+    xp = array_namespace(potential, source)
+    back = filtered(potential, _denominator(potential, spacing, mu, beta, lam))
+    return _square_sum(xp, back - source), _square_sum(xp, source)
+
+
+@kernel(
+    f"{_FIELD}->()",
+    ragged=(*_SPACE, "lines"),
+    exact=_SPACE,
+    work="2 * x * y * z * lines",
+    memory="3 * x * y * z * lines",
+)
+def squares(field):
+    """Sum |a|^2, ``(x,y,z,lines)->()``.
+
+    Parameters
+    ----------
+    field : array (..., x, y, z, lines)
+        Real or complex; padding 0.
+
+    Returns
+    -------
+    array (...), real
+    """
+    return _square_sum(array_namespace(field), field)
+
+
+@kernel(
+    f"{_FIELD}->(shells)",
+    ragged=(*_SPACE, "lines"),
+    exact=_SPACE,
+    out_sizes={"shells": _rings},
+    work="15 * x * y * z * lines + 30 * x * y * z",
+    memory="6 * x * y * z * lines",
+)
+def spectrum(field, *, spacing, width):
+    """Sum |a_k|^2 over the modes of each shell and over lines, ``(x,y,z,lines)->(shells)``.
+
+    Parameters
+    ----------
+    field : array (..., x, y, z, lines)
+        Real or complex; padding 0.
+    spacing : number, or array (3,)
+        Of the grid, > 0.
+    width : number
+        Of a shell in |k|; at least the largest 2 pi / (N dx) of an axis longer than 1, or else the
+        last shells are missing.
+
+    Returns
+    -------
+    array (..., shells), real
+        Shell m is around m widths. Their sum is that of a's squared moduli. How many modes each
+        one has depends on no field: `stowplan.recipes.fields_rings` counts them.
+    """
+    xp = array_namespace(field)
+    waves = _wave_numbers(field, spacing)
+    values = power(field) * xp.reshape(mode_weights(field), (-1, 1, 1))
+    return _ring_sums(xp, values, waves, _real_number(field, width), field.shape[-4:-1])
+
+
+@kernel(
+    f"{_FIELD}->(bins)",
+    ragged=(*_SPACE, "lines"),
+    exact=_SPACE,
+    out_sizes={"bins": _rings},
+    work="2 * x * y * z * lines + 30 * x * y * z",
+    memory="3 * x * y * z * lines",
+)
+def radial(field, *, spacing, centre, width):
+    """Sum values, with their sign, over distances from a centre, ``(x,y,z,lines)->(bins)``.
+
+    Parameters
+    ----------
+    field : array (..., x, y, z, lines)
+        Real or complex; padding 0.
+    spacing : number, or array (3,)
+        Of the grid, > 0.
+    centre : array (3,)
+        In cells from cell (0, 0, 0); need not be whole. Distances are to its nearest image.
+    width : number
+        Of a bin; at least the largest spacing of an axis longer than 1, or else the last bins are
+        missing.
+
+    Returns
+    -------
+    array (..., bins)
+        Sums over cells and lines, of the field's dtype; bin m is around m widths.
+    """
+    xp = array_namespace(field)
+    steps, centre = _three(field, spacing), _three(field, centre)
+    distances = [
+        _distances(field, int(field.shape[axis - 4]), steps[axis], centre[axis])
+        for axis in range(3)
+    ]
+    values = xp.sum(field, axis=-1)
+    return _ring_sums(xp, values, distances, _real_number(field, width), field.shape[-4:-1])
+
+
+def ring_numbers(x, y, z, width):
+    """Number the rings of a grid from three arrays along its axes, (nx), (ny), (nz), at a width.
+
+    >>> import numpy as np
+    >>> ring_numbers(np.asarray([0.0, 1.0, 2.0]), np.asarray([1.0]), np.zeros(1), 1.0).ravel()
+    array([1, 1, 2])
+    """
+    xp = array_namespace(x)
+    x, y, z = (part / width for part in (x, y, z))
+    square = (x * x)[:, None, None] + (y * y)[:, None] + z * z
+    places = xp.sqrt(square) * (1 - _TIE) + 0.5
+    return xp.astype(xp.floor(places), xp.int32 if framework_of(xp) == "jax" else xp.int64)
+
+
+def _ring_sums(xp, values, axes, width, shape):
+    """Sum (..., nx, ny, nz) over rings."""
+    numbers = ring_numbers(*axes, width)
+    leading = values.shape[:-3]
+    values = xp.reshape(values, (*leading, -1))
+    return segment_sum(values, xp.reshape(numbers, (-1,)), ring_count(*map(int, shape)))
+
+
+def _denominator(field, spacing, mu, beta, lam):
+    """Give mu |k|^(2 beta) + lam for each mode, (half, y, z)."""
+    xp = array_namespace(field)
+    mu, beta, lam = (_real_number(field, number) for number in (mu, beta, lam))
+    x, y, z = (k * k for k in _wave_numbers(field, spacing))
+    square = x[:, None, None] + y[:, None] + z
+    away = square > 0
+    one = xp.ones_like(square)
+    powers = xp.pow(xp.where(away, square, one), beta)
+    return mu * xp.where(away, powers, xp.zeros_like(square)) + lam
+
+
+def _inverse(denominator):
+    xp = array_namespace(denominator)
+    nonzero = denominator > 0
+    one = xp.ones_like(denominator)
+    return xp.where(nonzero, one / xp.where(nonzero, denominator, one), xp.zeros_like(one))
+
+
+def _wave_numbers(field, spacing):
+    """Give k along the three axes of a spectrum, radians per unit of length."""
+    xp = array_namespace(field)
+    steps = _three(field, spacing)
+    lengths = tuple(map(int, field.shape[-4:-1]))
+    waves = []
+    for axis, kept in enumerate((half_length(field), *lengths[1:])):
+        n = lengths[axis]
+        mode = xp.arange(kept, dtype=steps.dtype, device=device(field))
+        mode = xp.where(2 * mode < n, mode, mode - n)  # n/2 is -n/2, as in fftfreq
+        waves.append(mode * (2 * math.pi / n) / steps[axis])
+    return waves
+
+
+def _distances(field, n, step, centre):
+    """Give the distance of each cell along an axis from the nearest image of a centre."""
+    xp = array_namespace(field)
+    away = xp.arange(n, dtype=step.dtype, device=device(field)) - centre
+    if n == 1:  # the field has no such axis
+        return xp.zeros_like(away)
+    away = away - n * xp.floor(away / n + 0.5)
+    return xp.abs(away) * step
+
+
+def _three(field, value):
+    """Give a number, or three, as an array (3,) of the real dtype of a field."""
+    xp = array_namespace(field)
+    value = _real_number(field, value)
+    return value * xp.ones((3,), dtype=value.dtype, device=device(field))
+
+
+def _real_number(field, value):
+    """Give a number or an array in the real dtype of a field; complex data made it complex."""
+    xp = array_namespace(field)
+    dtype = _real_dtype(xp, field)
+    if isinstance(value, Number):
+        return xp.asarray(value, dtype=dtype, device=device(field))
+    if xp.isdtype(value.dtype, "complex floating"):
+        value = xp.real(value)
+    return xp.astype(value, dtype, copy=False)
+
+
+def _real_dtype(xp, field):
+    if not xp.isdtype(field.dtype, "complex floating"):
+        return field.dtype
+    return xp.float32 if field.dtype == xp.complex64 else xp.float64
+
+
+def _square_sum(xp, a):
+    total = xp.sum(xp.vecdot(a, a), axis=(-3, -2, -1))
+    return xp.real(total) if xp.isdtype(total.dtype, "complex floating") else total

@@ -1,0 +1,119 @@
+"""What fields and the numbers of a solve must satisfy; each refusal says the cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import DataError
+
+__all__ = ["check_finite", "check_mean", "check_numbers", "checked_spacing"]
+
+_ROUNDING = 64  # units in the last place of a value, of the mean of many
+
+
+def checked_spacing(
+    where: str, spacing: float | Sequence[float] | NDArray[Any]
+) -> tuple[float, float, float]:
+    """Give the spacing along x, y and z, from one number or three.
+
+    >>> checked_spacing("solve", 0.5)
+    (0.5, 0.5, 0.5)
+    """
+    given = np.asarray(spacing)
+    steps = np.broadcast_to(given, (3,)) if given.shape in ((), (1,), (3,)) else None
+    if steps is None or given.dtype.kind not in "fiu":
+        raise DataError(
+            f"{where}: spacing {spacing!r} is neither a number nor three. Give that of the grid "
+            "along x, y and z: spacing=0.1, or spacing=(0.1, 0.1, 0.2)."
+        )
+    if not (np.isfinite(steps) & (steps > 0)).all():
+        axis = "xyz"[int(np.argmin(np.isfinite(steps) & (steps > 0)))]
+        raise DataError(
+            f"{where}: spacing {spacing!r} is not positive and finite along {axis}. Give the "
+            "distance of neighbouring grid points, in a unit of length."
+        )
+    x, y, z = (float(step) for step in steps)
+    return x, y, z
+
+
+def check_numbers(where: str, *, mu: float, beta: float, lam: float) -> None:
+    """Refuse numbers with which (mu |k|^(2 beta) + lam) is no positive operator.
+
+    >>> check_numbers("solve", mu=1.0, beta=0.0, lam=0.0)
+    Traceback (most recent call last):
+        ...
+    stowplan.errors.DataError: solve: beta=0.0; it must be finite and > 0. ...
+    """
+    rules = (
+        ("mu", mu, mu > 0, "> 0", "It scales |k|^(2 beta)"),
+        ("beta", beta, beta > 0, "> 0", "1 is Poisson's equation"),
+        ("lam", lam, lam >= 0, ">= 0", "kappa^2 mu screens over 1/kappa, 0 does not screen"),
+    )
+    for name, value, holds, rule, meaning in rules:
+        if not holds or not math.isfinite(value):
+            raise DataError(f"{where}: {name}={value}; it must be finite and {rule}. {meaning}.")
+
+
+def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
+    """Refuse a source that has a mean over its first three axes where nothing screens (lam = 0).
+
+    Parameters
+    ----------
+    where, name : str
+        The function, and what the field is called.
+    field : array (x, y, z, ...)
+        Each place of the other axes is a source of its own. A mean counts if it exceeds what
+        rounding leaves of one, 64 units in the last place of the field's root mean square.
+
+    Raises
+    ------
+    DataError
+        Naming the field, the place and the mean.
+    """
+    if not field.size:
+        return
+    cells = math.prod(field.shape[:3])
+    lines = field.reshape(cells, -1)
+    wide = np.complex128 if field.dtype.kind == "c" else np.float64
+    means = np.abs(lines.sum(axis=0, dtype=wide)) / cells
+    worst = int(np.argmax(means))
+    epsilon = np.finfo(field.dtype).eps if field.dtype.kind in "fc" else np.finfo(wide).eps
+    flat = lines.reshape(-1)
+    limit = _ROUNDING * epsilon * math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
+    if means[worst] > limit or math.isnan(means[worst]):
+        place = tuple(int(i) for i in np.unravel_index(worst, field.shape[3:]))
+        at = f" at {place} of its other axes" if place else ""
+        raise DataError(
+            f"{where}: {name} has the mean {means[worst]:.6g}{at}, and rounding explains "
+            f"{limit:.2g}. With lam = 0 a source must have none. Subtract it over x, y and z, "
+            "field - field.mean(axis=(0, 1, 2), keepdims=True), or pass lam > 0."
+        )
+
+
+def check_finite(where: str, name: str, field: NDArray[Any]) -> None:
+    """Refuse NaN and infinity, naming the field and the index of the first.
+
+    >>> check_finite("solve", "density.npy", np.array([[1.0, 2.0], [np.nan, 3.0]]))
+    Traceback (most recent call last):
+        ...
+    stowplan.errors.DataError: solve: density.npy is nan at (1, 0); 1 of 4 values is not finite. ...
+    """
+    with np.errstate(all="ignore"):
+        total = field.sum()  # whatever is not finite stays so in a sum, and nothing is allocated
+    if np.isfinite(total):
+        return
+    broken = ~np.isfinite(field)
+    count = int(broken.sum())
+    if not count:
+        return
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(broken)), field.shape))
+    verb = "is" if count == 1 else "are"
+    raise DataError(
+        f"{where}: {name} is {field[index]} at {index}; {count} of {field.size} values {verb} not "
+        "finite. Mend the field, or leave it out."
+    )
