@@ -90,10 +90,10 @@ def keep_resident(
     >>> print(plan)
     4 items, 4 steps on device, disk
     step 0 uses 0 1; first load 0 1 from disk; meanwhile load 2 from disk
-    step 1 uses 0 2
-    step 2 uses 0 3; first drop 2 from device, load 3 from disk
-    step 3 uses 1 2; first drop 0 from device, load 2 from disk
-    5 loads (5 from disk, 1 ahead), 2 evictions, 0 writes; moved: disk -> device 500 B;
+    step 1 uses 0 2; meanwhile drop 1 from device, load 3 from disk
+    step 2 uses 0 3
+    step 3 uses 1 2; first drop 0 from device, load 1 from disk
+    5 loads (5 from disk, 2 ahead), 2 evictions, 0 writes; moved: disk -> device 500 B;
     peak: device 300 B of 300 B
     """
     names, limits = _tiers(budgets)
