@@ -34,7 +34,10 @@ from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
     from stowplan.adapters.compile_cache import compile_cache
+    from stowplan.planners.orders import order_pairs, order_products, order_windows
+    from stowplan.planners.residency import keep_resident
     from stowplan.planners.shards import share_devices
+    from stowplan.planners.timeline import Residency
     from stowplan.runs.calibration import calibrate
     from stowplan.runs.dask_executor import dask_executor
     from stowplan.runs.devices import devices
@@ -67,6 +70,7 @@ __all__ = [
     "PlanError",
     "Ragged",
     "Rounds",
+    "Residency",
     "RowPacking",
     "SignatureError",
     "Verification",
@@ -82,8 +86,12 @@ __all__ = [
     "item_grids",
     "iterate",
     "join_rows",
+    "keep_resident",
     "kernel",
     "measure_costs",
+    "order_pairs",
+    "order_products",
+    "order_windows",
     "pack_rows",
     "pad",
     "plan",
@@ -103,6 +111,7 @@ _ON_USE = {
     "Iterated": "runs.iteration",
     "MinibatchSampler": "runs.sampling",
     "Packer": "runs.packer",
+    "Residency": "planners.timeline",
     "Verification": "runs.verification",
     "calibrate": "runs.calibration",
     "compile_cache": "adapters.compile_cache",
@@ -110,7 +119,11 @@ _ON_USE = {
     "devices": "runs.devices",
     "iterate": "runs.iteration",
     "join_rows": "runs.joining",
+    "keep_resident": "planners.residency",
     "measure_costs": "runs.measurement",
+    "order_pairs": "planners.orders",
+    "order_products": "planners.orders",
+    "order_windows": "planners.orders",
     "share_devices": "planners.shards",
     "split_rows": "runs.joining",
     "value_and_grad": "runs.losses",
