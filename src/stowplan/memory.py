@@ -14,6 +14,7 @@ from stowplan.errors import BudgetError
 
 __all__ = [
     "Budget",
+    "as_share",
     "parse_bytes",
     "resolve_budget",
     "scratch_folder",
@@ -131,7 +132,7 @@ def resolve_budget(
 def _resolved(
     budget: float | str, name: str, free_bytes: Callable[[], int], where: str, device: str
 ) -> Budget:
-    share = _as_share(budget)
+    share = as_share(budget)
     if share is not None:
         return _share(share, name, free_bytes, where, device)
     try:
@@ -143,7 +144,7 @@ def _resolved(
         ) from None
 
 
-def _as_share(budget: object) -> float | None:
+def as_share(budget: object) -> float | None:
     """Give a share of the free memory, None for what is none; 1 is a byte, 1.0 all memory."""
     if isinstance(budget, str) and re.fullmatch(r"\s*[01]?\.\d+\s*", budget):
         budget = float(budget)

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -26,13 +26,14 @@ from stowplan.errors import (
     PlanError,
     SignatureError,
 )
-from stowplan.memory import scratch_folder, show_bytes
+from stowplan.memory import as_share, parse_bytes, scratch_folder, show_bytes
 from stowplan.planners.batches import Plan
 from stowplan.runs.budgeting import row_bytes
 from stowplan.runs.columns import Columns
 from stowplan.runs.fingerprints import fingerprints
 from stowplan.runs.footprint import widest_input
 from stowplan.runs.iteration import Iterated
+from stowplan.runs.loads import Reads, cut_loads
 from stowplan.runs.parts import Part, joined, joined_iterations, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.pools import Pool, is_broken
@@ -46,6 +47,7 @@ __all__ = [
     "Engine",
     "check_executor",
     "iterate_by_executor",
+    "one_thread",
     "planned_bytes",
     "run_by_executor",
     "saved_plan",
@@ -138,7 +140,12 @@ class Engine:
         return outcomes, [self._place(number) for number in self.numbers]
 
     def part(self, number: int) -> Part:
-        """Give one batch as a run of its own."""
+        """Give one batch as a run of its own, its data read where they lie on disk."""
+        if self.columns.stored:
+            reads = Reads(self.columns)
+            (load,) = cut_loads(self.plan, reads, 0, [number])
+            values = reads.fill(load, np.empty(load.bytes, np.uint8))
+            return reads.part(self.kernel, self.plan, load, values)
         return part_of(self.kernel, self.columns, self.plan, [number])
 
     def longest_first(self) -> list[int]:
@@ -431,45 +438,56 @@ def iterate_by_executor(
     return replace(whole, values=kept)
 
 
+def one_thread() -> Executor:
+    """Give an executor that computes one batch at a time, here."""
+    return ThreadPoolExecutor(1, "stowplan")
+
+
 def check_executor(
-    where: str, executor: Maker | None, devices: object, adapter: Adapter, arrays: Sequence[Any]
+    where: str, what: str, devices: object, adapter: Adapter, arrays: Sequence[Any]
 ) -> None:
-    """Refuse what no executor can compute.
+    """Refuse what cannot be computed batch by batch, by others or with results on disk.
+
+    ``what`` is the keyword that asks for it, or what does: "executor=", "data on disk".
 
     Raises
     ------
     PlanError
-        For a folder to resume without an executor, and for several devices beside one.
+        For several devices beside it.
     FrameworkError
         For arrays whose gradient would be cut, and those of a trace.
     """
-    if executor is None:
-        raise PlanError(
-            f"{where}: resume= goes with executor=, whose batches it keeps: "
-            "executor=lambda: ProcessPoolExecutor(2)."
-        )
     if devices is not None:
         raise PlanError(
-            f"{where}: devices={devices!r} beside executor=, whose workers have one device each. "
+            f"{where}: devices={devices!r} beside {what}, where each batch has one device. "
             "Leave one of them out."
         )
     for array in filter(is_array_api_obj, arrays):
         if adapter.is_traced(array):
             raise FrameworkError(
-                f"{where}: executor= sends values to workers, which a traced function (jit, grad, "
-                "vmap) does not have. Call it outside of the trace."
+                f"{where}: {what} goes with values, which a traced function (jit, grad, vmap) "
+                "does not have. Call it outside of the trace."
             )
         if adapter.requires_grad(array):
             raise FrameworkError(
-                f"{where}: executor= sends values to workers, which cuts the gradient that the "
-                "data require. Detach them, or leave executor= out."
+                f"{where}: {what} takes values out of the framework, which cuts the gradient that "
+                "the data require. Detach them, or leave it out."
             )
 
 
-def saved_plan(resume: str | PathLike[str] | None) -> Plan | None:
-    """Give the plan of a run that is to go on, where there is one."""
+def saved_plan(
+    resume: str | PathLike[str] | None, budget: float | str | None = None
+) -> Plan | None:
+    """Give the plan of a run that is to go on, where there is one for this budget.
+
+    A share of the free memory is whatever it was when the plan was made.
+    """
     path = None if resume is None else Path(resume) / PLAN
-    return Plan.load(path) if path is not None and path.with_suffix(".json").is_file() else None
+    if path is None or not path.with_suffix(".json").is_file():
+        return None
+    plan = Plan.load(path)
+    free = budget is None or plan.memory is None or as_share(budget) is not None
+    return plan if free or parse_bytes(budget) == plan.memory.budget.bytes else None
 
 
 def _given_back(source: Place, outputs: Any) -> Any:

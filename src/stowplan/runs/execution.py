@@ -123,12 +123,20 @@ def run(
     statics, traced = check_shared("run", kernel, shared)
     arrays = [*columns.arrays, *leaves(traced)]
     source, target = find_places("run", arrays, on, device)
-    if executor is not None or resume is not None:
+    on_disk = {"data on disk": columns.stored, "out=": out is not None}
+    asked = {"executor=": executor is not None, "resume=": resume is not None, **on_disk}
+    apart = [what for what, given in asked.items() if given]
+    if apart:
         from stowplan.runs.engine import check_executor, saved_plan
 
-        check_executor("run", executor, devices, source.adapter, arrays)
-        if plan is None and rows is None and budget is None and peak is None:
-            plan = saved_plan(resume)
+        check_executor("run", apart[0], devices, source.adapter, arrays)
+        if plan is None and rows is None and peak is None:
+            plan = saved_plan(resume, budget)
+            budget = None if plan is not None else budget
+    if executor is not None and out is not None:
+        raise PlanError(
+            "run: out= beside executor=, whose results come back to memory. Leave one of them out."
+        )
     group = None
     if executor is None and (devices is not None or getattr(plan, "devices", None)):
         from stowplan.runs.devices import find_devices, planned_devices, refuse_gradients
@@ -155,12 +163,12 @@ def run(
             kernel, columns, plan, source, target, {**statics, **traced}, {"compile": compile},
             executor=executor, resume=resume, progress=progress,
         )  # fmt: skip
-    if columns.stored or out is not None:
+    if apart and (columns.items or out is not None):
         from stowplan.runs.streaming import run_on_disk  # most data are in memory
 
         return run_on_disk(
             kernel, columns, plan, source, target, statics, traced,
-            out=out, overwrite=overwrite, compile=compile, progress=progress,
+            out=out, overwrite=overwrite, resume=resume, compile=compile, progress=progress,
         )  # fmt: skip
     if group is not None:
         from stowplan.runs.side_by_side import run_on_devices  # many programs have one device

@@ -17,7 +17,7 @@ from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.tasks import Call, to_host
 
-__all__ = ["fingerprints"]
+__all__ = ["digest", "fingerprints"]
 
 
 def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
@@ -26,23 +26,28 @@ def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
     The kernel's is that of its declaration and its code; functions that it calls do not count.
     """
     found = {
-        "the kernel": _digest(call.kernel),
-        "the plan": _digest(
+        "the kernel": digest(call.kernel),
+        "the plan": digest(
             plan.dims, plan.lengths, plan.offsets,
             [(batch.items, batch.count, batch.capacity) for batch in plan.batches],
         ),
-        "the framework": _digest(call.target[0], call.settings.get(call.target[0])),
+        "the framework": digest(call.target[0], call.settings.get(call.target[0])),
     }  # fmt: skip
-    for name, column in zip(call.kernel.arguments, columns.values, strict=True):
-        found[f"column {name!r}"] = _digest(column)
+    sources = columns.sources or (None,) * len(columns.values)
+    for name, column, stored in zip(call.kernel.arguments, columns.values, sources, strict=True):
+        known = column
+        if stored is not None:
+            known = (column.shapes if isinstance(column, Ragged) else column.shape, stored.identity())
+        found[f"column {name!r}"] = digest(known)
     for dim, ids in columns.segments.items():
-        found[f"the segments of {dim!r}"] = _digest(ids)
+        found[f"the segments of {dim!r}"] = digest(ids)
     for name, value in {**call.options, **call.shared}.items():
-        found[f"{name}="] = _digest(value)
+        found[f"{name}="] = digest(value)
     return found
 
 
-def _digest(*values: Any) -> str:
+def digest(*values: Any) -> str:
+    """Give a few letters that differ where values or their types do."""
     state = hashlib.blake2b(digest_size=10)
     for value in values:
         _feed(state, value)

@@ -185,12 +185,16 @@ def iterate(
     statics, traced = check_shared("iterate", kernel, shared)
     _refuse_gradients(source.adapter, arrays)
     most_age = _most_rounds(limit, rounds.every) * rounds.every
-    if executor is not None or resume is not None:
-        from stowplan.runs.engine import check_executor, saved_plan
+    asked = {"executor=": executor, "resume=": resume, "data on disk": columns.stored or None}
+    apart = [what for what, given in asked.items() if given is not None]
+    if apart:
+        from stowplan.runs.engine import check_executor, one_thread, saved_plan
 
-        check_executor("iterate", executor, devices, source.adapter, arrays)
-        if plan is None and rows is None and budget is None:
-            plan = saved_plan(resume)
+        check_executor("iterate", apart[0], devices, source.adapter, arrays)
+        executor = one_thread if executor is None else executor
+        if plan is None and rows is None:
+            plan = saved_plan(resume, budget)
+            budget = None if plan is not None else budget
     if plan is None:
         memory = MemoryRequest(budget, None, False, statics, traced)
         plan = plan_columns(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
+from stowplan.planners.cost import Costs
 from stowplan.runs.columns import Columns
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.stored_columns import ItemReader, stand_in
@@ -19,6 +20,8 @@ __all__ = ["BUFFERS", "MOST_READ", "Load", "Reads", "cut_loads"]
 
 MOST_READ = 2**26
 """Bytes that are read together at most: larger reads are no faster."""
+MOST_SECONDS = 1.0
+"""Predicted time of what is read together."""
 BUFFERS = 2
 """One is computed while the other is filled."""
 
@@ -78,33 +81,56 @@ class Reads:
         return self.part(kernel, plan, load, values)
 
 
-def cut_loads(plan: Plan, reads: Reads, most_bytes: int) -> list[Load]:
-    """Join batches of a plan to loads of at most so many bytes, or of one batch.
+def cut_loads(
+    plan: Plan, reads: Reads, most_bytes: int, numbers: Sequence[int] | None = None
+) -> list[Load]:
+    """Join batches of a plan, or some of them, to loads of at most so many bytes, or of one batch.
+
+    A load is predicted to take no more than a second, since a run that is cut off loses it.
 
     Where nothing is read, each batch is a load: what is kept of a run is kept batch by batch.
     """
     loads: list[Load] = []
     held: list[NDArray[np.intp]] = []
     first = total = 0
+    seconds = 0.0
+    each = _row_seconds(plan)
 
     def close(stop: int) -> None:
         if held:
             items = np.sort(np.concatenate(held)).astype(np.intp)
             loads.append(Load(range(first, stop), items, reads.bytes_of(items)))
 
-    for number, batch in enumerate(plan.batches):
+    last = -1
+    for number in range(len(plan.batches)) if numbers is None else numbers:
+        batch = plan.batches[number]
         items = batch.items[: batch.count]
         size = reads.bytes_of(items)
         if held and (
-            not size or total + size > most_bytes or batch.slot != plan.batches[first].slot
+            not size
+            or total + size > most_bytes
+            or batch.slot != plan.batches[first].slot
+            or seconds + each[batch.slot] * len(batch.items) > MOST_SECONDS
         ):
             close(number)
             held = []
         if not batch.count:
             continue
         if not held:
-            first, total = number, 0
+            first, total, seconds = number, 0, 0.0
         held.append(items)
         total += size
-    close(len(plan.batches))
+        seconds += each[batch.slot] * len(batch.items)
+        last = number
+    close(last + 1)
     return loads
+
+
+def _row_seconds(plan: Plan) -> list[float]:
+    """Predicted time of a row in each slot."""
+    if not plan.slots:
+        return []
+    capacities = np.array([[slot[dim] for dim in plan.dims] for slot in plan.slots], np.int64)
+    work = plan.measure.cost(capacities.reshape(len(plan.slots), len(plan.dims)))
+    seconds: list[float] = (work * (plan.costs or Costs()).work_seconds).tolist()
+    return seconds

@@ -111,13 +111,23 @@ class OnDisk(Result):
             shape = ((stop - start) // each, *self.target.shape[1:])
             self.target.write(start // each, np.ascontiguousarray(rows).reshape(shape))
 
-    def checksum(self, items: NDArray[np.intp]) -> int:
-        """Give the crc32 of what lies on disk of some items."""
+    def compare(self, items: NDArray[np.intp], expected: int) -> None:
+        """Refuse what lies on disk of some items if its crc32 is another.
+
+        Raises
+        ------
+        ValueError
+            Naming the array.
+        """
         total = 0
         for start, stop, _ in runs_of(self.places(items)):
             each = self.rows_each
             total = zlib.crc32(self.target.read(start // each, stop // each), total)
-        return total
+        if total != expected:
+            raise ValueError(
+                f"items {items[0]} to {items[-1]} of {self.target.name} are not as they were "
+                "written"
+            )
 
     def whole(self) -> Any:
         flat = self.layout is None or self.rows_each > 1
@@ -129,11 +139,14 @@ class OnDisk(Result):
             new: NewArray = self.target  # type: ignore[assignment]  # `made` says so
             new.finish()
 
-    def discard(self) -> None:
-        """Remove a new array that is not finished."""
+    def abandon(self, *, keep: bool) -> None:
+        """Let go of a new array that is not finished; remove it unless it is to be kept."""
         if self.made:
             new: NewArray = self.target  # type: ignore[assignment]  # `made` says so
-            new.discard()
+            if keep:
+                new.close()
+            else:
+                new.discard()
 
 
 def flat_values(output: Any) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,16 +21,21 @@ from stowplan.layout import Layout
 from stowplan.memory import show_bytes
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
+from stowplan.runs.engine import PLAN, saved_plan
+from stowplan.runs.fingerprints import digest, fingerprints
 from stowplan.runs.indices import Sizes
 from stowplan.runs.jobs import Job
 from stowplan.runs.loads import BUFFERS, MOST_READ, Load, Reads, cut_loads
 from stowplan.runs.parts import Part
 from stowplan.runs.places import Place
-from stowplan.runs.results import InMemory, OnDisk, Result, flat_values
-from stowplan.runs.tasks import kind_of, wrapped
+from stowplan.runs.results import InMemory, OnDisk, Result, checksum_of, flat_values
+from stowplan.runs.tasks import Call, kind_of, wrapped
 from stowplan.stores.arrays import create_array, is_stored, open_array
+from stowplan.stores.run_folder import RunFolder
 
 __all__ = ["run_on_disk"]
+
+_log = logging.getLogger("stowplan")
 
 Out = Any
 """A path or an array on disk; several outputs take a sequence of these, None for memory."""
@@ -46,24 +52,38 @@ def run_on_disk(
     *,
     out: Out = None,
     overwrite: bool = False,
+    resume: str | PathLike[str] | None = None,
     compile: bool = False,
     progress: bool = False,
 ) -> Any:
     """Give what `run` gives, reading one part of the data while another is computed."""
     stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile)
-    results, kind = stream.results(out, overwrite)
-    try:
-        with _bar(stream.loads, results, progress=progress) as advance:
-            stream.compute(results, advance)
-        for result in results:
-            if isinstance(result, OnDisk):
-                result.finish()
-    except BaseException:
-        for result in results:
-            if isinstance(result, OnDisk):
-                result.discard()
-        raise
-    return wrapped([result.whole() for result in results], kind)
+    with _opened(stream, resume) as folder:
+        results, kind = stream.results(out, overwrite, resume=folder is not None)
+        try:
+            with _bar(stream.loads, progress=progress) as advance:
+                stream.compute(results, folder, advance)
+            for result in results:
+                if isinstance(result, OnDisk):
+                    result.finish()
+        except BaseException:
+            for result in results:
+                if isinstance(result, OnDisk):
+                    result.abandon(keep=folder is not None)
+            raise
+        return wrapped([result.whole() for result in results], kind)
+
+
+@contextmanager
+def _opened(stream: _Stream, resume: str | PathLike[str] | None) -> Iterator[RunFolder | None]:
+    """Hold the folder of a run while it is computed."""
+    if resume is None:
+        yield None
+        return
+    with RunFolder(resume, stream.identity(), "run", batches=len(stream.loads)) as folder:
+        if saved_plan(resume) is None:
+            stream.plan.save(folder.folder / PLAN)
+        yield folder
 
 
 @dataclass
@@ -85,7 +105,17 @@ class _Stream:
         most = memory.read_bytes if memory is not None and memory.read_bytes else MOST_READ
         self.loads = cut_loads(self.plan, self.reads, most)
 
-    def results(self, out: Out, overwrite: bool) -> tuple[list[Result], Any]:
+    def identity(self) -> dict[str, str]:
+        """Give what the results depend on, part by part."""
+        options = {"compile": self.compile}
+        shared = {**self.statics, **self.traced}
+        call = Call.make("run", self.kernel, self.source, self.target, shared, options)
+        bounds = [load.batches for load in self.loads]
+        return {**fingerprints(call, self.columns, self.plan), "the reads": digest(bounds)}
+
+    def results(
+        self, out: Out, overwrite: bool, *, resume: bool
+    ) -> tuple[list[Result], Any]:
         """Make room for all outputs, as large and of the dtype that they are known to have.
 
         Raises
@@ -108,57 +138,89 @@ class _Stream:
                 if given is None:
                     found.append(InMemory(layout, like, rows, self._back))
                 else:
-                    found.append(_on_disk(given, layout, like, rows, overwrite))
+                    found.append(_on_disk(given, layout, like, rows, overwrite, resume))
         except BaseException:
             for result in found:
                 if isinstance(result, OnDisk):
-                    result.discard()
+                    result.abandon(keep=resume)
             raise
         return found, kind
 
-    def compute(self, results: Sequence[Result], advance: Callable[[int], object]) -> None:
+    def compute(
+        self,
+        results: Sequence[Result],
+        folder: RunFolder | None,
+        advance: Callable[[int], object],
+    ) -> None:
         """Read, compute and put away all loads: three at a time, one of each."""
-        most = max((load.bytes for load in self.loads), default=0)
-        buffers = [np.empty(most if most else 0, np.uint8) for _ in range(BUFFERS)]
+        done = set() if folder is None else self._done(results, folder)
+        advance(sum(self.loads[number].bytes for number in done))
+        waiting = [number for number in range(len(self.loads)) if number not in done]
+        if folder is not None:
+            _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
+        most = max((self.loads[number].bytes for number in waiting), default=0)
+        buffers = [np.empty(most, np.uint8) for _ in range(BUFFERS)]
         written: Future[None] | None = None
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
             ThreadPoolExecutor(1, "stowplan-write") as writer,
         ):
-            ahead: Future[list[Any]] | None = None
-            for number, load in enumerate(self.loads):
-                values = self._read(number, reader, buffers, ahead)
-                ahead = self._read_ahead(number + 1, reader, buffers)
-                part = self.reads.part(self.kernel, self.plan, load, values)
-                outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
-                if written is not None:
-                    written.result()
-                written = writer.submit(_put_away, results, part.items, outputs)
+            ahead: list[Future[list[Any]]] = []
+
+            def read_ahead() -> None:
+                if place < len(waiting):
+                    load, buffer = self.loads[waiting[place]], buffers[place % BUFFERS]
+                    ahead.append(reader.submit(self.reads.fill, load, buffer))
+
+            place = 0
+            read_ahead()
+            for place, number in enumerate(waiting, start=1):
+                load = self.loads[number]
+                try:
+                    values = ahead.pop().result()
+                    read_ahead()
+                    part = self.reads.part(self.kernel, self.plan, load, values)
+                    outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
+                    if written is not None:
+                        written.result()
+                except Exception as error:
+                    error.add_note(self._note(number, len(done) + place - 1, folder))
+                    raise
+                written = writer.submit(_put_away, results, number, part.items, outputs, folder)
                 del outputs
                 advance(load.bytes)
             if written is not None:
                 written.result()
 
-    def _read_ahead(
-        self, number: int, reader: ThreadPoolExecutor, buffers: Sequence[NDArray[np.uint8]]
-    ) -> Future[list[Any]] | None:
-        if number >= len(self.loads) or not self.columns.stored:
-            return None
-        load = self.loads[number]
-        return reader.submit(self.reads.fill, load, buffers[number % len(buffers)])
+    def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
+        """Take up what is kept of a run that was cut off; what is damaged counts as not done."""
+        done = set()
+        for number in sorted(folder.numbers()):
+            items = self.loads[number].items
+            try:
+                saved, _ = folder.read(number)
+                for result, values in zip(results, saved, strict=True):
+                    if isinstance(result, OnDisk):
+                        result.compare(items, int(values[0]))
+                    else:
+                        result.keep(items, flat_values(values))
+            except (OSError, ValueError) as error:
+                _log.warning("run: part %d is computed again: %s", number, error)
+            else:
+                done.add(number)
+        return done
 
-    def _read(
-        self,
-        number: int,
-        reader: ThreadPoolExecutor,
-        buffers: Sequence[NDArray[np.uint8]],
-        ahead: Future[list[Any]] | None,
-    ) -> list[Any]:
-        if not self.columns.stored:
-            return [None] * len(self.columns.values)
-        ahead = ahead or self._read_ahead(number, reader, buffers)
-        assert ahead is not None
-        return ahead.result()
+    def _note(self, number: int, done: int, folder: RunFolder | None) -> str:
+        items = self.loads[number].items
+        kept = (
+            f"they are kept in {folder.folder}: the same call goes on from there"
+            if folder is not None
+            else "resume='folder' keeps them"
+        )
+        return (
+            f"run: part {number} of {len(self.loads)} (items {items[0]} to {items[-1]}) was not "
+            f"done; {done} parts were, and {kept}."
+        )
 
     def _computed(self, part: Part) -> Any:
         job = Job("run", self.kernel, part.columns, part.plan, self.source, self.target)
@@ -174,10 +236,23 @@ class _Stream:
 
 
 def _put_away(
-    results: Sequence[Result], items: NDArray[np.intp], outputs: Sequence[NDArray[Any]]
+    results: Sequence[Result],
+    number: int,
+    items: NDArray[np.intp],
+    outputs: Sequence[NDArray[Any]],
+    folder: RunFolder | None,
 ) -> None:
+    """Put the results of a load where they belong; note in the folder what lies on disk."""
     for result, values in zip(results, outputs, strict=True):
         result.keep(items, values)
+    if folder is not None:
+        folder.save(
+            number,
+            [
+                np.array([checksum_of(values)], np.int64) if isinstance(result, OnDisk) else values
+                for result, values in zip(results, outputs, strict=True)
+            ],
+        )
 
 
 def _per_output(out: Out, outputs: int) -> list[Any]:
@@ -194,14 +269,16 @@ def _per_output(out: Out, outputs: int) -> list[Any]:
 
 
 def _on_disk(
-    given: Any, layout: Layout | None, like: NDArray[Any], rows: int, overwrite: bool
+    given: Any, layout: Layout | None, like: NDArray[Any], rows: int, overwrite: bool, resume: bool
 ) -> OnDisk:
     """Make an array for one output, or take the one that is given."""
     shape = (rows, *like.shape[1:])
     if layout is not None and len(layout.shapes) and (layout.shapes == layout.shapes[0]).all():
         shape = (len(layout.shapes), *layout.shapes[0].tolist(), *like.shape[1:])
     if isinstance(given, str | PathLike):
-        made = create_array(given, shape, like.dtype, "run", overwrite=overwrite)
+        made = create_array(
+            given, shape, like.dtype, "run", overwrite=overwrite, resume=resume
+        )
         return OnDisk(layout, made, made=True)
     if not is_stored(given):
         raise DataError(
@@ -219,7 +296,7 @@ def _on_disk(
 
 @contextmanager
 def _bar(
-    loads: Sequence[Load], results: Sequence[Result], *, progress: bool
+    loads: Sequence[Load], *, progress: bool
 ) -> Iterator[Callable[[int], object]]:
     """Show bytes that were read, and how many a second."""
     if not progress:
