@@ -127,7 +127,8 @@ def create_array(
     """
     path, _, inner = os.fspath(target).partition("::")
     shape = tuple(int(length) for length in shape)
-    suffix = Path(path).suffix.lower()
+    suffix, kind = Path(path).suffix.lower(), np.dtype(dtype)
+    how = {"overwrite": overwrite, "resumable": resumable, "resume": resume}
     try:
         if not shape:
             raise DataError(f"{target}: a single number has no rows to write.")
@@ -135,7 +136,7 @@ def create_array(
             return create_npy(
                 path,
                 shape,
-                np.dtype(dtype),
+                kind,
                 overwrite=overwrite,
                 resumable=resumable,
                 resume=resume,
@@ -144,9 +145,13 @@ def create_array(
             from stowplan.stores.zarr import create_zarr  # zarr is optional
 
             return create_zarr(
-                path, inner, shape, np.dtype(dtype),
-                overwrite=overwrite, rows_together=rows_together, resumable=resumable, resume=resume,
-            )  # fmt: skip
+                path,
+                inner,
+                shape,
+                kind,
+                rows_together=rows_together,
+                **how,
+            )
         if suffix in HDF5:
             from stowplan.stores.hdf5 import create_hdf5  # h5py is optional
 
@@ -154,7 +159,7 @@ def create_array(
                 path,
                 inner,
                 shape,
-                np.dtype(dtype),
+                kind,
                 overwrite=overwrite,
                 resumable=resumable,
                 resume=resume,

@@ -120,7 +120,7 @@ class FileArray:
                 self._write(position, pieces)
             return
         for element, lead in region.runs(region.run_axis):
-            self._write(self._byte(element), [self._as_in_file(values[lead])])
+            self._write(self._byte(element), [self._as_in_file(values[(*lead, ...)])])
 
     def read_scattered(self, offset_elements: int, destinations: Sequence[memoryview]) -> None:
         """Fill several places in memory, one after another, with what lies end to end.
@@ -167,9 +167,9 @@ class FileArray:
         """Give the place in the file of each run, and the parts of memory that it is made of."""
         inner = max(region.run_axis, contiguous_from(array))
         for element, lead in region.runs(region.run_axis):
-            block = array[lead]
+            block = array[(*lead, ...)]  # a view, of one element too
             within = np.ndindex(*region.shape[region.run_axis : inner])
-            yield self._byte(element), [bytes_view(block[index]) for index in within]
+            yield self._byte(element), [bytes_view(block[(*index, ...)]) for index in within]
 
     def _read_through(self, region: Region, into: NDArray[Any]) -> None:
         """Read blocks with what lies between their parts, as far as that pays."""

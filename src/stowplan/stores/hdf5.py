@@ -216,7 +216,10 @@ def create_hdf5(
     if not target.absolute().parent.is_dir():
         raise DataError(f"{target.parent} is no folder. Make it first.")
     if is_held(file):
-        raise StoreError(f"{file} is being written by another process. Name another output.")
+        raise StoreError(
+            f"{file} is open, in this or another process, and HDF5 writes to what nobody else has "
+            "open. Close it, or name another file for the output."
+        )
     if target.is_file() and not part.is_file():
         finished = _place(target, name)
         if resume and finished is not None and finished[:2] == (shape, dtype):

@@ -84,6 +84,8 @@ class FortranArray:
         self.name = turned.name
         self.dtype = turned.dtype
         self.shape = turned.shape[::-1]
+        slab = bytes_of(self.shape[:-1], self.dtype)  # of all rows
+        self.reading_bytes = min(max(PIECE_BYTES, slab), bytes_of(self.shape, self.dtype))
 
     def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
         """Give rows [start, stop)."""

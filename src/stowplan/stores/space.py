@@ -33,9 +33,9 @@ def require_space(needs: Iterable[_Need], where: str) -> None:
     Examples
     --------
     >>> require_space([(".", 100, "scratch"), (".", 100, "output")], "solve")
-    >>> require_space([(".", 10**18, "output out.npy")], "solve")
+    >>> require_space([(".", 10**15, "output out.npy")], "solve")
     Traceback (most recent call last):
-    stowplan.errors.StoreError: solve: 1000000000000000000 bytes (909.5 PiB) are needed in ...
+    stowplan.errors.StoreError: solve: 1000000000000000 bytes (909.5 TiB) are needed in ...
     """
     disks: dict[int, list[tuple[Path, int, str]]] = {}
     for folder, size, what in needs:

@@ -258,6 +258,8 @@ def create_zarr(
             )  # fmt: skip
         array = ZarrArray(made, name)
     except BaseException:
+        if not resume:
+            shutil.rmtree(part, ignore_errors=True)
         lock.release()
         raise
     array._lock, array._target, array.resumed = lock, target, resumed
@@ -282,7 +284,6 @@ def _chunks(shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> tuple[in
 def _refuse_too_large(part: Path, needed: int, name: str) -> None:
     free = free_bytes(part)
     if needed > free:
-        part.rmdir()
         raise StoreError(
             f"{name} takes {needed} bytes ({show_bytes(needed)}), {free} are free in "
             f"{part.absolute().parent}. Free some space, or name another folder."
