@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 from stowplan.errors import BudgetError, PlanError
@@ -69,7 +69,7 @@ class PencilPass:
         return math.prod(-(-n // m) for n, m in zip(self.shape, self.slab, strict=True))
 
     def regions(self) -> Iterator[Region]:
-        """Give every slab, in modes, in the order of the array; even where they do not divide it."""
+        """Give every slab, in modes, in the order of the array; all of nearly one size."""
         cuts = [_even(n, m) for n, m in zip(self.shape, self.slab, strict=True)]
         yield from product(*cuts)
 
@@ -134,15 +134,17 @@ class PencilPlan:
         along = ", ".join(map(str, self.axes))
         count = len(self.passes)
         lines = [
-            f"{self.kind} of {self.shape} along {along}: {count} pass{'es' * (count > 1)}, "
-            f"{show_bytes(self.total_bytes)} read and written"
+            (
+                f"{self.kind} of {self.shape} along {along}: {count} pass{'es' * (count > 1)}, "
+                f"{show_bytes(self.total_bytes)} read and written"
+            )
         ]
         for one in self.passes:
             way = "there and back" if one.turns else "there" if one.forward else "back"
             axes = ", ".join(map(str, one.forward or one.inverse))
             lines.append(
-                f"  {way} along {axes} | {one.slabs} slabs of {one.slab}, {show_bytes(one.slab_bytes)}, "
-                f"in {one.pieces} pieces"
+                f"  {way} along {axes} | {one.slabs} slabs of {one.slab}, "
+                f"{show_bytes(one.slab_bytes)}, in {one.pieces} pieces"
             )
         return "\n".join(lines)
 
@@ -203,7 +205,7 @@ def plan_pencils(
                 halved = order[0][0] if real else None
                 plans.append(PencilPlan(kind, lengths, along, real, halved, itemsize, passes))
     if not plans:
-        raise BudgetError(_too_small(lengths, itemsize, used, kind, real, budget))
+        raise BudgetError(_too_small(lengths, itemsize, used, real, budget))
     return min(plans, key=_cost)
 
 
@@ -220,7 +222,7 @@ def _passes(
     real: bool,
     budget: int,
 ) -> tuple[PencilPass, ...] | None:
-    """Make the passes over groups of axes, in the order of the way there; None if a slab is large."""
+    """Make the passes over groups of axes, ordered as on the way there; None if one has no slab."""
     there = [(group, ()) for group in groups]
     back = [((), group) for group in reversed(groups)]
     steps: list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -317,7 +319,7 @@ def _orders(groups: list[tuple[int, ...]], real: bool) -> Iterator[list[tuple[in
 def _even(n: int, most: int) -> list[slice]:
     count = -(-n // most)
     ends = [n * part // count for part in range(count + 1)]
-    return [slice(start, stop) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def _checked(
@@ -349,11 +351,10 @@ def _too_small(
     shape: tuple[int, ...],
     itemsize: int,
     axes: tuple[int, ...],
-    kind: Kind,
     real: bool,
     budget: int,
 ) -> str:
-    """Say what would be enough: the longest axis alone, in each order that a real field can take."""
+    """Say what would be enough: the longest axis alone, whichever one a real field halves."""
     least = min(
         max(
             _slab_bytes(
@@ -366,6 +367,6 @@ def _too_small(
         for modes in [_in_modes(shape, order[0][0] if real else None)]
     )  # fmt: skip
     return (
-        f"plan_pencils: no slab of a field {shape} fits into {budget} bytes: one line along each of "
-        f"the axes {axes} takes {least}. Pass budget={least} or more."
+        f"plan_pencils: no slab of a field {shape} fits into {budget} bytes: one line along each "
+        f"of the axes {axes} takes {least}. Pass budget={least} or more."
     )
