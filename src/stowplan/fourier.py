@@ -144,7 +144,8 @@ def _along(xp: Any, a: Any, axes: tuple[int, ...], *, forward: bool) -> Any:
 def _matrix(n: int, forward: bool = True) -> NDArray[np.complex128]:
     """Give the matrix of a transform of n points, (k, x); angles are reduced before a cosine."""
     turns = np.outer(np.arange(n), np.arange(n)) % n / n
-    return np.exp((-2j if forward else 2j) * np.pi * turns) / math.sqrt(n)
+    matrix: NDArray[np.complex128] = np.exp((-2j if forward else 2j) * np.pi * turns)
+    return matrix / math.sqrt(n)
 
 
 @lru_cache(maxsize=64)
@@ -221,7 +222,7 @@ def _rows(a: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_short(row: NDArray[Any]) -> bool:
-    return max(row.shape[:3]) <= _SHORT
+    return bool(max(row.shape[:3]) <= _SHORT)
 
 
 def _fft(a: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:

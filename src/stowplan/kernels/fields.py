@@ -13,9 +13,9 @@ A spacing of the grid and all other numbers are real and traced: other values co
 Lengths and numbers along an axis are made in the dtype of the data, since `fft.fftfreq` gives
 float32 in some frameworks.
 
-Cells are collected in rings: shells of |k|, or bins of the distance from a centre. Ring m holds what
-is nearest to m widths; a tie, up to 4e-7, goes to the lower one, so that float32 and float64, and
-all frameworks, agree on it.
+Cells are collected in rings: shells of |k|, or bins of the distance from a centre. Ring m holds
+what is nearest to m widths; a tie, up to 4e-7, goes to the lower one, so that float32 and float64,
+and all frameworks, agree on it.
 """
 
 import math

@@ -280,8 +280,8 @@ def _checked_shape(where: str, shape: Shape) -> tuple[int, int, int]:
     lengths = tuple(int(n) for n in shape)
     if len(lengths) != 3 or min(lengths) < 1:
         raise DataError(
-            f"{where}: {tuple(shape)} is not the shape of a grid. Give three lengths; an axis that a "
-            "field lacks has length 1."
+            f"{where}: {tuple(shape)} is not the shape of a grid. Give three lengths; an axis that "
+            "a field lacks has length 1."
         )
     return lengths[0], lengths[1], lengths[2]
 
@@ -293,7 +293,7 @@ def _checked_width(where: str, width: float | None, apart: list[float], what: st
     if not width >= least * (1 - 1e-9) or not np.isfinite(width):
         raise DataError(
             f"{where}: width {width} is below the largest {what} of an axis, {least:.6g}: rings "
-            f"would be empty, and the last ones missing. Leave it out, or give width={least:.6g} or "
-            "more."
+            f"would be empty, and the last ones missing. Leave it out, or give width={least:.6g} "
+            "or more."
         )
     return float(width)

@@ -1,8 +1,8 @@
 """The power law of a periodic field's tail, by least squares of c r^p + b + d r^2.
 
-A periodic potential is not its free-space one: the neutralising background bends it (d r^2) and its
-mean is 0 (b). Without these two terms a fit of log a by log r fails (R^2 of 0.2 to 0.4 for Poisson's
-equation), so there is none here.
+A periodic potential is not its free-space one: the neutralising background bends it (d r^2) and
+its mean is 0 (b). Without these two terms a fit of log a by log r fails (R^2 of 0.2 to 0.4 for
+Poisson's equation), so there is none here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def tail_window(sums: RadialSums) -> tuple[float, float]:
     """Give the window of distances beyond 8 and below 0.45 N cells, of the shortest axis.
 
     >>> from stowplan.recipes.fields_rings import bins
-    >>> low, high = tail_window(RadialSums.of(bins((96, 96, 96), spacing=0.5), np.zeros(84), lines=1))
+    >>> rings = bins((96, 96, 96), spacing=0.5)
+    >>> low, high = tail_window(RadialSums.of(rings, np.zeros(84), lines=1))
     >>> round(low, 6), round(high, 6)
     (4.0, 21.6)
     """
@@ -136,8 +137,8 @@ def fit_tail(
     (c, b, d), errors = _with_errors(power, x, y)
     if not abs(c) > errors[1]:
         raise DataError(
-            f"fit_tail: the tail has no sign: its amplitude is {c:.3g} +- {errors[1]:.2g} (95 %) at "
-            f"r = {unit:.3g}. The window {window} shows background only; take another one."
+            f"fit_tail: the tail has no sign: its amplitude is {c:.3g} +- {errors[1]:.2g} (95 %) "
+            f"at r = {unit:.3g}. The window {window} shows background only; take another one."
         )
     return Tail(
         power, (power - float(errors[0]), power + float(errors[0])),
@@ -166,8 +167,8 @@ def _points(radii: Any, values: Any, window: tuple[float, float]) -> tuple[Array
     if inside.sum() < _FEWEST:
         raise DataError(
             f"fit_tail: {inside.sum()} points lie in the window {window}; a fit of {_UNKNOWNS} "
-            f"numbers with an interval takes {_FEWEST} or more. Widen the window, or take a grid of "
-            "more points."
+            f"numbers with an interval takes {_FEWEST} or more. Widen the window, or take a grid "
+            "of more points."
         )
     order = np.argsort(r[inside])
     return r[inside][order].astype(np.float64), y[inside][order].astype(np.float64)
@@ -192,11 +193,11 @@ def _floor(y: Array) -> float:
 def _with_errors(p: float, x: Array, y: Array) -> tuple[Array, Array]:
     """Give (c, b, d), and half widths of the 95 % intervals of p, c, b and d."""
     columns = _columns(p, x)
-    found = np.linalg.lstsq(columns, y, rcond=None)[0]
+    found = np.asarray(np.linalg.lstsq(columns, y, rcond=None)[0], np.float64)
     slopes = np.concatenate([(found[0] * x**p * np.log(x))[:, None], columns], axis=1)
     freedom = len(x) - _UNKNOWNS
     variance = _squares_left(p, x, y) / freedom
     scale = np.maximum(np.linalg.norm(slopes, axis=0), np.finfo(np.float64).tiny)
     inverse = np.linalg.pinv(slopes / scale)
-    errors = np.sqrt(variance * (inverse**2).sum(axis=1)) / scale
+    errors: Array = np.sqrt(variance * (inverse**2).sum(axis=1)) / scale
     return found, errors * float(stdtrit(freedom, 0.975))

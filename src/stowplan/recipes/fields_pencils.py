@@ -1,0 +1,216 @@
+"""Transforms, and solves, of one field larger than memory, by the passes of a pencil plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import DataError
+from stowplan.planners.pencils import PencilPass, PencilPlan
+from stowplan.recipes.fields_checks import check_numbers, checked_spacing
+from stowplan.recipes.fields_rings import Spacing, wave_numbers
+
+__all__ = ["Regions", "RieszFactor", "run_pencils"]
+
+Region = tuple[slice, ...]
+_PLANE_BYTES = 1 << 20  # of the factor that exists at a time
+
+
+class Regions(Protocol):
+    """An array outside of memory whose rectangular regions are read and written."""
+
+    def read_region(self, index: Region, into: NDArray[Any]) -> Any:
+        """Fill a contiguous array with a region."""
+
+    def write_region(self, index: Region, values: NDArray[Any]) -> None:
+        """Store a region."""
+
+
+class RieszFactor:
+    """1/(mu |k|^(2 beta) + lam) on any region of the modes of a field; 0 where k and lam are.
+
+    Parameters
+    ----------
+    plan : PencilPlan
+        Its axes, three at most, are those of space; of a real field half of one is kept.
+    spacing : number or three
+        Along these axes.
+    mu, beta, lam : float
+        As of `stowplan.kernels.fields.riesz`.
+
+    Examples
+    --------
+    >>> from stowplan.planners.pencils import plan_pencils
+    >>> factor = RieszFactor(plan_pencils((4,), 16, budget=64, axes=(0,)), spacing=0.5 * np.pi)
+    >>> factor((slice(0, 4),)).tolist()
+    [0.0, 1.0, 0.25, 1.0]
+    """
+
+    def __init__(
+        self,
+        plan: PencilPlan,
+        spacing: Spacing,
+        *,
+        mu: float = 1.0,
+        beta: float = 1.0,
+        lam: float = 0.0,
+    ) -> None:
+        check_numbers("RieszFactor", mu=mu, beta=beta, lam=lam)
+        if len(plan.axes) > 3:
+            raise DataError(
+                f"RieszFactor: a plan along {len(plan.axes)} axes, and space has 3. Plan with "
+                "axes=(0, 1, 2)."
+            )
+        self.mu, self.beta, self.lam = mu, beta, lam
+        self.squares = [
+            wave_numbers(plan.shape[axis], step, half=axis == plan.halved) ** 2
+            for axis, step in zip(plan.axes, checked_spacing("RieszFactor", spacing), strict=False)
+        ]
+        self.axes, self.dims = plan.axes, len(plan.shape)
+
+    def __call__(self, region: Region) -> NDArray[np.float64]:
+        """Give the factor of a region, with length 1 along the other axes."""
+        square: NDArray[np.float64] = np.zeros((1,) * self.dims)
+        for axis, values in zip(self.axes, self.squares, strict=True):
+            along = [1] * self.dims
+            along[axis] = -1
+            square = square + values[region[axis]].reshape(along)
+        with np.errstate(divide="ignore"):
+            found = 1 / (self.mu * square**self.beta + self.lam)
+        return np.where(np.isfinite(found), found, 0.0)
+
+
+def run_pencils(
+    plan: PencilPlan,
+    source: Regions,
+    target: Regions,
+    *,
+    factor: Callable[[Region], NDArray[Any]] | None = None,
+    between: Regions | None = None,
+    done: Callable[[int], None] | None = None,
+) -> None:
+    """Carry out a plan: transform a field, or solve for it, slab by slab.
+
+    Parameters
+    ----------
+    plan : PencilPlan
+    source : Regions
+        The field, of the plan's shape; or its modes where the plan is of kind ``"inverse"``.
+    target : Regions
+        Where the result goes; it may be `source` itself where both have one shape and dtype.
+        Modes lie in it between passes, unless it is to hold real values.
+    factor : callable, optional
+        From a region of the modes, a tuple of slices, to a real array that broadcasts to it, such
+        as `RieszFactor`: modes are multiplied by it. Needed by a solve, and by nothing else.
+    between : Regions, optional
+        Complex, of shape ``plan.modes_shape``: where the modes of a real field lie between the
+        passes of a solve, and of an inverse transform; this one may be `source`, which it
+        overwrites.
+    done : callable, optional
+        Called with the bytes that were read and written, after each slab.
+
+    Raises
+    ------
+    DataError
+        If `factor` is given to a transform or not to a solve, and without a needed `between`.
+
+    Notes
+    -----
+    One slab is in memory at a time, in arrays that all passes share: ``plan.slab_bytes``, and 1 MiB
+    of the factor. All transforms are "ortho".
+    """
+    if (factor is not None) != (plan.kind == "solve"):
+        raise DataError(
+            f"run_pencils: a plan of kind {plan.kind!r} "
+            + ("needs factor=." if factor is None else "takes no factor=; plan a solve.")
+        )
+    last = len(plan.passes) - 1
+    lies_between = plan.real and plan.passes[last].real_out and last > 0
+    if lies_between and between is None:
+        raise DataError(
+            f"run_pencils: {last + 1} passes end in real values, and complex modes lie between "
+            f"them. Pass between=, an array of shape {plan.modes_shape}."
+        )
+    held = between if lies_between and between is not None else target
+    slabs = _Slabs(plan)
+    for place, one in enumerate(plan.passes):
+        origin = source if place == 0 else held
+        goal = target if place == last else held
+        for region in one.regions():
+            moved = slabs.carry(one, region, origin, goal, factor)
+            if done is not None:
+                done(moved)
+
+
+class _Slabs:
+    """Flat arrays that hold the slabs of all passes."""
+
+    def __init__(self, plan: PencilPlan) -> None:
+        self.plan = plan
+        dtype = np.dtype(np.complex128 if plan.itemsize == 16 else np.complex64)
+        self.modes = np.empty(max(math.prod(one.slab) for one in plan.passes), dtype)
+        ends = [one for one in plan.passes if one.real_in or one.real_out]
+        most = max((math.prod(self._real_shape(one.slab)) for one in ends), default=0)
+        self.values = np.empty(most, self.modes.real.dtype)
+
+    def carry(
+        self,
+        one: PencilPass,
+        region: Region,
+        origin: Regions,
+        goal: Regions,
+        factor: Callable[[Region], NDArray[Any]] | None,
+    ) -> int:
+        """Read, transform and write one slab; give the bytes moved."""
+        shape = tuple(part.stop - part.start for part in region)
+        modes = self.modes[: math.prod(shape)].reshape(shape)
+        values, in_values = None, region
+        if one.real_in or one.real_out:
+            whole = self._real_shape(shape)
+            values = self.values[: math.prod(whole)].reshape(whole)
+            in_values = tuple(
+                slice(0, n) if axis == self.plan.halved else part
+                for axis, (n, part) in enumerate(zip(whole, region, strict=True))
+            )
+        if one.real_in and values is not None:
+            origin.read_region(in_values, values)
+            np.fft.rfft(values, axis=self.plan.halved or 0, norm="ortho", out=modes)
+        else:
+            origin.read_region(region, modes)
+        for axis in self._complex_axes(one.forward, one.real_in):
+            np.fft.fft(modes, axis=axis, norm="ortho", out=modes)
+        if one.turns and factor is not None:
+            for part, planes in _planes(region):
+                modes[part] *= factor(planes)
+        for axis in reversed(list(self._complex_axes(one.inverse, one.real_out))):
+            np.fft.ifft(modes, axis=axis, norm="ortho", out=modes)
+        if not (one.real_out and values is not None):
+            goal.write_region(region, modes)
+            return modes.nbytes + (values if one.real_in and values is not None else modes).nbytes
+        halved = self.plan.halved or 0
+        np.fft.irfft(modes, n=values.shape[halved], axis=halved, norm="ortho", out=values)
+        goal.write_region(in_values, values)
+        return values.nbytes + (values if one.real_in else modes).nbytes
+
+    def _complex_axes(self, axes: tuple[int, ...], halves: bool) -> Iterator[int]:
+        for axis in axes:
+            if self.plan.shape[axis] > 1 and not (halves and axis == self.plan.halved):
+                yield axis
+
+    def _real_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        lengths = enumerate(zip(shape, self.plan.shape, strict=True))
+        return tuple(n if axis == self.plan.halved else m for axis, (m, n) in lengths)
+
+
+def _planes(region: Region) -> Iterator[tuple[slice, Region]]:
+    """Cut a region along its first axis: where that lies in the slab, and in the modes."""
+    first, *others = region
+    plane = 8 * math.prod(part.stop - part.start for part in others)
+    step = max(1, _PLANE_BYTES // max(plane, 1))
+    for start in range(first.start, first.stop, step):
+        stop = min(start + step, first.stop)
+        yield slice(start - first.start, stop - first.start), (slice(start, stop), *others)
