@@ -59,7 +59,9 @@ def check_numbers(where: str, *, mu: float, beta: float, lam: float) -> None:
             raise DataError(f"{where}: {name}={value}; it must be finite and {rule}. {meaning}.")
 
 
-def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
+def check_mean(
+    where: str, name: str, field: NDArray[Any], begin: Sequence[int] = ()
+) -> None:
     """Refuse a source that has a mean over its first three axes where nothing screens (lam = 0).
 
     Parameters
@@ -69,6 +71,8 @@ def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
     field : array (x, y, z, ...)
         Each place of the other axes is a source of its own. A mean counts if it exceeds what
         rounding leaves of one, 64 units in the last place of the field's root mean square.
+    begin
+        Place of the first entry along the other axes, where the field is a part of one.
 
     Raises
     ------
@@ -86,7 +90,7 @@ def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
     flat = lines.reshape(-1)
     limit = _ROUNDING * epsilon * math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
     if means[worst] > limit or math.isnan(means[worst]):
-        place = tuple(int(i) for i in np.unravel_index(worst, field.shape[3:]))
+        place = _place(worst, field.shape[3:], begin)
         at = f" at {place} of its other axes" if place else ""
         raise DataError(
             f"{where}: {name} has the mean {means[worst]:.6g}{at}, and rounding explains "
@@ -95,8 +99,12 @@ def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
         )
 
 
-def check_finite(where: str, name: str, field: NDArray[Any]) -> None:
+def check_finite(
+    where: str, name: str, field: NDArray[Any], begin: Sequence[int] = ()
+) -> None:
     """Refuse NaN and infinity, naming the field and the index of the first.
+
+    ``begin`` is where the field begins, if it is a part of one.
 
     >>> check_finite("solve", "density.npy", np.array([[1.0, 2.0], [np.nan, 3.0]]))
     Traceback (most recent call last):
@@ -111,9 +119,17 @@ def check_finite(where: str, name: str, field: NDArray[Any]) -> None:
     count = int(broken.sum())
     if not count:
         return
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(broken)), field.shape))
+    first = int(np.argmax(broken))
+    value = field[np.unravel_index(first, field.shape)]
+    part = " of the part that was read" if begin else ""
     verb = "is" if count == 1 else "are"
     raise DataError(
-        f"{where}: {name} is {field[index]} at {index}; {count} of {field.size} values {verb} not "
-        "finite. Mend the field, or leave it out."
+        f"{where}: {name} is {value} at {_place(first, field.shape, begin)}; {count} of "
+        f"{field.size} values{part} {verb} not finite. Mend the field, or leave it out."
     )
+
+
+def _place(number: int, shape: Sequence[int], begin: Sequence[int]) -> tuple[int, ...]:
+    """Give the index of an entry, counted from where a part begins."""
+    index = np.unravel_index(number, tuple(shape))
+    return tuple(int(i) + first for i, first in zip(index, begin or [0] * len(index), strict=True))

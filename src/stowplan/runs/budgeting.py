@@ -443,7 +443,13 @@ class _Fit:
             wanted=self.wanted,
             traced=self.request.traced,
             widths=self.widths,
+            views=self._takes_views(),
         )
+
+    def _takes_views(self) -> bool:
+        """Whether batches without padding are views where they are computed."""
+        adapter = self.target.adapter
+        return not adapter.compiles or adapter.kind_of(self.target.device) == "cpu"
 
     def _excess(self, planned: Plan) -> int:
         """Bytes by which a plan exceeds the budget."""

@@ -144,10 +144,12 @@ def measure_footprint(
     wanted: Wanted | None,
     traced: Mapping[str, Any],
     widths: Sequence[int] | None = None,
+    views: bool = False,
 ) -> Footprint:
     """Add up what a run of a plan takes.
 
     ``widths`` are the bytes of a number in each output; without them that of the widest input.
+    ``views`` says that batches without padding are no copies, which need no indices.
     """
     sizes = Sizes(plan, kernel, columns.fixed)
     own = [dtype_bytes(array.dtype) for array in columns.arrays]
@@ -181,7 +183,7 @@ def measure_footprint(
     index = locating = 0
     for batch in plan.batches:
         rows, capacity = len(batch.items), batch.capacity
-        found = {} if wanted is not None or moved else _end_to_end(batch, plan, columns, sizes, inputs)
+        found = _end_to_end(batch, plan, columns, inputs) if views else {}
         copied = [dims for dims in gathered if not found.get(dims, False)]
         index += sum(_entry_bytes(dims) * rows * padded(dims, capacity) for dims in copied)
         shared = batch.count == rows  # indices of items serve both ways
@@ -222,7 +224,7 @@ def measure_footprint(
 
 
 def _end_to_end(
-    batch: Batch, plan: Plan, columns: Columns, sizes: Sizes, inputs: Sequence[Dims]
+    batch: Batch, plan: Plan, columns: Columns, inputs: Sequence[Dims]
 ) -> dict[Dims, bool]:
     """Say along which dims all columns of a batch are views, which need no indices."""
     items = batch.items

@@ -53,6 +53,7 @@ def plan(
     passes: int = 1,
     headroom: float | None = None,
     offsets: Offsets = "corner",
+    on_disk: bool = False,
     **shared: Any,
 ) -> Plan:
     """Plan which items share a batch, at which capacity, on which framework.
@@ -103,6 +104,9 @@ def plan(
         Where items lie in their padding: ``"corner"``, ``"centre"``, or an array (items, dims) of
         the place where each begins. Columns and outputs lie alike; a dim of an output that no input
         has begins at 0.
+    on_disk
+        Whether all results go to disk, ``run(..., out=)``, so that they take no memory. Data on
+        disk are seen by themselves.
     **shared
         The kernel's keyword-only parameters as in `run`, which probes and ``terms`` need. They may
         be left out where no budget is given.
@@ -153,7 +157,7 @@ def plan(
     return plan_columns(
         "plan", kernel, columns, source, target, memory, slots=slots, rows=rows, order=order,
         overflow=overflow, costs=costs, passes=passes, headroom=headroom, offsets=offsets,
-        group=group,
+        group=group, keep=not on_disk,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def run_on_disk(
     """Give what `run` gives, reading one part of the data while another is computed."""
     stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile)
     with _opened(stream, resume) as folder:
-        results, kind = stream.results(out, overwrite, resume=folder is not None)
+        results, kind = stream.results(out, overwrite, folder)
         try:
             with _bar(stream.loads, progress=progress) as advance:
                 stream.compute(results, folder, advance)
@@ -114,7 +114,7 @@ class _Stream:
         return {**fingerprints(call, self.columns, self.plan), "the reads": digest(bounds)}
 
     def results(
-        self, out: Out, overwrite: bool, *, resume: bool
+        self, out: Out, overwrite: bool, folder: RunFolder | None
     ) -> tuple[list[Result], Any]:
         """Make room for all outputs, as large and of the dtype that they are known to have.
 
@@ -138,11 +138,11 @@ class _Stream:
                 if given is None:
                     found.append(InMemory(layout, like, rows, self._back))
                 else:
-                    found.append(_on_disk(given, layout, like, rows, overwrite, resume))
+                    found.append(_on_disk(given, layout, like, rows, overwrite, folder))
         except BaseException:
             for result in found:
                 if isinstance(result, OnDisk):
-                    result.abandon(keep=resume)
+                    result.abandon(keep=folder is not None)
             raise
         return found, kind
 
@@ -269,7 +269,12 @@ def _per_output(out: Out, outputs: int) -> list[Any]:
 
 
 def _on_disk(
-    given: Any, layout: Layout | None, like: NDArray[Any], rows: int, overwrite: bool, resume: bool
+    given: Any,
+    layout: Layout | None,
+    like: NDArray[Any],
+    rows: int,
+    overwrite: bool,
+    folder: RunFolder | None,
 ) -> OnDisk:
     """Make an array for one output, or take the one that is given."""
     shape = (rows, *like.shape[1:])
@@ -277,8 +282,9 @@ def _on_disk(
         shape = (len(layout.shapes), *layout.shapes[0].tolist(), *like.shape[1:])
     if isinstance(given, str | PathLike):
         made = create_array(
-            given, shape, like.dtype, "run", overwrite=overwrite, resume=resume
-        )
+            given, shape, like.dtype, "run", overwrite=overwrite, resumable=folder is not None,
+            resume=folder is not None and bool(folder.numbers()),
+        )  # fmt: skip
         return OnDisk(layout, made, made=True)
     if not is_stored(given):
         raise DataError(

@@ -97,6 +97,7 @@ def create_array(
     *,
     overwrite: bool = False,
     rows_together: int = 1,
+    chunks: tuple[int, ...] | None = None,
     resumable: bool = False,
     resume: bool = False,
 ) -> NewArray:
@@ -110,6 +111,8 @@ def create_array(
         Whether what is there is replaced, once the new array is finished.
     rows_together
         Rows of one chunk, where the format has chunks.
+    chunks
+        Shape of a chunk instead, such as that of the regions to be written.
     resumable
         Whether a run that is cut off leaves what it has written, for another to go on with: then
         it has a name of its own, and is removed as a leftover only on request.
@@ -150,6 +153,7 @@ def create_array(
                 shape,
                 kind,
                 rows_together=rows_together,
+                chunks=chunks,
                 **how,
             )
         if suffix in HDF5:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,9 @@ class FieldBlocks:
     blocks : sequence of Block
     axes
         Axes that lead in a block; the others are its lines.
+    check : callable, optional
+        Called with each block that was read: its field, the block, and the values, with the axes
+        of the field.
 
     Attributes
     ----------
@@ -52,8 +55,13 @@ class FieldBlocks:
     """
 
     def __init__(
-        self, fields: Sequence[Any], blocks: Sequence[Block], axes: Sequence[int]
+        self,
+        fields: Sequence[Any],
+        blocks: Sequence[Block],
+        axes: Sequence[int],
+        check: Callable[[Any, Block, NDArray[Any]], None] | None = None,
     ) -> None:
+        self.check = check
         self.fields = fields
         self.blocks = blocks
         self.axes = tuple(axes)
@@ -73,6 +81,9 @@ class FieldBlocks:
         for group in self._groups(start, stop):
             places = [into[first - start : last - start] for _, first, last in group]
             self._read_group([block for block, _, _ in group], places)
+            if self.check is not None:
+                for (block, _, _), flat in zip(group, places, strict=True):
+                    self.check(self.fields[block.field], block, self._as_in_field(block, flat))
         return into
 
     def write(self, start: int, values: NDArray[Any]) -> None:
@@ -193,8 +204,9 @@ def _line_ranges(lengths: Sequence[int], most: int) -> Iterator[tuple[slice, ...
                 yield (slice(first, first + 1), *rest)
         return
     pieces = -(-lengths[0] // max(most // max(inner, 1), 1))
-    bounds = [lengths[0] * piece // pieces for piece in range(pieces + 1)]
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    step = -(-lengths[0] // pieces)  # all but the last are equal, as chunks of a grid are
+    for first in range(0, lengths[0], step):
+        last = min(first + step, lengths[0])
         yield (slice(first, last), *(slice(0, length) for length in lengths[1:]))
 
 

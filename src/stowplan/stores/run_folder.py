@@ -30,7 +30,7 @@ from stowplan.stores.descriptors import (
 from stowplan.stores.locks import Lock
 from stowplan.stores.stored import PART
 
-__all__ = ["LOCK", "MANIFEST", "Record", "RunFolder", "manifest_facts"]
+__all__ = ["LOCK", "MANIFEST", "Record", "RunFolder", "has_records", "manifest_facts"]
 
 _log = logging.getLogger("stowplan")
 
@@ -366,6 +366,16 @@ class RunFolder:
         if zlib.crc32(bytes_view(content)) != record.crc32:
             raise ValueError(f"{path} is damaged: its crc32 is not that of what was written")
         return content
+
+
+def has_records(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run that has finished a batch.
+
+    >>> has_records("no such folder")
+    False
+    """
+    path = Path(folder)
+    return (path / MANIFEST).is_file() and manifest_facts(path)[0] > 0
 
 
 def manifest_facts(folder: Path) -> tuple[int, int | None]:

@@ -217,6 +217,7 @@ def create_zarr(
     *,
     overwrite: bool,
     rows_together: int,
+    chunks: tuple[int, ...] | None = None,
     resumable: bool,
     resume: bool,
 ) -> ZarrArray:
@@ -253,7 +254,7 @@ def create_zarr(
         if made is None:
             _refuse_too_large(part, bytes_of(shape, dtype), name)
             made = zarr.create_array(
-                part, shape=shape, dtype=dtype, chunks=_chunks(shape, dtype, rows_together),
+                part, shape=shape, dtype=dtype, chunks=chunks or _chunks(shape, dtype, rows_together),
                 compressors=None, filters=None, fill_value=0, zarr_format=3, overwrite=True,
             )  # fmt: skip
         array = ZarrArray(made, name)

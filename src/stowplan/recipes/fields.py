@@ -1,0 +1,319 @@
+"""Fields on periodic grids, larger than memory where they must be: solved, summed and fitted.
+
+>>> import numpy as np
+>>> source = np.cos(2 * np.pi * np.arange(8) / 8).reshape(8, 1, 1) * np.ones((8, 8, 8))
+>>> potential = solve(source, spacing=1.0)
+>>> bool(np.allclose(potential, source / (2 * np.pi / 8) ** 2))
+True
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from stowplan.errors import DataError
+from stowplan.kernels import fields as kernels
+from stowplan.planners.batches import Plan
+from stowplan.recipes.fields_checks import check_finite, check_mean, check_numbers
+from stowplan.recipes.fields_job import FieldJob
+from stowplan.recipes.fields_rings import RadialSums, RingSums, ShellSums, bins, shells
+from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
+from stowplan.recipes.fields_targets import FieldTargets
+from stowplan.stores.run_folder import has_records
+
+__all__ = ["Profiles", "radial", "solve", "spectrum", "tail"]
+
+Spacing = float | Sequence[float]
+Resume = str | PathLike[str] | None
+Sums = TypeVar("Sums", bound=RingSums)
+
+
+@dataclass(frozen=True)
+class Profiles(Generic[Sums]):
+    """Sums over rings of several fields.
+
+    Attributes
+    ----------
+    each : list of ShellSums or RadialSums
+        One for each field, in their order.
+    names : list of str
+    plan : Plan
+        What was read and computed, in which batches.
+    """
+
+    each: list[Sums]
+    names: list[str]
+    plan: Plan
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def __getitem__(self, number: int) -> Sums:
+        return self.each[number]
+
+    @property
+    def total(self) -> Sums:
+        """All fields together, which must have one grid."""
+        return functools.reduce(lambda one, other: one + other, self.each)
+
+
+def solve(
+    store: Any,
+    *,
+    spacing: Spacing,
+    beta: float = 1.0,
+    mu: float = 1.0,
+    lam: float = 0.0,
+    axes: Sequence[int] = (0, 1, 2),
+    out: Any = None,
+    overwrite: bool = False,
+    on: str | None = None,
+    device: Any = None,
+    rows: int | None = None,
+    budget: float | str | None = 0.8,
+    resume: Resume = None,
+    check: bool = False,
+    progress: bool = False,
+) -> Any:
+    r"""Solve (mu (-nabla^2)^beta + lam) a = s on a periodic grid, for each field s of a store.
+
+    Parameters
+    ----------
+    store
+        Fields: a path of one, a pattern such as ``"run/*.npy"``, a zarr group, an array, or a list
+        of paths and arrays; real or complex, all of one dtype, which is kept.
+    spacing : number, or one for each of `axes`
+        Of the grid, > 0, in a unit of length.
+    beta, mu, lam : float
+        > 0, > 0 and >= 0. beta = 1 is Poisson's equation; lam = kappa^2 mu screens it. With lam = 0
+        sources must have no mean, and that of a is 0.
+    axes
+        Those in space, three at most; along all others each place is a source of its own.
+    out
+        Where potentials go: a path (``.npy``, ``.zarr``, ``.h5::dataset``), whose first axis counts
+        the fields unless one was given by itself; or a folder, with a file for each field. None
+        keeps them in memory.
+    overwrite
+        Whether files that are there are replaced.
+    on, device
+        Framework and device to compute on; those of the fields by default, NumPy for files.
+    rows
+        Blocks of lines in a batch; as a cache likes it by default.
+    budget
+        Most bytes beside the fields and results that are in memory: a share of what is free, bytes
+        or text such as "2 GiB".
+    resume
+        Folder of a run that was cut off, or a new one. Goes with `out`.
+    check
+        Whether NaN and infinity are looked for, and refused.
+    progress
+        Show a progress bar in bytes.
+
+    Returns
+    -------
+    array, StoredArray or list of them
+        Potentials with the shapes and the dtype of the fields; a list unless one field was given by
+        itself.
+
+    Raises
+    ------
+    DataError
+        For numbers out of their range, fields of two dtypes, a source with a mean where lam = 0,
+        and outputs that are there already.
+    BudgetError
+        Where not even one slab of a field fits, with the bytes that would be enough.
+
+    Notes
+    -----
+    Fields are cut into blocks of lines. One whose points alone exceed the budget is transformed by
+    pencil passes, along some of its axes at a time, through the output.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> source = np.zeros((4, 4, 4))
+    >>> source[0, 0, 0], source[2, 2, 2] = 1, -1
+    >>> float(solve(source, spacing=0.5).sum().round(12))
+    0.0
+    """
+    where = "fields.solve"
+    check_numbers(where, mu=mu, beta=beta, lam=lam)
+    if resume is not None and out is None:
+        raise DataError(
+            f"{where}: resume={fspath(resume)!r} goes with out=: what is in memory is lost with "
+            "the process. Name an output: out='potentials.npy'."
+        )
+    job = FieldJob.of(where, store, spacing, axes, budget, on, device)
+    rules = [check_finite] if check else []
+    rules += [check_mean] if lam == 0 else []
+    targets = FieldTargets.make(
+        where, job.store, job.blocks, out, overwrite=overwrite, resumable=resume is not None,
+        resume=resume is not None and has_records(resume), back=job.given_back,
+    )  # fmt: skip
+    try:
+        job.solve(targets.fields, rules, rows, resume, progress, mu=mu, beta=beta, lam=lam)
+    except BaseException:
+        targets.abandon(keep=resume is not None)
+        raise
+    return targets.finish()
+
+
+def spectrum(
+    store: Any,
+    *,
+    spacing: Spacing,
+    axes: Sequence[int] = (0, 1, 2),
+    width: float | None = None,
+    on: str | None = None,
+    device: Any = None,
+    rows: int | None = None,
+    budget: float | str | None = 0.8,
+    resume: Resume = None,
+    check: bool = False,
+    progress: bool = False,
+) -> Profiles[ShellSums]:
+    """Sum the power |a_k|^2 of fields over shells of |k|, with how many modes each shell has.
+
+    Parameters
+    ----------
+    store, spacing, axes, on, device, rows, budget, resume, check, progress
+        See `solve`.
+    width : float, optional
+        Of a shell; the largest 2 pi / (N dx) of all axes where it is not given, and no less.
+
+    Returns
+    -------
+    Profiles of ShellSums
+        One for each field; ``.total`` of those on one grid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> field = np.random.default_rng(0).normal(size=(8, 8, 8, 5))
+    >>> found = spectrum(field, spacing=0.1)
+    >>> bool(np.isclose(found.total.sums.sum(), (field**2).sum()))  # Parseval
+    True
+    """
+    job = FieldJob.of("fields.spectrum", store, spacing, axes, budget, on, device)
+    rings = [shells(shape, job.spacing) for shape in job.grids]
+    wide = max(ring.width for ring in rings) if width is None else width
+    rings = [shells(shape, job.spacing, wide) for shape in job.grids]
+    sums, made = job.sums(
+        kernels.spectrum, check, rows, resume, progress, rings, width=rings[0].width
+    )
+    return Profiles([ShellSums.of(r, s, n) for r, s, n in sums], job.names, made)
+
+
+def radial(
+    store: Any,
+    *,
+    spacing: Spacing,
+    centre: Sequence[float] | None = None,
+    axes: Sequence[int] = (0, 1, 2),
+    width: float | None = None,
+    on: str | None = None,
+    device: Any = None,
+    rows: int | None = None,
+    budget: float | str | None = 0.8,
+    resume: Resume = None,
+    check: bool = False,
+    progress: bool = False,
+) -> Profiles[RadialSums]:
+    """Sum fields, with their sign, over bins of the distance from a centre.
+
+    Parameters
+    ----------
+    store, spacing, axes, on, device, rows, budget, resume, check, progress
+        See `solve`.
+    centre : one number for each of `axes`, optional
+        In cells; the cell N // 2 of each axis where it is not given. Distances are to its nearest
+        periodic image.
+    width : float, optional
+        Of a bin; the largest spacing where it is not given, and no less.
+
+    Returns
+    -------
+    Profiles of RadialSums
+        One for each field; ``.total`` of those on one grid.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = radial(np.ones((4, 4, 4)), spacing=0.5)
+    >>> found[0].mean[:3].tolist(), found[0].radii[:2].tolist()
+    ([1.0, 1.0, 1.0], [0.0, 0.5])
+    """
+    job = FieldJob.of("fields.radial", store, spacing, axes, budget, on, device)
+    middle = job.padded_centre(centre)
+    rings = [bins(shape, job.spacing, middle, width) for shape in job.grids]
+    if len({ring.centre for ring in rings}) > 1:
+        raise DataError(
+            "fields.radial: the fields have several grids, and so several middles. Give centre=, "
+            "in cells."
+        )
+    wide = max(ring.width for ring in rings)
+    rings = [bins(shape, job.spacing, middle, wide) for shape in job.grids]
+    sums, made = job.sums(
+        kernels.radial, check, rows, resume, progress, rings,
+        width=wide, centre=np.asarray(rings[0].centre),
+    )  # fmt: skip
+    return Profiles([RadialSums.of(r, s, n) for r, s, n in sums], job.names, made)
+
+
+def tail(
+    store: Any,
+    *,
+    spacing: Spacing,
+    centre: Sequence[float] | None = None,
+    window: tuple[float, float] | None = None,
+    axes: Sequence[int] = (0, 1, 2),
+    on: str | None = None,
+    device: Any = None,
+    rows: int | None = None,
+    budget: float | str | None = 0.8,
+    resume: Resume = None,
+    check: bool = False,
+    progress: bool = False,
+) -> list[Tail]:
+    """Fit c r^p + b + d r^2 to the radial means of each field, with a 95 % interval of p.
+
+    Parameters
+    ----------
+    store, spacing, centre, axes, on, device, rows, budget, resume, check, progress
+        See `radial`.
+    window : (float, float), optional
+        Distances that are fitted, in units of length; beyond 8 and below 0.45 N cells by default.
+
+    Returns
+    -------
+    list of Tail
+        One for each field. Real parts of complex fields are fitted.
+
+    Raises
+    ------
+    DataError
+        For a window with too few points, and a field without a power-law tail in it.
+
+    Examples
+    --------
+    The potential of a Gaussian of 2 cells falls as 1/r:
+
+    >>> import numpy as np
+    >>> r = (np.arange(48) - 24.0) ** 2
+    >>> source = np.exp(-(r[:, None, None] + r[:, None] + r) / (2 * 2**2))
+    >>> potential = solve(source - source.mean(), spacing=1.0)
+    >>> (fit,) = tail(potential, spacing=1.0)
+    >>> -1.1 < fit.power < -0.9
+    True
+    """
+    found = radial(
+        store, spacing=spacing, centre=centre, axes=axes, on=on, device=device, rows=rows,
+        budget=budget, resume=resume, check=check, progress=progress,
+    )  # fmt: skip
+    return [fit_tail(s.radii, s.mean.real, window or tail_window(s)) for s in found.each]

@@ -1,0 +1,265 @@
+"""One call on fields: cut into blocks that a kernel takes, or passed along one axis at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.adapters import get_adapter
+from stowplan.declaration import Kernel
+from stowplan.errors import BudgetError, DataError
+from stowplan.kernels import fields as kernels
+from stowplan.memory import Budget, resolve_budget, show_bytes
+from stowplan.planners.batches import Plan
+from stowplan.ragged import Ragged
+from stowplan.recipes.fields_checks import check_finite, check_mean, checked_spacing
+from stowplan.recipes.fields_rings import Rings
+from stowplan.recipes.fields_store import FieldStore, open_fields
+from stowplan.runs.execution import run
+from stowplan.runs.engine import saved_plan
+from stowplan.runs.places import Place, find_places
+from stowplan.runs.planning import plan
+from stowplan.stores.field_blocks import Block, FieldBlocks, cut_fields
+
+__all__ = ["FieldJob"]
+
+Rule = Callable[..., None]
+"""Refuses values that it is given, with where, name, field and where the field begins."""
+
+BLOCK_BYTES = 2**22
+"""Of a block of lines at most: its transform stays in a cache."""
+BLOCKS_IN_BUDGET = 24
+"""Blocks are cut so that a budget holds as many."""
+LEAST_BLOCKS = 10
+"""A budget with fewer blocks of one line has no room for them: two are read, some computed."""
+
+
+class FieldJob:
+    """Fields of a store with their grids, and the blocks that they are cut into.
+
+    Attributes
+    ----------
+    store : FieldStore
+    blocks : list of Block
+    spacing : (float, float, float)
+    grids : list of (int, int, int)
+        Points along x, y and z of each field; 1 where there is no such axis.
+    names : list of str
+    """
+
+    def __init__(
+        self,
+        where: str,
+        store: FieldStore,
+        spacing: tuple[float, float, float],
+        axes: tuple[int, ...],
+        target: Place,
+        budget: Budget,
+        given: float | str | None,
+    ) -> None:
+        self.where = where
+        self.store = store
+        self.spacing = spacing
+        self.axes = axes
+        self.target = target
+        self.budget = budget
+        self.given = given
+        self.plan: Plan | None = None
+        self.names = [field.name for field in store.fields]
+        shapes = [tuple(field.shape) for field in store.fields]
+        self.grids = [_grid(shape, axes) for shape in shapes]
+        most = min(BLOCK_BYTES, budget.bytes // BLOCKS_IN_BUDGET)
+        self.blocks = cut_fields(shapes, axes, store.dtype.itemsize, most)
+
+    @classmethod
+    def of(
+        cls,
+        where: str,
+        store: Any,
+        spacing: float | Sequence[float],
+        axes: Sequence[int],
+        budget: float | str | None,
+        on: str | None,
+        device: Any,
+    ) -> FieldJob:
+        """Open a store and see what is to be computed where."""
+        opened = open_fields(store, where)
+        own = _checked_axes(where, axes, opened)
+        steps = _three(where, spacing, own)
+        source = get_adapter(opened.framework or "numpy")
+        like = source.asarray(np.zeros(1), opened.device or source.devices()[0])
+        _, target = find_places(where, [like], on, device)
+        limit = resolve_budget(
+            budget, lambda: target.free_bytes(where), where, device=str(target.device)
+        )
+        return cls(where, opened, steps, own, target, limit, budget)
+
+    def given_back(self, array: NDArray[Any]) -> Any:
+        """Bring a result to where the fields are."""
+        if self.store.framework in (None, "numpy"):
+            return array
+        return get_adapter(self.store.framework).asarray(array, self.store.device)
+
+    def padded_centre(self, centre: Sequence[float] | None) -> Sequence[float] | None:
+        """Give a centre along x, y and z, from one number for each axis in space."""
+        if centre is None:
+            return None
+        given = np.asarray(centre, np.float64)
+        if given.shape != (len(self.axes),):
+            raise DataError(
+                f"{self.where}: centre={centre!r}; give {len(self.axes)} numbers in cells, one for "
+                f"each of axes={self.axes}."
+            )
+        padded: list[float] = [*given.tolist(), *[0.0] * (3 - len(self.axes))]
+        return padded
+
+    def solve(
+        self,
+        targets: Sequence[Any],
+        rules: Sequence[Rule],
+        rows: int | None,
+        resume: str | PathLike[str] | None,
+        progress: bool,
+        **numbers: float,
+    ) -> None:
+        """Solve for each field into its target."""
+        large = self._larger_than_budget()
+        if large:
+            from stowplan.recipes.fields_large import solve_large
+
+            solve_large(self, large, targets, rules, resume, progress=progress, **numbers)
+        blocks = [block for block in self.blocks if block.field not in large]
+        if not blocks:
+            return
+        out = FieldBlocks(targets, blocks, self.axes)
+        self._run(kernels.riesz, blocks, rules, rows, resume, progress, out=out, **numbers)
+
+    def sums(
+        self,
+        kernel: Kernel,
+        check: bool,
+        rows: int | None,
+        resume: str | PathLike[str] | None,
+        progress: bool,
+        rings: Sequence[Rings],
+        **shared: Any,
+    ) -> tuple[list[tuple[Rings, NDArray[Any], int]], Plan]:
+        """Sum each field over its rings; give these, the sums and the lines that were summed."""
+        if self._larger_than_budget():
+            raise NotImplementedError
+        found = self._run(kernel, self.blocks, [check_finite] if check else [], rows, resume,
+            progress, **shared)  # fmt: skip
+        wide = np.complex128 if kernel is kernels.radial and self.store.dtype.kind == "c" else float
+        sums = [np.zeros(len(ring.counts), wide) for ring in rings]
+        for block, part in zip(self.blocks, found, strict=True):
+            sums[block.field] += part
+        lines = [
+            math.prod(field.shape) // math.prod(grid)
+            for field, grid in zip(self.store.fields, self.grids, strict=True)
+        ]
+        assert self.plan is not None
+        return list(zip(rings, sums, lines, strict=True)), self.plan
+
+    def _run(
+        self,
+        kernel: Kernel,
+        blocks: Sequence[Block],
+        rules: Sequence[Rule],
+        rows: int | None,
+        resume: str | PathLike[str] | None,
+        progress: bool,
+        out: Any = None,
+        **shared: Any,
+    ) -> Any:
+        source = FieldBlocks(self.store.fields, blocks, self.axes, self._check(rules))
+        name = kernel.arguments[0]
+        data = {name: Ragged.from_layout(source, source.layout)}
+        place = {"on": self.target.adapter.name, "device": self.target.device}
+        shared = {**shared, "spacing": np.asarray(self.spacing)}
+        self.plan = saved_plan(resume, self.given)
+        if self.plan is None:
+            self.plan = plan(
+                kernel, data, **place, rows=rows, budget=self.given, on_disk=out is not None,
+                **shared,
+            )  # fmt: skip
+        return run(
+            kernel, data, self.plan, **place, out=out, resume=resume, progress=progress, **shared
+        )
+
+    def _check(self, rules: Sequence[Rule]) -> Callable[[Any, Block, NDArray[Any]], None] | None:
+        """Give what looks at each block that was read."""
+        if not rules:
+            return None
+
+        def check(field: Any, block: Block, values: NDArray[Any]) -> None:
+            begin = [part.start for part in block.index]
+            for rule in rules:
+                if rule is check_mean:
+                    others = [axis for axis in range(values.ndim) if axis not in self.axes]
+                    turned = values.transpose([*self.axes, *others])
+                    turned = turned.reshape(
+                        [*turned.shape[: len(self.axes)], *[1] * (3 - len(self.axes)),
+                         *turned.shape[len(self.axes) :]]
+                    )  # fmt: skip
+                    rule(self.where, field.name, turned, [begin[axis] for axis in others])
+                else:
+                    rule(self.where, field.name, values, begin)
+
+        return check
+
+    def _larger_than_budget(self) -> list[int]:
+        """Number the fields of which not even a few blocks of one line fit."""
+        size = self.store.dtype.itemsize
+        return [
+            number
+            for number, grid in enumerate(self.grids)
+            if math.prod(grid) * size * LEAST_BLOCKS > self.budget.bytes
+        ]
+
+
+def _grid(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = (*(shape[axis] for axis in axes), *[1] * (3 - len(axes)))
+    return x, y, z
+
+
+def _checked_axes(where: str, axes: Sequence[int], store: FieldStore) -> tuple[int, ...]:
+    """Give axes from 0, the same for all fields."""
+    given = tuple(int(axis) for axis in axes)
+    for number, field in enumerate(store.fields):
+        ndim = len(field.shape)
+        if not 1 <= len(given) <= 3 or any(not -ndim <= axis < ndim for axis in given):
+            raise DataError(
+                f"{where}: axes={tuple(axes)} for field {number} ({field.name}) of shape "
+                f"{tuple(field.shape)}. Name one to three of its axes, those in space: "
+                f"axes={tuple(range(min(ndim, 3)))}."
+            )
+        own = tuple(axis % ndim for axis in given)
+        if len(set(own)) < len(own):
+            raise DataError(f"{where}: axes={tuple(axes)} names an axis twice.")
+        if number and own != first:
+            raise DataError(
+                f"{where}: axes={tuple(axes)} are {own} in field {number} and {first} in field 0, "
+                "which has another number of axes. Count them from the front."
+            )
+        first = own
+    return first
+
+
+def _three(
+    where: str, spacing: float | Sequence[float], axes: tuple[int, ...]
+) -> tuple[float, float, float]:
+    """Give the spacing along x, y and z, from a number or one for each axis in space."""
+    given = np.asarray(spacing)
+    if given.shape == (len(axes),):
+        given = np.concatenate([given, np.ones(3 - len(axes))])
+    elif given.ndim:
+        raise DataError(
+            f"{where}: spacing={spacing!r}; give one number, or {len(axes)}, one for each of "
+            f"axes={axes}."
+        )
+    return checked_spacing(where, given.item() if given.ndim == 0 else given)

@@ -1,0 +1,216 @@
+"""Fields from paths, groups and arrays, told apart by name, as regions that are read and written."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+from numpy.typing import NDArray
+
+from stowplan.adapters import framework_of, get_adapter
+from stowplan.errors import DataError
+from stowplan.extras import import_extra
+from stowplan.stores.arrays import is_stored, open_array
+
+__all__ = ["ArrayField", "FieldOfStack", "FieldStore", "open_fields"]
+
+Region = tuple[slice, ...]
+
+
+class ArrayField:
+    """A field in memory of the host, as one on disk is read and written."""
+
+    def __init__(self, array: NDArray[Any], name: str) -> None:
+        self.array = array
+        self.name = name
+        self.shape = array.shape
+        self.dtype = array.dtype
+
+    def read_region(self, index: Region, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give a hyper-rectangle."""
+        if into is None:
+            return self.array[index]
+        into[...] = self.array[index]
+        return into
+
+    def write_region(self, index: Region, values: NDArray[Any]) -> None:
+        """Write a hyper-rectangle."""
+        self.array[index] = values
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give the values: nothing else tells two arrays apart."""
+        return ("array", self.array)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FieldOfStack:
+    """One entry of an array whose first axis counts fields."""
+
+    def __init__(self, stack: Any, number: int) -> None:
+        self.stack = stack
+        self.number = number
+        self.name = f"field {number} of {stack.name}"
+        self.shape = tuple(stack.shape[1:])
+        self.dtype = stack.dtype
+
+    def read_region(self, index: Region, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give a hyper-rectangle."""
+        whole = self._whole(index)
+        if into is None:
+            found: NDArray[Any] = self.stack.read_region(whole)[0]
+            return found
+        self.stack.read_region(whole, into[None])
+        return into
+
+    def write_region(self, index: Region, values: NDArray[Any]) -> None:
+        """Write a hyper-rectangle."""
+        self.stack.write_region(self._whole(index), values[None])
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give what the array gives, and which entry it is."""
+        return (self.number, *self.stack.identity())
+
+    def close(self) -> None:
+        """Close the array."""
+        self.stack.close()
+
+    def _whole(self, index: Region) -> Region:
+        return (slice(self.number, self.number + 1), *index)
+
+
+class FieldStore:
+    """Fields to be read, by number.
+
+    Attributes
+    ----------
+    fields : list
+        Each with `name`, `shape`, `dtype`, `read_region` and `identity`.
+    single : bool
+        Whether one field was given, rather than a list of one.
+    framework, device
+        Of fields in memory; None for those on disk.
+    """
+
+    def __init__(
+        self, fields: Sequence[Any], *, single: bool, framework: str | None, device: Any
+    ) -> None:
+        self.fields = list(fields)
+        self.single = single
+        self.framework = framework
+        self.device = device
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of all fields."""
+        dtype: np.dtype[Any] = self.fields[0].dtype
+        return dtype
+
+    def close(self) -> None:
+        """Close all files."""
+        for field in self.fields:
+            field.close()
+
+
+def open_fields(store: Any, where: str) -> FieldStore:
+    """Open fields for reading.
+
+    Parameters
+    ----------
+    store
+        A path of one field (``.npy``, ``.zarr``, ``.h5::dataset``), a pattern such as
+        ``"run/*.npy"``, a zarr group or the path of one, whose arrays are fields in the order of
+        their names; an array, which is one field; or a list of paths and arrays.
+    where
+        The caller, for messages.
+
+    Raises
+    ------
+    DataError
+        For a store without fields, one that is no array of numbers, and fields of two dtypes.
+    """
+    if isinstance(store, str | PathLike):
+        parts, single = _of_path(fspath(store), where)
+    elif hasattr(store, "arrays") and callable(store.arrays):
+        parts, single = [array for _, array in sorted(store.arrays())], False
+    elif isinstance(store, list | tuple):
+        parts, single = list(store), False
+    else:
+        parts, single = [store], True
+    if not parts:
+        raise DataError(f"{where}: there are no fields in {store!r}. Give paths or arrays.")
+    fields, places = [], set()
+    for number, part in enumerate(parts):
+        if is_array_api_obj(part) and not isinstance(part, np.memmap):
+            adapter = get_adapter(framework_of([part]) or "numpy")
+            if adapter.requires_grad(part):
+                raise DataError(
+                    f"{where}: field {number} requires a gradient, which is not followed here. "
+                    "Detach it, or run the kernel: sp.run(stowplan.kernels.fields.riesz, ...)."
+                )
+            places.add((adapter.name, str(adapter.device_of(part)), adapter.device_of(part)))
+            fields.append(ArrayField(np.asarray(adapter.to_host(part)), f"field {number}"))
+        elif is_stored(part):
+            fields.append(open_array(part, where))
+        else:
+            raise DataError(
+                f"{where}: field {number} is a {type(part).__name__}; give an array or a path."
+            )
+    _refuse_mixed(where, fields)
+    if len({place[:2] for place in places}) > 1:
+        names = " and ".join(sorted(f"{name} ({device})" for name, device, _ in places)[:2])
+        raise DataError(f"{where}: the fields are of two frameworks or devices: {names}.")
+    framework, device = (None, None)
+    if places:
+        framework, _, device = places.pop()
+    return FieldStore(fields, single=single, framework=framework, device=device)
+
+
+def _of_path(text: str, where: str) -> tuple[list[Any], bool]:
+    """Give what a path names, and whether that is one field."""
+    if glob.has_magic(text) and not Path(text).exists():
+        found = sorted(glob.glob(text))
+        if not found:
+            raise DataError(f"{where}: no file is named like {text!r}. Give another pattern.")
+        return list(found), False
+    path = Path(text)
+    if path.is_dir() and path.suffix != ".zarr":
+        found = sorted(map(str, path.glob("*.npy")))
+        if not found:
+            raise DataError(
+                f"{where}: the folder {text} holds no .npy files. Give the path of a field, a "
+                "pattern, or a zarr group."
+            )
+        return list(found), False
+    if path.suffix == ".zarr" and path.is_dir():
+        zarr = import_extra("zarr", "zarr", f"{where}: {text}")
+        opened = zarr.open(text, mode="r")
+        if hasattr(opened, "arrays"):
+            return [array for _, array in sorted(opened.arrays())], False
+        return [opened], True
+    return [text], True
+
+
+def _refuse_mixed(where: str, fields: Sequence[Any]) -> None:
+    first = fields[0]
+    for number, field in enumerate(fields):
+        if field.dtype != first.dtype:
+            raise DataError(
+                f"{where}: field {number} ({field.name}) has dtype {field.dtype}, field 0 "
+                f"({first.name}) has {first.dtype}. Convert them to one first."
+            )
+        if field.dtype.kind not in "fc":
+            raise DataError(
+                f"{where}: field {number} ({field.name}) has dtype {field.dtype}; a transform "
+                "needs real or complex floating numbers. Convert it: field.astype('float64')."
+            )
+        if 0 in field.shape:
+            raise DataError(
+                f"{where}: field {number} ({field.name}) has shape {field.shape}, and no values."
+            )
