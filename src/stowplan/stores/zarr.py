@@ -252,9 +252,10 @@ def create_zarr(
         resumed = made is not None
         if made is None:
             _refuse_too_large(part, bytes_of(shape, dtype), name)
+            _empty(part)  # zarr would make another folder in its place, which nobody holds
             made = zarr.create_array(
                 part, shape=shape, dtype=dtype, chunks=_chunks(shape, dtype, rows_together),
-                compressors=None, filters=None, fill_value=0, zarr_format=3, overwrite=True,
+                compressors=None, filters=None, fill_value=0, zarr_format=3,
             )  # fmt: skip
         array = ZarrArray(made, name)
     except BaseException:
@@ -271,6 +272,14 @@ def _resumed(zarr: Any, part: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
         return None
     made = zarr.open_array(part, mode="r+")
     return made if (tuple(made.shape), made.dtype) == (shape, dtype) else None
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _chunks(shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> tuple[int, ...]:
