@@ -12,7 +12,9 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-FILES = "structures,arrow,reflections,images,masks,pictures,molecules,executor"  # no frameworks
+FILES = (  # no frameworks
+    "structures,arrow,zarr,hdf5,reflections,images,masks,pictures,molecules,executor"
+)
 BACKENDS = {  # extras and dependency groups that bring one framework each
     "array-api-strict": ([], ["strict"]),
     "numpy": ([], []),

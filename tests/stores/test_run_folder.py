@@ -94,6 +94,7 @@ def test_a_batch_that_was_not_written_to_its_end_does_not_count(tmp_path):
         (tmp_path / "run" / name).write_bytes(b"12")  # before the rename, and before the line
     with open_run(tmp_path / "run") as batches:
         assert batches.numbers() == {2}
+    assert not list((tmp_path / "run").glob("*.part"))
 
 
 def test_every_flipped_byte_of_a_batch_is_found_and_no_other_batch_is_lost(tmp_path, caplog):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.stores.descriptors import bytes_view, read_into, write_from
 from stowplan.stores.regions import Region, contiguous_from
-from stowplan.stores.stored import buffer_of_rows, bytes_of, checked_values
+from stowplan.stores.stored import buffer_of_rows, bytes_of, check_part, checked_values
 
 __all__ = ["FileArray"]
 
@@ -94,7 +94,7 @@ class FileArray:
         """
         region = Region.of(index, self.shape, self.name)
         into = np.empty(region.shape, self.dtype) if into is None else into
-        self._check_part(region, into)
+        check_part(self.name, region.shape, self.dtype, into)
         if not into.size:
             return into
         self._refuse_changed()
@@ -111,7 +111,7 @@ class FileArray:
         """Write a hyper-rectangle, by one call for what lies end to end in the file."""
         region = Region.of(index, self.shape, self.name)
         values = np.asarray(values)
-        self._check_part(region, values)
+        check_part(self.name, region.shape, self.dtype, values)
         if not values.size:
             return
         axis = max(region.run_axis, contiguous_from(values))
@@ -120,7 +120,7 @@ class FileArray:
                 self._write(position, pieces)
             return
         for element, lead in region.runs(region.run_axis):
-            self._write(self._byte(element), [self._as_in_file(values[(*lead, ...)])])
+            self._write(self._byte(element), [self._as_in_file(_view(values, lead))])
 
     def read_scattered(self, offset_elements: int, destinations: Sequence[memoryview]) -> None:
         """Fill several places in memory, one after another, with what lies end to end.
@@ -167,9 +167,9 @@ class FileArray:
         """Give the place in the file of each run, and the parts of memory that it is made of."""
         inner = max(region.run_axis, contiguous_from(array))
         for element, lead in region.runs(region.run_axis):
-            block = array[(*lead, ...)]  # a view, of one element too
+            block = _view(array, lead)
             within = np.ndindex(*region.shape[region.run_axis : inner])
-            yield self._byte(element), [bytes_view(block[(*index, ...)]) for index in within]
+            yield self._byte(element), [bytes_view(_view(block, index)) for index in within]
 
     def _read_through(self, region: Region, into: NDArray[Any]) -> None:
         """Read blocks with what lies between their parts, as far as that pays."""
@@ -187,13 +187,6 @@ class FileArray:
             self._fill(self._byte(element), [bytes_view(room)])
             into[lead] = view
         self._turn(into)
-
-    def _check_part(self, region: Region, array: NDArray[Any]) -> None:
-        if array.shape != region.shape or array.dtype != self.dtype:
-            raise DataError(
-                f"{self.name}: the region is {region.shape} {self.dtype}, the array in memory "
-                f"{array.shape} {array.dtype}."
-            )
 
     def _turn(self, array: NDArray[Any]) -> None:
         if self.swapped:
@@ -231,6 +224,13 @@ class FileArray:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.shape} {self.dtype})"
+
+
+def _view(array: NDArray[Any], lead: tuple[int, ...]) -> NDArray[Any]:
+    """Give what lies at a leading index, as a view even where that is one element."""
+    place: Any = (*lead, ...)
+    found: NDArray[Any] = array[place]
+    return found
 
 
 def _changed(name: str, expected: int, found: int) -> DataError:

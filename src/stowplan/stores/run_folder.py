@@ -117,6 +117,8 @@ class RunFolder:
                 self._begin(identity, batches)
             flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(self._manifest, flags)
+            for part in self.folder.glob(f"batch-*{PART}"):
+                part.unlink()  # of a run that was killed
         except PermissionError as error:
             self.close()
             raise self._unwritable(error) from error

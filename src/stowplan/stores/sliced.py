@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError
 from stowplan.stores.regions import Region
-from stowplan.stores.stored import buffer_of_rows, check_dtype, checked_values
+from stowplan.stores.stored import buffer_of_rows, check_dtype, check_part, checked_values
 
 __all__ = ["SlicedArray"]
 
@@ -47,6 +47,7 @@ class SlicedArray:
         region = Region.of(index, self.shape, self.name)
         if into is None:
             into = np.empty(region.shape, self.dtype)
+        check_part(self.name, region.shape, self.dtype, into)
         if into.size:
             found = self._get(index if len(index) > 1 else index[0])
             if found.shape != into.shape or found.dtype.newbyteorder("=") != self.dtype:

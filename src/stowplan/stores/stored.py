@@ -19,6 +19,7 @@ __all__ = [
     "buffer_of_rows",
     "bytes_of",
     "check_dtype",
+    "check_part",
     "check_rows",
     "checked_values",
     "exists",
@@ -117,6 +118,17 @@ def checked_values(array: StoredArray, start: int, values: NDArray[Any]) -> NDAr
         )
     check_rows(array, start, start + len(values))
     return values
+
+
+def check_part(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], array: NDArray[Any]
+) -> None:
+    """Refuse an array in memory that is not of the form of a region."""
+    if array.shape != shape or array.dtype != dtype:
+        raise DataError(
+            f"{name}: the region is {shape} {dtype}, the array in memory {array.shape} "
+            f"{array.dtype}."
+        )
 
 
 def unfinished(target: Path, *, resumable: bool) -> Path:

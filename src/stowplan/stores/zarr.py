@@ -20,7 +20,8 @@ from stowplan.stores.locks import Lock
 from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import bytes_of, check_dtype, exists, unfinished
+from stowplan.stores.stored import bytes_of, check_dtype, check_part, exists, unfinished
+from stowplan.stores.zarr_chunks import RowChunks
 
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
 
@@ -45,6 +46,9 @@ class ZarrArray(SlicedArray):
         self._target: Path | None = None
         self._lock: Lock | None = None
         self._seen = self._metadata_time()
+        self._plain = RowChunks.of(source.metadata, self.folder, name, source.dtype)
+        if self._plain is not None:
+            self.reading_bytes = 0
 
     def identity(self) -> tuple[Any, ...]:
         """Give where it lies, its metadata, and size and time of its files."""
@@ -60,7 +64,13 @@ class ZarrArray(SlicedArray):
         if self.source.read_only:
             raise DataError(f"{self.name} was opened for reading. Open it with mode='r+'.")
         try:
-            super().write_region(index, values)
+            if self._plain is None:
+                super().write_region(index, values)
+            else:
+                values = np.asarray(values)
+                region = Region.of(index, self.shape, self.name)
+                check_part(self.name, region.shape, self.dtype, values)
+                self._plain.write_region(region, values)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -87,6 +97,7 @@ class ZarrArray(SlicedArray):
         zarr = _zarr()
         self.source = zarr.open_array(target, mode="r+")
         self.folder = target
+        self._plain = RowChunks.of(self.source.metadata, target, self.name, self.source.dtype)
         self._seen = self._metadata_time()
         self._let_go()
 
@@ -113,10 +124,13 @@ class ZarrArray(SlicedArray):
         """Give a hyper-rectangle, decoded straight into where it is wanted."""
         region = Region.of(index, self.shape, self.name)
         into = np.empty(region.shape, self.dtype) if into is None else into
-        plain = self.source.dtype == into.dtype and into.shape == region.shape
-        if not (plain and into.size):
-            return super().read_region(index, into)
+        check_part(self.name, region.shape, self.dtype, into)
         self._refuse_changed()
+        if self._plain is not None:
+            self._plain.read_region(region, into)
+            return into
+        if self.source.dtype != into.dtype or not into.size:
+            return super().read_region(index, into)
         buffers = import_extra("zarr", "zarr.buffer", "an array of zarr")
         try:
             out = buffers.cpu.NDBuffer.from_numpy_array(into)
@@ -253,9 +267,11 @@ def create_zarr(
         resumed = made is not None
         if made is None:
             _refuse_too_large(part, bytes_of(shape, dtype), name)
+            _empty(part)  # zarr would make another folder in its place, which nobody holds
             made = zarr.create_array(
-                part, shape=shape, dtype=dtype, chunks=chunks or _chunks(shape, dtype, rows_together),
-                compressors=None, filters=None, fill_value=0, zarr_format=3, overwrite=True,
+                part, shape=shape, dtype=dtype,
+                chunks=chunks or _chunks(shape, dtype, rows_together), compressors=None,
+                filters=None, fill_value=0, zarr_format=3,
             )  # fmt: skip
         array = ZarrArray(made, name)
     except BaseException:
@@ -272,6 +288,14 @@ def _resumed(zarr: Any, part: Path, shape: tuple[int, ...], dtype: np.dtype[Any]
         return None
     made = zarr.open_array(part, mode="r+")
     return made if (tuple(made.shape), made.dtype) == (shape, dtype) else None
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _chunks(shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> tuple[int, ...]:
