@@ -48,8 +48,8 @@ def keep_resident(
         Bytes of each item.
     budgets
         Bytes of each tier, fastest first: ``{"device": "1 GiB", "host": "8 GiB"}``, pairs of the
-        same, or a sequence of one or two budgets, which are those tiers. The disk comes last, and is unbounded unless it is
-        given (``"disk": "1 TB"``).
+        same, or a sequence of one or two budgets, which are those tiers. The disk comes last, and
+        is unbounded unless it is given (``"disk": "1 TB"``).
     prefetch
         How many steps ahead of its step an item may be loaded, while earlier ones compute. Loads
         of the same plan are done sooner, as far as nothing must make room that is used before:
@@ -199,11 +199,10 @@ class _Tiers:
         heap, chosen = self.heaps[tier], []
         missing = size - self.free[tier]
         while missing > 0 and heap and (nearer is None or heap[0] < nearer):
-            farthest = heapq.heappop(heap)
-            item = farthest[-1]
-            if self.tier[item] == tier and self.due[item] == -farthest[0]:  # else out of date
-                chosen.append(item)
-                missing -= self.sizes[item]
+            # Entries that are out of date were due by now: all that may go is farther than they.
+            item = heapq.heappop(heap)[-1]
+            chosen.append(item)
+            missing -= self.sizes[item]
         if missing > 0:
             for item in chosen:
                 self._rank(item)
