@@ -266,6 +266,7 @@ def test_prefetching_changes_when_and_nothing_else(job, prefetch):
     for name in ("needed", "item", "source", "target", "bytes"):
         assert (waiting.events[name] == ahead.events[name]).all()
     assert (waiting.resident_bytes == ahead.resident_bytes).all()
+    assert all(event.step == event.needed for event in ahead if event.kind == "make")
     early = ahead.events["needed"] - ahead.events["step"]
     assert ((early >= 0) & (early <= prefetch)).all()
 
@@ -380,6 +381,19 @@ def test_a_large_item_goes_and_small_ones_that_need_not_stay():
     plan = sp.keep_resident([0, 1, 2, 3, 4, 3, 0, 1, 2], [9, 1, 1, 1, 9], [12])
     dropped = [event.item for event in plan.before(4) + plan.during(3) if event.kind == "evict"]
     assert dropped == [0]
+
+
+def test_what_could_not_make_room_for_one_still_makes_room_for_another():
+    # 0 is used last, but its 2 bytes are no room for the 10 of 2; for the 2 bytes of 3 they are.
+    plan = sp.keep_resident(
+        [3, 1, 2, 1, 3, 0], [2, 8, 10, 2], [10, 10], start=["host", "host", "device", "disk"]
+    )
+    moved = [event for event in plan if event.kind == "evict" and event.needed <= 2]
+    ways = [(event.item, event.source, event.target) for event in moved]
+    assert ways[0] == (2, "device", "disk")
+    assert sorted(ways[1:]) == [
+        (0, "host", "disk"), (1, "device", "host"), (3, "device", "host"),
+    ]  # fmt: skip
 
 
 def test_clean_items_are_dropped_and_dirty_ones_written_once():
