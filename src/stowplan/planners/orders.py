@@ -190,7 +190,7 @@ def order_windows(
     strides = [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
     width = _strip(lengths, reaches, resident)
     cuts = [range(0, length, width) for length in lengths[1:]]
-    windows = []
+    windows: list[tuple[int, ...]] = []
     forth = True
     for corner in itertools.product(*cuts):
         strip = [
@@ -199,8 +199,10 @@ def order_windows(
         ]
         sweep = range(lengths[0]) if forth else range(lengths[0] - 1, -1, -1)
         forth = not forth
-        for centre in itertools.product(sweep, *strip):
-            windows.append(tuple(_window(centre, lengths, reaches, strides)))
+        windows.extend(
+            tuple(_window(centre, lengths, reaches, strides))
+            for centre in itertools.product(sweep, *strip)
+        )
     return windows
 
 

@@ -46,7 +46,7 @@ class Event(NamedTuple):
     bytes: int
 
 
-@dataclass(frozen=True, slots=False, eq=False)
+@dataclass(frozen=True, eq=False)
 class Residency:
     """Where every item is at every step, and what is moved in between.
 
