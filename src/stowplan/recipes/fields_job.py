@@ -31,9 +31,10 @@ __all__ = ["FieldJob"]
 Rule = Callable[..., None]
 """Refuses values that it is given, with where, name, field and where the field begins."""
 
-BLOCK_BYTES = 2**22
-"""Of a block of lines at most: its transform stays in a cache."""
-BLOCKS_IN_BUDGET = 24
+CACHED_PARTS = {"numpy": 1}
+"""Blocks that make what a cache likes of a batch: NumPy's transform takes few lines at a time."""
+OTHERS_PARTS = 4
+BLOCKS_IN_BUDGET = 16
 """Blocks are cut so that a budget holds as many."""
 LEAST_BLOCKS = 10
 """A budget with fewer blocks of one line has no room for them: two are read, some computed."""
@@ -73,7 +74,9 @@ class FieldJob:
         self.names = [field.name for field in store.fields]
         shapes = [tuple(field.shape) for field in store.fields]
         self.grids = [_grid(shape, axes) for shape in shapes]
-        most = min(BLOCK_BYTES, budget.bytes // BLOCKS_IN_BUDGET)
+        adapter = target.adapter
+        liked = adapter.batch_bytes(target.device) // CACHED_PARTS.get(adapter.name, OTHERS_PARTS)
+        most = min(liked, budget.bytes // BLOCKS_IN_BUDGET)
         self.blocks = cut_fields(shapes, axes, store.dtype.itemsize, most)
 
     @classmethod

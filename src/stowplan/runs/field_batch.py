@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
+import glob
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj
 from numpy.typing import NDArray
 
 from stowplan.adapters import framework_of, get_adapter
+from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel, kernel
 from stowplan.errors import BudgetError, DataError
 from stowplan.host_memory import free_host_bytes
 from stowplan.layout import Layout
 from stowplan.memory import Budget, resolve_budget, show_bytes
+from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
+from stowplan.runs.budgeting import MemoryRequest
+from stowplan.runs.columns import bind
+from stowplan.runs.execution import run
 from stowplan.runs.places import Place, find_places
-from stowplan.stores.arrays import is_stored, open_column
+from stowplan.runs.planning import plan_columns
+from stowplan.runs.shared import check_shared
+from stowplan.runs.side_by_side import map_results
+from stowplan.stores.arrays import StoredArray, is_stored, open_column
 from stowplan.stores.scratch import Scratch
-from stowplan.stores.stored import StoredArray
 
 __all__ = ["FieldBatch", "FieldUsage"]
 
@@ -38,7 +45,11 @@ class _Field:
     dtype: np.dtype[Any]
     tier: str
     value: Any  # an array of a framework, or a StoredArray
-    own: bool  # whether it was spilled here, so that its file goes with it
+    own: bool = False  # whether it was spilled here, so that its file goes with it
+
+    @property
+    def held(self) -> bool:
+        return self.tier != "disk"
 
     @property
     def bytes(self) -> int:
@@ -136,6 +147,7 @@ class FieldBatch:
         self._place: tuple[Place, Place] | None = None
         self._budget: Budget | None = None
         self._host_budget: Budget | None = None
+        self._runs = 0
         self.loads = self.loaded_bytes = self.evictions = self.evicted_bytes = 0
         if isinstance(fields, str | PathLike) or is_stored(fields):
             self._add_all_of(fields)
@@ -177,22 +189,28 @@ class FieldBatch:
                     f"FieldBatch.add: field {number} is a list of fields of several shapes. Add "
                     "them one by one."
                 )
-            self._check(number, opened.shape, opened.dtype)
-            self._fields.append(_Field(opened.shape, opened.dtype, "disk", opened, own=False))
+            self._check(opened.shape, opened.dtype)
+            self._fields.append(_Field(opened.shape, opened.dtype, "disk", opened))
             return
         if not is_array_api_obj(field) or not getattr(field, "ndim", 0):
             raise DataError(
                 f"FieldBatch.add: field {number} is a {type(field).__name__}; give an array with "
                 "at least one axis, or a path."
             )
-        self._settle(field)
-        adapter = get_adapter(framework_of([field]) or "numpy")
         dtype = np.dtype(str(field.dtype).rpartition(".")[2])
-        self._check(number, tuple(field.shape), dtype)
-        size = math.prod(field.shape) * dtype.itemsize
-        self._fields.append(self._placed(field, adapter, tuple(field.shape), dtype, size))
+        self._check(tuple(field.shape), dtype)
+        self._put(field, tuple(field.shape), dtype)
 
-    def run(self, function: Any, *, out: Any = None, resume: Any = None, **options: Any) -> Any:
+    def run(
+        self,
+        function: Any,
+        *,
+        out: Any = None,
+        overwrite: bool = False,
+        resume: str | PathLike[str] | None = None,
+        progress: bool = False,
+        **shared: Any,
+    ) -> Any:
         """Compute all fields, in batches as large as the budget allows.
 
         Parameters
@@ -201,15 +219,17 @@ class FieldBatch:
             A kernel of one column; or a plain function of stacked arrays, (rows, *shape) to (rows,
             ...), in the framework of the batch. What a batch of it takes is found out with one
             field.
-        out, resume
-            See `run`.
-        **options
-            ``progress=``, ``overwrite=``, ``compile=``, and what a kernel shares.
+        out, overwrite, resume, progress
+            See `run`. Without `out`, results that do not fit the budget go to the folder of spilled
+            fields, and are there until the batch is closed.
+        **shared
+            What a kernel shares.
 
         Returns
         -------
         array, Ragged or tuple of them
-            One entry for each field, in the order in which they were added.
+            One entry for each field, in the order in which they were added; those on disk are
+            StoredArray.
 
         Raises
         ------
@@ -218,33 +238,28 @@ class FieldBatch:
         BudgetError
             Where one field is more than the budget holds.
         """
-        from stowplan.runs.execution import run
-        from stowplan.runs.planning import plan
-
         if not self._fields:
             raise DataError("FieldBatch.run: there are no fields. Add some: batch.add(field).")
-        self._settle(None)
-        assert self._place is not None
+        target = self._places()[1]
         declared = function if isinstance(function, Kernel) else self._declared(function)
-        (name,) = _one_column(declared)
+        if len(declared.arguments) != 1:
+            raise DataError(
+                f"FieldBatch.run: {declared.name} takes {len(declared.arguments)} columns, a field "
+                "is one. Use sp.run for others."
+            )
         ragged = len(declared.ragged_dims(declared.signature.inputs[0]))
         column = _Stack(self._fields, ragged, self._count_load).column()
-        target = self._place[1]
-        shared = {key: value for key, value in options.items() if key not in RUN_OPTIONS}
-        budget = self._room(declared, column, name, target, shared, out)
-        made = plan(
-            declared, {name: column}, on=target.adapter.name, device=target.device, budget=budget,
-            fill=True, keep=out is None, **shared,
-        )  # fmt: skip
+        data = {declared.arguments[0]: column}
+        made, out = self._planned(declared, data, target, shared, out)
         found = run(
-            declared, {name: column}, made, on=target.adapter.name, device=target.device, out=out,
-            resume=resume, **options,
+            declared, data, made, on=target.adapter.name, device=target.device, out=out,
+            overwrite=overwrite, resume=resume, progress=progress, **shared,
         )  # fmt: skip
-        return self._given_back(found)
+        return map_results(self._given_back, found)
 
     def usage(self) -> FieldUsage:
         """Say what is where, and what was moved."""
-        budget = self._budget or resolve_budget(self._budget_given, free_host_bytes, "FieldBatch")
+        budget = self._limit()
         sizes = {tier: 0 for tier in TIERS}
         counts = {tier: 0 for tier in TIERS}
         for field in self._fields:
@@ -268,3 +283,296 @@ class FieldBatch:
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
+
+    def _add_all_of(self, store: Any) -> None:
+        """Add the files that a pattern names, or the entries of one array."""
+        if isinstance(store, str | PathLike) and glob.has_magic(fspath(store)):
+            for path in sorted(glob.glob(fspath(store))):
+                self.add(path)
+            return
+        self.add(store)
+
+    def _places(self, field: Any = None) -> tuple[Place, Place]:
+        """Say where fields are and where they are computed: by the first one, or as asked."""
+        if self._place is None:
+            arrays = [field] if field is not None else [f.value for f in self._fields if f.held]
+            self._place = find_places("FieldBatch", arrays[:1], self._on, self._device)
+        return self._place
+
+    def _limit(self) -> Budget:
+        """Give the budget of the device, as it was when it was first asked for."""
+        if self._budget is None:
+            target = self._places()[1]
+            self._budget = resolve_budget(
+                self._budget_given, lambda: target.free_bytes("FieldBatch"), "FieldBatch",
+                device=str(target.device),
+            )  # fmt: skip
+        return self._budget
+
+    def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Refuse a field of another dtype than the first, and one without values."""
+        number = len(self._fields)
+        if 0 in shape:
+            raise DataError(f"FieldBatch.add: field {number} has shape {shape}, and no values.")
+        if self._fields and dtype != self._fields[0].dtype:
+            raise DataError(
+                f"FieldBatch.add: field {number} has dtype {dtype}, field 0 has "
+                f"{self._fields[0].dtype}. Convert it first."
+            )
+
+    def _held(self, tier: str) -> int:
+        return sum(field.bytes for field in self._fields if field.tier == tier)
+
+    def _put(self, field: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Copy an array to the fastest tier that has room for it."""
+        source, target = self._places(field)
+        own = get_adapter(framework_of([field]) or "numpy")
+        size = math.prod(shape) * dtype.itemsize
+        limit = self._limit()
+        if self._held("device") + size <= limit.bytes:
+            host = own is not target.adapter or not source.same_as(target)
+            kept = target.adapter.asarray(own.to_host(field), target.device) if host else field
+            kept = array_namespace(kept).asarray(kept, copy=True)
+            self._fields.append(_Field(shape, dtype, "device", kept))
+            return
+        values = np.asarray(own.to_host(field))
+        if self._beside() and self._held("host") + size <= self._host_limit().bytes:
+            self._fields.append(_Field(shape, dtype, "host", values.copy()))
+            return
+        what = f"field {len(self._fields)} of {show_bytes(size)}"
+        self._fields.append(_Field(shape, dtype, "disk", self._files(what).save(values), own=True))
+
+    def _beside(self) -> bool:
+        """Whether the host has a memory of its own beside that of the device."""
+        target = self._places()[1]
+        return target.adapter.kind_of(target.device) != "cpu"
+
+    def _host_limit(self) -> Budget:
+        if self._host_budget is None:
+            self._host_budget = resolve_budget(
+                self._host_given, free_host_bytes, "FieldBatch: host_budget"
+            )
+        return self._host_budget
+
+    def _files(self, what: str) -> Scratch:
+        """Give the folder of spilled fields, unless files are forbidden."""
+        if self._scratch_given is None:
+            raise BudgetError(
+                f"FieldBatch: {what} does not fit beside {show_bytes(self._held('device'))} in the "
+                f"budget of {self._limit()}, and scratch=None forbids files. Raise budget=, name a "
+                "folder, scratch='folder', or name the output: out='results.npy'."
+            )
+        if self._scratch is None:
+            folder = None if self._scratch_given == "default" else self._scratch_given
+            self._scratch = Scratch(folder, "FieldBatch")
+        return self._scratch
+
+    def _evict(self) -> bool:
+        """Move the last field that is on the device to a slower tier; False if there is none.
+
+        Fields are read in turn, so that the first ones stay: each run then reads what it must.
+        """
+        for field in reversed(self._fields):
+            if field.tier == "device":
+                break
+        else:
+            return False
+        host = np.asarray(self._places()[1].adapter.to_host(field.value))
+        if self._beside() and self._held("host") + field.bytes <= self._host_limit().bytes:
+            field.value, field.tier = host.copy(), "host"
+        else:
+            field.value = self._files(f"a field of {show_bytes(field.bytes)}").save(host)
+            field.tier, field.own = "disk", True
+        self.evictions += 1
+        self.evicted_bytes += field.bytes
+        return True
+
+    def _count_load(self, field: _Field) -> None:
+        if field.tier != "device":
+            self.loads += 1
+            self.loaded_bytes += field.bytes
+
+    def _planned(
+        self,
+        declared: Kernel,
+        data: Mapping[str, Any],
+        target: Place,
+        shared: Mapping[str, Any],
+        out: Any,
+    ) -> tuple[Plan, Any]:
+        """Plan beside what stays on the device; what leaves no room for a batch goes."""
+        while True:
+            left = self._limit().bytes - self._held("device")
+            try:
+                return self._plan(declared, data, target, shared, left, out), out
+            except BudgetError as error:
+                refusal = error
+            if out is None:
+                try:
+                    made = self._plan(declared, data, target, shared, left, "disk")
+                except BudgetError as error:
+                    refusal = error
+                else:
+                    return made, self._result_files(declared)
+            if not self._evict():
+                raise refusal from None
+
+    def _plan(
+        self,
+        declared: Kernel,
+        data: Mapping[str, Any],
+        target: Place,
+        shared: Mapping[str, Any],
+        left: int,
+        out: Any,
+    ) -> Plan:
+        if left < 1:
+            raise BudgetError(f"FieldBatch.run: nothing is left of {self._limit()}.")
+        where = "FieldBatch.run"
+        columns = bind(where, declared, data)
+        statics, traced = check_shared(where, declared, shared)
+        source = find_places(where, [], None, None)[0]
+        memory = MemoryRequest(left, None, False, statics, traced)
+        return plan_columns(
+            where, declared, columns, source, target, memory, keep=out is None, fill=True
+        )
+
+    def _given_back(self, result: Any) -> Any:
+        """Bring results to where the fields are; what is on disk stays there."""
+        source = self._places()[0]
+        if not isinstance(result, np.ndarray):
+            return result
+        return source.adapter.asarray(result, source.device)
+
+    def _result_files(self, declared: Kernel) -> list[str]:
+        """Name files for results among those of spilled fields."""
+        folder = self._files("the results of a run").folder
+        self._runs += 1
+        count = len(declared.signature.outputs)
+        return [str(folder / f"results-{self._runs}-{place}.npy") for place in range(count)]
+
+    def _declared(self, function: Callable[[Any], Any]) -> Kernel:
+        """Declare a plain function of stacked fields, after it was called with one of them."""
+        if not callable(function):
+            raise DataError(
+                f"FieldBatch.run: {function!r} is no function; give a kernel, or a function of "
+                "stacked fields (rows, *shape)."
+            )
+        shapes = {field.shape for field in self._fields}
+        if len(shapes) > 1:
+            other = next(n for n, f in enumerate(self._fields) if f.shape != self._fields[0].shape)
+            raise DataError(
+                f"FieldBatch.run: field {other} has shape {self._fields[other].shape}, field 0 "
+                f"{self._fields[0].shape}; a function of stacked fields needs one shape. Declare a "
+                "kernel with exact= dims, or take one batch for each shape."
+            )
+        if function not in self._kernels:
+            self._kernels[function] = self._probed(function)
+        return self._kernels[function]
+
+    def _probed(self, function: Callable[[Any], Any]) -> Kernel:
+        target = self._places()[1]
+        first = self._fields[0]
+        need = 3 * first.bytes  # the field, and about as much for what is made of it
+        while self._held("device") + need > self._limit().bytes and self._evict():
+            pass
+        stack = target.adapter.asarray(_Stack(self._fields, 0).read(0, 1), target.device)
+        found = function(stack)
+        outputs = as_tuple(found)
+        for output in outputs:
+            shape = getattr(output, "shape", ())
+            if not shape or shape[0] != 1:
+                raise DataError(
+                    "FieldBatch.run: the function gave "
+                    f"{f'an array of shape {tuple(shape)}' if shape else type(output).__name__} "
+                    f"for a stack of 1 field {tuple(stack.shape)}; each output has one entry for "
+                    "each field on its first axis."
+                )
+        cores = [",".join(map(str, output.shape[1:])) for output in outputs]
+        text = f"({','.join(map(str, first.shape))})->" + ",".join(f"({core})" for core in cores)
+        name = getattr(function, "__name__", type(function).__name__)
+
+        def call(fields: Any) -> Any:
+            return function(fields)
+
+        call.__name__ = call.__qualname__ = name
+        call.__module__ = getattr(function, "__module__", __name__)
+        return kernel(text)(call)
+
+
+class _Stack:
+    """Fields as one stored array: entries on axis 0, or flat rows where their dims are ragged."""
+
+    def __init__(
+        self,
+        fields: Sequence[_Field],
+        ragged: int,
+        count: Callable[[_Field], None] = lambda field: None,
+    ) -> None:
+        self.fields = list(fields)
+        self.ragged = ragged
+        self.count = count
+        self.name = f"{len(self.fields)} fields"
+        self.dtype = self.fields[0].dtype
+        tails = {field.shape[ragged:] for field in self.fields}
+        if len(tails) > 1:
+            raise DataError(
+                f"FieldBatch.run: the fields have the shapes {sorted(tails)} along the axes that "
+                "do not vary; the kernel needs one."
+            )
+        rows = [math.prod(field.shape[:ragged]) for field in self.fields]
+        self.stops = np.cumsum(rows)
+        self.shape = (int(self.stops[-1]), *self.fields[0].shape[ragged:])
+
+    def column(self) -> Any:
+        """Give the column of a run."""
+        if not self.ragged:
+            return self
+        layout = Layout([field.shape[: self.ragged] for field in self.fields])
+        return Ragged.from_layout(self, layout)
+
+    def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give whole fields."""
+        into = np.empty((stop - start, *self.shape[1:]), self.dtype) if into is None else into
+        number = int(np.searchsorted(self.stops, start, side="right"))
+        begin = start
+        while begin < stop:
+            field, end = self.fields[number], int(self.stops[number])
+            rows = into[begin - start : end - start].reshape(field.shape)
+            self.count(field)
+            if isinstance(field.value, StoredArray):
+                field.value.read(0, field.shape[0], rows)
+            else:
+                rows[...] = get_adapter(framework_of([field.value]) or "numpy").to_host(field.value)
+            begin, number = end, number + 1
+        return into
+
+    def stacked(self, items: NDArray[np.intp]) -> Any:
+        """Give some fields where they are, if that is a device with a memory of its own."""
+        fields = [self.fields[item] for item in items.tolist()]
+        if any(field.tier != "device" for field in fields):
+            return None
+        adapter = get_adapter(framework_of([fields[0].value]) or "numpy")
+        if adapter.kind_of(adapter.device_of(fields[0].value)) == "cpu":
+            return None
+        xp = adapter.namespace(fields[0].value)
+        if not self.ragged:
+            return xp.stack([field.value for field in fields])
+        tail = self.shape[1:]
+        return xp.concat([xp.reshape(field.value, (-1, *tail)) for field in fields])
+
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Refuse: fields are read."""
+        raise DataError("FieldBatch: fields are read, not written.")
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give what the fields are: their files, or their values."""
+        return tuple(
+            field.value.identity()
+            if isinstance(field.value, StoredArray) and not field.own
+            else self.read(end - math.prod(field.shape[: self.ragged]), end)
+            for field, end in zip(self.fields, self.stops.tolist(), strict=True)
+        )
+
+    def close(self) -> None:
+        """Leave the fields open: they are the batch's."""

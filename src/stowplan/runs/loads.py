@@ -55,8 +55,8 @@ class Reads:
         found: list[Any] = []
         place = 0
         for reader in self.readers:
-            values = None
-            if reader is not None:
+            values = None if reader is None else reader.where_it_is(load.items)
+            if reader is not None and values is None:
                 values = reader.view(load.items, buffer[place:])
                 reader.read(load.items, values)
                 place += reader.bytes_of(load.items)

@@ -13,6 +13,7 @@ from stowplan.layout import Layout
 from stowplan.ragged import Ragged
 from stowplan.runs.parts import flat_rows_of
 from stowplan.runs.stored_columns import runs_of
+from stowplan.runs.tasks import to_host
 
 if TYPE_CHECKING:
     from stowplan.stores.arrays import NewArray, StoredArray
@@ -152,7 +153,7 @@ class OnDisk(Result):
 def flat_values(output: Any) -> NDArray[Any]:
     """Give the flat rows of what a part gave, on the host."""
     values = output.compact().values if isinstance(output, Ragged) else output
-    return np.asarray(values)
+    return np.asarray(to_host(values))
 
 
 def checksum_of(values: NDArray[Any]) -> int:

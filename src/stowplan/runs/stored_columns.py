@@ -100,6 +100,11 @@ class ItemReader:
         shape = self.shape_of(items)
         return buffer[: shape[0] * self.row_bytes].view(self.source.dtype).reshape(shape)
 
+    def where_it_is(self, items: NDArray[np.intp]) -> Any:
+        """Give some items that are on a device already; None for those that are to be read."""
+        given = getattr(self.source, "stacked", None)
+        return None if given is None else given(items)
+
     def read(self, items: NDArray[np.intp], into: NDArray[Any]) -> None:
         """Read some items, rising, into flat rows; those that lie end to end at once."""
         place = 0

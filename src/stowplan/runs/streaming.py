@@ -223,7 +223,9 @@ class _Stream:
         )
 
     def _computed(self, part: Part) -> Any:
-        job = Job("run", self.kernel, part.columns, part.plan, self.source, self.target)
+        own = all(isinstance(array, np.ndarray) for array in part.columns.arrays)
+        source = self.source if own or not self.columns.stored else self.target
+        job = Job("run", self.kernel, part.columns, part.plan, source, self.target)
         compute = job.computation(self.statics, self.traced, compile=self.compile)
         return job.execute(compute, progress=False)
 

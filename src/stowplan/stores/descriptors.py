@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stowplan.errors import StoreError
 from stowplan.memory import show_bytes
 
-__all__ = ["bytes_view", "disk_error", "free_bytes", "read_into", "reserve", "sync_folder"]
+__all__ = ["bytes_view", "disk_error", "fill_rows", "free_bytes", "read_into", "reserve", "sync_folder"]
 __all__ += ["write_from"]
 
 MOST_AT_ONCE = 1 << 30
@@ -51,6 +51,25 @@ def read_into(descriptor: int, position: int, buffers: Sequence[memoryview]) -> 
         waiting.drop(found)
         total += found
     return total
+
+
+def fill_rows(
+    descriptor: int,
+    position: int,
+    step: int,
+    size: int,
+    rows: Sequence[Sequence[memoryview]],
+    fill: Callable[[int, Sequence[memoryview]], None],
+) -> None:
+    """Fill rows of buffers, each with `size` bytes that lie end to end, every `step` bytes.
+
+    Most rows take one call; what that leaves is left to `fill`.
+    """
+    read = getattr(os, "preadv", None)
+    for views in rows:
+        if read is None or len(views) > _most_buffers or read(descriptor, views, position) != size:
+            fill(position, views)
+        position += step
 
 
 def write_from(descriptor: int, position: int, buffers: Sequence[memoryview], name: str) -> None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError
 from stowplan.layout import Layout
-from stowplan.stores.descriptors import bytes_view
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.stored import StoredArray
 
@@ -137,21 +136,14 @@ class FieldBlocks:
     ) -> None:
         """Read, point by point, what lies end to end in the file into several blocks."""
         points = math.prod(field.shape[: len(self.axes)])
-        lines = math.prod(field.shape[len(self.axes) :])
         firsts = [self._first_line(block, field.shape) for block in blocks]
         tables = [flat.reshape(points, -1) for flat in places]
         begin = 0
         for end in range(1, len(blocks) + 1):
             if end < len(blocks) and firsts[end] == firsts[end - 1] + tables[end - 1].shape[1]:
                 continue
-            own, first = tables[begin:end], firsts[begin]
+            field.read_columns(firsts[begin], tables[begin:end])
             begin = end
-            pieces = [[bytes_view(table[point]) for table in own] for point in range(points)]
-            if sum(table.shape[1] for table in own) == lines:
-                field.read_scattered(0, [view for views in pieces for view in views])
-                continue
-            for point, views in enumerate(pieces):
-                field.read_scattered(point * lines + first, views)
 
     def _first_line(self, block: Block, shape: Sequence[int]) -> int:
         first = 0

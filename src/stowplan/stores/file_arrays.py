@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
-from stowplan.stores.descriptors import bytes_view, read_into, write_from
+from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import buffer_of_rows, bytes_of, check_part, checked_values
 
@@ -143,6 +144,33 @@ class FileArray:
         self._read(position, views)
         for view in views if self.swapped else ():
             np.frombuffer(view, self.dtype).byteswap(inplace=True)
+
+    def read_columns(self, first: int, columns: Sequence[NDArray[Any]]) -> None:
+        """Fill tables (rows, n_i), which lie beside each other in the last axis of a 2-D view.
+
+        Parameters
+        ----------
+        first
+            Where the first table begins in a row of the array, all of whose axes but those of the
+            rows are flattened.
+        columns
+            C-contiguous, of equally many rows; what of a row they hold lies end to end.
+        """
+        self._refuse_changed()
+        rows, size = len(columns[0]), self.dtype.itemsize
+        width = math.prod(self.shape) // rows * size
+        views = [(bytes_view(table), table.shape[1] * size) for table in columns]
+        together = sum(each for _, each in views)
+        position = self.offset + first * size
+        pieces = [
+            [view[row * each : (row + 1) * each] for view, each in views] for row in range(rows)
+        ]
+        if together == width:
+            self._fill(position, [piece for row in pieces for piece in row])
+        else:
+            fill_rows(self._descriptor, position, width, together, pieces, self._fill)
+        for table in columns:
+            self._turn(table)
 
     def identity(self) -> tuple[Any, ...]:
         """Give path, form, size and time of the last change."""
