@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from stowplan.runs.calibration import calibrate
     from stowplan.runs.dask_executor import dask_executor
     from stowplan.runs.devices import devices
+    from stowplan.runs.field_batch import FieldBatch, FieldUsage
     from stowplan.runs.iteration import Iterated, iterate
     from stowplan.runs.joining import join_rows, split_rows
     from stowplan.runs.losses import value_and_grad
@@ -57,6 +58,8 @@ __all__ = [
     "Costs",
     "DataError",
     "ExecutorError",
+    "FieldBatch",
+    "FieldUsage",
     "FrameworkError",
     "GridIndex",
     "Iterated",
@@ -108,6 +111,8 @@ __all__ = [
 
 
 _ON_USE = {
+    "FieldBatch": "runs.field_batch",
+    "FieldUsage": "runs.field_batch",
     "Iterated": "runs.iteration",
     "MinibatchSampler": "runs.sampling",
     "Packer": "runs.packer",

@@ -43,13 +43,14 @@ class Profiles(Generic[Sums]):
     each : list of ShellSums or RadialSums
         One for each field, in their order.
     names : list of str
-    plan : Plan
-        What was read and computed, in which batches.
+    plan : Plan or None
+        What was read and computed, in which batches; None where all fields were passed through
+        slab by slab.
     """
 
     each: list[Sums]
     names: list[str]
-    plan: Plan
+    plan: Plan | None
 
     def __len__(self) -> int:
         return len(self.each)

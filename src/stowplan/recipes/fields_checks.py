@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError
 
-__all__ = ["check_finite", "check_mean", "check_numbers", "checked_spacing"]
+__all__ = ["check_finite", "check_mean", "check_numbers", "checked_spacing", "refuse_mean"]
 
 _ROUNDING = 64  # units in the last place of a value, of the mean of many
 
@@ -85,15 +85,28 @@ def check_mean(
     lines = field.reshape(cells, -1)
     wide = np.complex128 if field.dtype.kind == "c" else np.float64
     means = np.abs(lines.sum(axis=0, dtype=wide)) / cells
-    worst = int(np.argmax(means))
-    epsilon = np.finfo(field.dtype).eps if field.dtype.kind in "fc" else np.finfo(wide).eps
     flat = lines.reshape(-1)
-    limit = _ROUNDING * epsilon * math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
-    if means[worst] > limit or math.isnan(means[worst]):
-        place = _place(worst, field.shape[3:], begin)
+    rms = math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
+    refuse_mean(where, name, means.reshape(field.shape[3:]), rms, field.dtype, begin)
+
+
+def refuse_mean(
+    where: str,
+    name: str,
+    means: NDArray[Any],
+    rms: float,
+    dtype: np.dtype[Any],
+    begin: Sequence[int],
+) -> None:
+    """Refuse means that rounding does not explain, given the root mean square of the values."""
+    epsilon = np.finfo(dtype).eps if dtype.kind in "fc" else np.finfo(np.float64).eps
+    worst = int(np.argmax(means))
+    worst_mean, limit = float(means.reshape(-1)[worst]), _ROUNDING * float(epsilon) * rms
+    if worst_mean > limit or math.isnan(worst_mean):
+        place = _place(worst, means.shape, begin)
         at = f" at {place} of its other axes" if place else ""
         raise DataError(
-            f"{where}: {name} has the mean {means[worst]:.6g}{at}, and rounding explains "
+            f"{where}: {name} has the mean {worst_mean:.6g}{at}, and rounding explains "
             f"{limit:.2g}. With lam = 0 a source must have none. Subtract it over x, y and z, "
             "field - field.mean(axis=(0, 1, 2), keepdims=True), or pass lam > 0."
         )

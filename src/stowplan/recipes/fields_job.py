@@ -151,21 +151,26 @@ class FieldJob:
         progress: bool,
         rings: Sequence[Rings],
         **shared: Any,
-    ) -> tuple[list[tuple[Rings, NDArray[Any], int]], Plan]:
+    ) -> tuple[list[tuple[Rings, NDArray[Any], int]], Plan | None]:
         """Sum each field over its rings; give these, the sums and the lines that were summed."""
-        if self._larger_than_budget():
-            raise NotImplementedError
-        found = self._run(kernel, self.blocks, [check_finite] if check else [], rows, resume,
-            progress, **shared)  # fmt: skip
         wide = np.complex128 if kernel is kernels.radial and self.store.dtype.kind == "c" else float
         sums = [np.zeros(len(ring.counts), wide) for ring in rings]
-        for block, part in zip(self.blocks, found, strict=True):
-            sums[block.field] += part
+        large = self._larger_than_budget()
+        for number in large:
+            from stowplan.recipes.fields_large import radial_of_large, spectrum_of_large
+
+            of_large = spectrum_of_large if kernel is kernels.spectrum else radial_of_large
+            sums[number] += of_large(self, number, rings[number], check)
+        blocks = [block for block in self.blocks if block.field not in large]
+        rules = [check_finite] if check else []
+        if blocks:
+            found = self._run(kernel, blocks, rules, rows, resume, progress, **shared)
+            for block, part in zip(blocks, found, strict=True):
+                sums[block.field] += part
         lines = [
             math.prod(field.shape) // math.prod(grid)
             for field, grid in zip(self.store.fields, self.grids, strict=True)
         ]
-        assert self.plan is not None
         return list(zip(rings, sums, lines, strict=True)), self.plan
 
     def _run(

@@ -24,6 +24,7 @@ __all__ = [
     "Rings",
     "ShellSums",
     "bins",
+    "distances",
     "shells",
     "wave_numbers",
 ]
@@ -145,12 +146,23 @@ def bins(
         )
     apart = [step for n, step in zip(lengths, steps, strict=True) if n > 1]
     width = _checked_width("bins", width, apart, "spacing")
+    x, y, z = middle.tolist()
+    return _counted(lengths, steps, width, (x, y, z), distances(lengths, steps, (x, y, z)))
+
+
+def distances(
+    shape: Shape, spacing: Sequence[float], centre: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """Give distances along each of three axes from a centre to its nearest image.
+
+    >>> distances((4, 1, 1), (0.5, 1.0, 1.0), (2, 0, 0))[0].tolist()
+    [1.0, 0.5, 0.0, 0.5]
+    """
     axes = []
-    for n, step, place in zip(lengths, steps, middle, strict=True):
+    for n, step, place in zip(shape, spacing, centre, strict=True):
         away = np.arange(n) - (place if n > 1 else 0)
         axes.append(np.abs(away - n * np.floor(away / n + 0.5)) * step)
-    x, y, z = middle.tolist()
-    return _counted(lengths, steps, width, (x, y, z), axes)
+    return axes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,6 +35,8 @@ from stowplan.stores.scratch import Scratch
 __all__ = ["FieldBatch", "FieldUsage"]
 
 TIERS = ("device", "host", "disk")
+ROOM_SHARE = 4
+"""Part of a budget that is left to batches, unless less is what a cache likes."""
 
 
 @dataclass(slots=True)
@@ -401,8 +403,12 @@ class FieldBatch:
         out: Any,
     ) -> tuple[Plan, Any]:
         """Plan beside what stays on the device; what leaves no room for a batch goes."""
+        budget = self._limit().bytes
+        room = min(target.adapter.batch_bytes(target.device), budget // ROOM_SHARE)
+        while budget - self._held("device") < room and self._evict():
+            pass
         while True:
-            left = self._limit().bytes - self._held("device")
+            left = budget - self._held("device")
             try:
                 return self._plan(declared, data, target, shared, left, out), out
             except BudgetError as error:

@@ -1,0 +1,261 @@
+"""Fields of which not even one block of lines fits the budget, on the host, slab by slab."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.errors import BudgetError
+from stowplan.kernels.fields import ring_numbers
+from stowplan.memory import show_bytes
+from stowplan.planners.pencils import PencilPlan, plan_pencils
+from stowplan.recipes.fields_checks import check_finite, check_mean, refuse_mean
+from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
+from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
+from stowplan.runs.fingerprints import digest
+from stowplan.runs.side_by_side import progress_of
+from stowplan.stores.run_folder import RunFolder
+from stowplan.stores.scratch import Scratch
+from stowplan.stores.space import require_space
+
+if TYPE_CHECKING:
+    from stowplan.recipes.fields_job import FieldJob, Rule
+
+__all__ = ["radial_of_large", "solve_large", "spectrum_of_large"]
+
+Region = tuple[slice, ...]
+
+SLAB_SHARE = 2
+"""A slab takes one part in so many of a budget: transforms need room of their own."""
+READ_SHARE = 8
+"""And what is read to be summed."""
+
+
+def solve_large(
+    job: FieldJob,
+    numbers: Sequence[int],
+    targets: Sequence[Any],
+    rules: Sequence[Rule],
+    resume: str | PathLike[str] | None,
+    *,
+    progress: bool,
+    mu: float,
+    beta: float,
+    lam: float,
+) -> None:
+    """Solve for some fields of a job by pencil passes, each into its target.
+
+    With a folder to resume, fields that are done are not solved again.
+    """
+    plans = {number: _planned(job, number, "solve") for number in numbers}
+    between = max(plan.scratch_bytes for plan in plans.values())
+    with Scratch(None, job.where) if between else nullcontext() as scratch, \
+            _folder(job, numbers, resume, mu, beta, lam) as folder:  # fmt: skip
+        if scratch is not None:
+            require_space([(scratch.folder, between, "modes between passes")], job.where)
+        total = sum(plan.total_bytes for plan in plans.values())
+        with progress_of(total, "B", progress=progress) as advance:
+            for number, plan in plans.items():
+                target = targets[number]
+                if folder is not None and _is_done(folder, number, target, job):
+                    advance(plan.total_bytes)
+                    continue
+                source = _Watched(job, number, rules)
+                held = None
+                if plan.scratch_bytes:
+                    assert scratch is not None
+                    held = scratch.create(plan.modes_shape, _complex(job.store.dtype))
+                factor = RieszFactor(plan, job.spacing, mu=mu, beta=beta, lam=lam)
+                run_pencils(
+                    plan, source, target, factor=factor, between=held,
+                    done=lambda size, source=source: (advance(size), source.judge()),
+                )  # fmt: skip
+                if held is not None:
+                    scratch.remove(held)
+                if folder is not None:
+                    size = math.prod(target.shape) * job.store.dtype.itemsize
+                    folder.record(number, _checksum(target, job), size, target.name)
+
+
+def spectrum_of_large(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
+    """Sum the power of one field over shells, its modes on disk."""
+    plan = _planned(job, number, "forward")
+    size = math.prod(plan.modes_shape) * plan.itemsize
+    with Scratch(None, job.where) as scratch:
+        require_space([(scratch.folder, size, "the modes of a field")], job.where)
+        modes = scratch.create(plan.modes_shape, _complex(job.store.dtype))
+        run_pencils(plan, _Watched(job, number, [check_finite] if check else []), modes)
+        shape = job.grids[number]
+        halved = None if plan.halved is None else job.axes.index(plan.halved)
+        waves = [
+            np.abs(wave_numbers(n, step, half=axis == halved))
+            for axis, (n, step) in enumerate(zip(shape, job.spacing, strict=True))
+        ]
+        weights = [np.ones(len(k)) for k in waves]
+        if halved is not None:
+            n = shape[halved]
+            weights[halved][1 : (n + 1) // 2] = 2  # the other half is their mirror image
+        return _summed(job, modes, rings, waves, weights, lambda a: a.real**2 + a.imag**2, float)
+
+
+def radial_of_large(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
+    """Sum one field over bins of the distance."""
+    assert rings.centre is not None
+    away = distances(rings.shape, rings.spacing, rings.centre)
+    source = _Watched(job, number, [check_finite] if check else [])
+    wide = complex if job.store.dtype.kind == "c" else float
+    return _summed(job, source, rings, away, [np.ones(len(a)) for a in away], np.asarray, wide)
+
+
+def _summed(
+    job: FieldJob,
+    source: Any,
+    rings: Rings,
+    places: Sequence[NDArray[np.float64]],
+    weights: Sequence[NDArray[np.float64]],
+    values_of: Any,
+    dtype: type,
+) -> NDArray[Any]:
+    """Sum values of all regions of an array over rings, numbered by three arrays along its axes."""
+    axes = job.axes
+    total = np.zeros(len(rings.counts), dtype)
+    most = job.budget.bytes // READ_SHARE
+    for region in _regions(source.shape, source.dtype.itemsize, most):
+        values = values_of(source.read_region(region))
+        others = tuple(axis for axis in range(values.ndim) if axis not in axes)
+        sums = values.sum(axis=others, dtype=dtype)
+        sums = sums.transpose(np.argsort(np.argsort(axes))).reshape(
+            [*[region[axis].stop - region[axis].start for axis in axes], *[1] * (3 - len(axes))]
+        )
+        parts = [region[axis] for axis in axes] + [slice(None)] * (3 - len(axes))
+        x, y, z = (w[part] for w, part in zip(weights, parts, strict=True))
+        sums = sums * (x[:, None, None] * y[:, None] * z)
+        own = ring_numbers(*(p[part] for p, part in zip(places, parts, strict=True)), rings.width)
+        flat, own = sums.reshape(-1), own.reshape(-1)
+        total += np.bincount(own, flat.real, len(total))
+        if dtype is complex:
+            total += 1j * np.bincount(own, flat.imag, len(total))
+    return total
+
+
+class _Watched:
+    """A field whose regions are looked at as they are read, each of them once in a first pass."""
+
+    def __init__(self, job: FieldJob, number: int, rules: Sequence[Rule]) -> None:
+        self.job = job
+        self.field = job.store.fields[number]
+        self.shape, self.dtype = tuple(self.field.shape), self.field.dtype
+        self.finite = check_finite in rules
+        self.others = [axis for axis in range(len(self.shape)) if axis not in job.axes]
+        wide = np.complex128 if self.dtype.kind == "c" else np.float64
+        means = check_mean in rules
+        self.sums = np.zeros([self.shape[a] for a in self.others], wide) if means else None
+        self.squares = 0.0
+        self.left = math.prod(self.shape)
+
+    def read_region(self, index: Region, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give a hyper-rectangle of the field."""
+        values: NDArray[Any] = self.field.read_region(index, into)
+        begin = [part.start for part in index]
+        if self.finite:
+            check_finite(self.job.where, self.field.name, values, begin)
+        if self.sums is not None:
+            place = tuple(index[axis] for axis in self.others)
+            self.sums[place] += values.sum(axis=self.job.axes, dtype=self.sums.dtype)
+            flat = values.reshape(-1)
+            self.squares += float(np.vdot(flat, flat).real)
+        self.left -= values.size
+        return values
+
+    def judge(self) -> None:
+        """Refuse a mean, once all of the field was read."""
+        if self.sums is not None and self.left == 0:
+            cells = math.prod(self.job.grids[self.job.store.fields.index(self.field)])
+            rms = math.sqrt(self.squares / math.prod(self.shape))
+            means = np.abs(self.sums) / cells
+            refuse_mean(self.job.where, self.field.name, means, rms, self.dtype, [])
+            self.sums = None
+
+
+def _planned(job: FieldJob, number: int, kind: Any) -> PencilPlan:
+    name = job.target.adapter.name
+    field = job.store.fields[number]
+    if name != "numpy":
+        size = math.prod(job.grids[number]) * job.store.dtype.itemsize
+        raise BudgetError(
+            f"{job.where}: field {number} ({field.name}) has {show_bytes(size)} at each place of "
+            f"its other axes, too much for the budget of {job.budget}. Give a larger one, or leave "
+            f"on={name!r} out: NumPy passes through such fields slab by slab."
+        )
+    real = job.store.dtype.kind == "f"
+    itemsize = _complex(job.store.dtype).itemsize
+    try:
+        return plan_pencils(
+            field.shape, itemsize, budget=max(job.budget.bytes // SLAB_SHARE, 1), axes=job.axes,
+            kind=kind, real=real,
+        )  # fmt: skip
+    except BudgetError as error:
+        raise BudgetError(
+            f"{job.where}: the budget is {job.budget}, of which a slab may take one part in "
+            f"{SLAB_SHARE}. Field {number}, {field.name}: {error}"
+        ) from None
+
+
+def _complex(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.result_type(dtype, np.complex64)
+
+
+def _regions(shape: Sequence[int], itemsize: int, most: int) -> Iterator[Region]:
+    """Cut an array into regions of at most so many bytes, or of one number, in its order."""
+    if math.prod(shape) * itemsize <= most or not shape:
+        yield tuple(slice(0, length) for length in shape)
+        return
+    inner = math.prod(shape[1:]) * itemsize
+    if inner > most:
+        for first in range(shape[0]):
+            for rest in _regions(shape[1:], itemsize, most):
+                yield (slice(first, first + 1), *rest)
+        return
+    step = most // inner
+    for first in range(0, shape[0], step):
+        last = min(first + step, shape[0])
+        yield (slice(first, last), *(slice(0, length) for length in shape[1:]))
+
+
+def _folder(
+    job: FieldJob,
+    numbers: Sequence[int],
+    resume: str | PathLike[str] | None,
+    mu: float,
+    beta: float,
+    lam: float,
+) -> Any:
+    """Open the folder of what is done: beside that of the fields that are cut into blocks."""
+    if resume is None:
+        return nullcontext()
+    parts = {f"field {number}": job.store.fields[number].identity() for number in numbers}
+    parts["the numbers"] = (job.spacing, job.axes, mu, beta, lam)
+    identity = {name: digest(value) for name, value in parts.items()}
+    path = Path(resume)
+    path.mkdir(exist_ok=True)
+    return RunFolder(path / "large", identity, job.where, batches=len(numbers))
+
+
+def _is_done(folder: RunFolder, number: int, target: Any, job: FieldJob) -> bool:
+    record = folder.records().get(number)
+    return record is not None and record.crc32 == _checksum(target, job)
+
+
+def _checksum(target: Any, job: FieldJob) -> int:
+    total = 0
+    for region in _regions(target.shape, target.dtype.itemsize, job.budget.bytes // READ_SHARE):
+        total = zlib.crc32(np.ascontiguousarray(target.read_region(region)), total)
+    return total
