@@ -86,6 +86,7 @@ def riesz(source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
     f"{_FIELD},{_FIELD}->(),()",
     ragged=(*_SPACE, "lines"),
     exact=_SPACE,
+    fill={"potential": 0, "source": 0},
     work="35 * x * y * z * lines",
     memory="10 * x * y * z * lines",
 )
@@ -115,6 +116,7 @@ def residual(potential, source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
     f"{_FIELD}->()",
     ragged=(*_SPACE, "lines"),
     exact=_SPACE,
+    fill={"field": 0},
     work="2 * x * y * z * lines",
     memory="3 * x * y * z * lines",
 )
@@ -137,6 +139,7 @@ def squares(field):
     f"{_FIELD}->(shells)",
     ragged=(*_SPACE, "lines"),
     exact=_SPACE,
+    fill={"field": 0},
     out_sizes={"shells": _rings},
     work="15 * x * y * z * lines + 30 * x * y * z",
     memory="6 * x * y * z * lines",
@@ -170,6 +173,7 @@ def spectrum(field, *, spacing, width):
     f"{_FIELD}->(bins)",
     ragged=(*_SPACE, "lines"),
     exact=_SPACE,
+    fill={"field": 0},
     out_sizes={"bins": _rings},
     work="2 * x * y * z * lines + 30 * x * y * z",
     memory="3 * x * y * z * lines",
