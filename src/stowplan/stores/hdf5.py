@@ -14,10 +14,10 @@ from stowplan.extras import import_extra
 from stowplan.stores.descriptors import reserve, sync_folder
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock, is_held
-from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import PART, bytes_of, check_dtype, exists, unfinished
+from stowplan.stores.stored import bytes_of, check_dtype
+from stowplan.stores.unfinished import PART, exists, lock_part, unfinished
 
 __all__ = ["Hdf5Array", "NewHdf5Array", "create_hdf5", "open_hdf5", "wrap_hdf5"]
 

@@ -11,20 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.errors import DataError, StoreError
+from stowplan.errors import DataError
 from stowplan.stores.descriptors import reserve, sync_folder, write_from
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock
-from stowplan.stores.stored import (
-    buffer_of_rows,
-    bytes_of,
-    check_dtype,
-    checked_values,
-    exists,
-    unfinished,
-)
+from stowplan.stores.stored import buffer_of_rows, bytes_of, check_dtype, checked_values
+from stowplan.stores.unfinished import exists, lock_part, unfinished
 
-__all__ = ["FortranArray", "lock_part", "NpyArray", "create_npy", "open_memmap", "open_npy"]
+__all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
 
 FIRST_BYTES = 1 << 16
 PIECE_BYTES = 4 << 20
@@ -244,26 +238,6 @@ def _open_part(part: Path) -> tuple[int, Lock]:
         if lock is not None:
             return descriptor, lock
         os.close(descriptor)  # it was finished or removed in between
-
-
-def lock_part(part: Path) -> Lock | None:
-    """Lock an output that is not finished; None where it has just got its name, or was removed.
-
-    Raises
-    ------
-    StoreError
-        Where another process is writing it.
-    """
-    try:
-        lock = Lock.take(part)
-    except FileNotFoundError:
-        return None
-    if lock is None:
-        raise StoreError(f"{part} is being written by another process. Name another output.")
-    if not lock.is_of(part):
-        lock.release()
-        return None
-    return lock
 
 
 def _header(descriptor: int, name: str) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:

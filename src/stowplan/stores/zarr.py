@@ -17,10 +17,10 @@ from stowplan.extras import import_extra
 from stowplan.memory import show_bytes
 from stowplan.stores.descriptors import FULL, disk_error, free_bytes, sync_folder
 from stowplan.stores.locks import Lock
-from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import bytes_of, check_dtype, check_part, exists, unfinished
+from stowplan.stores.stored import bytes_of, check_dtype, check_part
+from stowplan.stores.unfinished import exists, lock_part, unfinished
 from stowplan.stores.zarr_chunks import RowChunks
 
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
