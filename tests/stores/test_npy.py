@@ -128,6 +128,10 @@ def test_what_lies_end_to_end_goes_to_several_places_by_one_call(tmp_path, monke
     assert len(calls) == 1
     np.testing.assert_array_equal(first, [4, 5, 6])
     np.testing.assert_array_equal(second, [[0] * 5, [7, 8, 9, 10, 11]])
+    np.save(tmp_path / "complex.npy", values + 1j)  # whose views have no one-letter format
+    waves = np.zeros(2, complex)
+    open_array(tmp_path / "complex.npy", "test").read_scattered(9, [memoryview(waves)])
+    np.testing.assert_array_equal(waves, [9 + 1j, 10 + 1j])
     with pytest.raises(sp.DataError, match="end beyond the 192 bytes"):
         stored.read_scattered(20, [memoryview(second[0])])
 
