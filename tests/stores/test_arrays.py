@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 import stowplan as sp
 from stowplan.errors import StoreError
+from stowplan.stores import descriptors
 from stowplan.stores.arrays import (
     NewArray,
     StoredArray,
@@ -109,6 +113,50 @@ def test_an_output_that_was_cut_off_is_gone_on_with(tmp_path, target, field):
     assert out.resumed
     np.testing.assert_array_equal(out.read(0, 6), field)
     out.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_disk_that_is_full_is_told_and_what_was_written_before_stays(
+    tmp_path, target, field, monkeypatch
+):
+    need(target)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = str(tmp_path / target)
+    out = create_array(path, field.shape, field.dtype, "test", resumable=True)
+    out.write(0, field[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "_pwritev", full)
+        with pytest.raises(
+            StoreError, match=r"(a\.|group|file).* finds the disk full: .*are free in"
+        ):
+            out.write(3, field[3:])
+    np.testing.assert_array_equal(out.read(0, 3), field[:3])
+    out.write(3, field[3:])  # once there is space again
+    out.finish()
+    out.close()
+    np.testing.assert_array_equal(open_array(path, "test").read(0, 6), field)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_space_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path, target, field, monkeypatch
+):
+    need(target)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    if "zarr" in target:
+        from stowplan.stores import zarr
+
+        monkeypatch.setattr(zarr, "free_bytes", lambda _: 1000)
+    with pytest.raises(StoreError, match=r"bytes \(.* free"):
+        create_array(tmp_path / target, field.shape, field.dtype, "test")
+    assert not [path for path in tmp_path.rglob("*") if "stowplan" in path.name]
 
 
 def test_two_datasets_of_a_file_are_named_and_one_need_not_be(tmp_path, field):
