@@ -42,7 +42,10 @@ class ZarrArray(SlicedArray):
         self.folder = _folder_of(source)
         self.chunks = tuple(map(int, source.chunks))
         self.resumed = False
-        self.reading_bytes = bytes_of(self.chunks, self.dtype)  # of a chunk that is cut
+        at_once = _zarr().config.get("async.concurrency") or 10
+        number = math.prod(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
+        # as they are in the store, and decoded
+        self.reading_bytes = 2 * bytes_of(self.chunks, self.dtype) * min(at_once, number)
         self._target: Path | None = None
         self._lock: Lock | None = None
         self._seen = self._metadata_time()
