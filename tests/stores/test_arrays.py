@@ -116,6 +116,26 @@ def test_an_output_that_was_cut_off_is_gone_on_with(tmp_path, target, field):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("resumable", [False, True])
+def test_what_a_killed_run_has_left_is_not_mixed_with_a_new_output(
+    tmp_path, target, field, resumable
+):
+    need(target)
+    path = str(tmp_path / target)
+    out = create_array(path, field.shape, field.dtype, "test", resumable=resumable)
+    out.write(0, field)
+    out.close()
+    for shape in (field.shape, (2, 3)):
+        out = create_array(path, shape, "f8", "test", resumable=resumable)
+        assert not out.resumed
+        assert not out.read(0, shape[0]).any()
+        out.close()
+    out = create_array(path, field.shape, field.dtype, "test", resume=resumable)
+    assert not out.resumed  # it is of another form
+    out.discard()
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_disk_that_is_full_is_told_and_what_was_written_before_stays(
     tmp_path, target, field, monkeypatch
 ):
@@ -245,6 +265,9 @@ def test_an_array_of_zarr_that_changes_its_shape_or_goes_is_told(tmp_path, field
     other.resize((5, 5, 4, 3))
     with pytest.raises(sp.DataError, match=r"is \(5, 5, 4, 3\) now: it changed while it was read"):
         stored.read(0, 2)
+    zarr.create_array(path, shape=field.shape, dtype="f8", overwrite=True)
+    with pytest.raises(sp.DataError, match=r"it was complex128 .* is float64 now"):
+        stored.read(0, 2)
     (path / "zarr.json").unlink()
     with pytest.raises(sp.DataError, match="it is gone"):
         stored.read(0, 2)
@@ -344,7 +367,15 @@ def test_list_columns_of_parquet_are_flat_rows(tmp_path_factory, lengths, group,
     total = len(ragged.values)
     start = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(start, total))
+    column.values.read(0, 0)
+    decoded = []
+    decode = column.values._decode
+    column.values._decode = lambda group: decoded.append(group) or decode(group)
     found = column.values.read(start, stop)
+    ends = [0, *column.values.ends]
+    needed = [g for g, end in enumerate(ends[1:]) if max(start, ends[g]) < min(stop, end)]
+    assert set(needed) <= set(decoded) <= set(range(needed[0], needed[-1] + 1) if needed else [])
+    assert len(decoded) == len(set(decoded))
     np.testing.assert_array_equal(found, ragged.values[start:stop])
     column.values.close()
 

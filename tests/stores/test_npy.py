@@ -152,6 +152,25 @@ def test_a_region_with_gaps_in_memory_alone_is_read_by_one_call_a_run(tmp_path, 
     assert len(calls) == 4
 
 
+@pytest.mark.parametrize(
+    ("shape", "index", "calls"),
+    [
+        ((100, 200), (slice(None), slice(0, 1)), 100),  # 200 bytes for one, read together
+        ((100, 10), (slice(None), slice(0, 1)), 1),  # 10 for one
+        ((400, 1000), (slice(None), slice(0, 900)), 400),  # 3.2 MB together
+    ],
+)
+def test_small_pieces_are_read_together_where_that_pays(tmp_path, monkeypatch, shape, index, calls):
+    values = np.arange(float(np.prod(shape))).reshape(shape)
+    np.save(tmp_path / "values.npy", values)
+    stored = open_array(tmp_path / "values.npy", "test")
+    seen = []
+    preadv = descriptors._preadv
+    monkeypatch.setattr(descriptors, "_preadv", lambda *a: seen.append(a) or preadv(*a))
+    np.testing.assert_array_equal(stored.read_region(index), values[index])
+    assert len(seen) == calls
+
+
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 def test_a_memory_map_is_read_by_its_file_where_it_shows_the_file(tmp_path, field, mode):
     path = tmp_path / "values.npy"

@@ -304,7 +304,7 @@ def _place(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int] 
 def _in_one_piece(dataset: Any, path: Path, name: str) -> FileArray | None:
     """Give a dataset by its place in the file, where it is nothing but the numbers."""
     file = dataset.file
-    plain = dataset.chunks is None and not dataset.external and not dataset.is_virtual
+    plain = not dataset.external and not dataset.is_virtual
     if not (plain and file.mode == "r" and file.driver == "sec2" and file.userblock_size == 0):
         return None
     offset = dataset.id.get_offset()
