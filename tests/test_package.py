@@ -14,6 +14,7 @@ import pytest
 import stowplan
 
 HEAVY = ("torch", "jax", "jaxlib", "cupy", "cupyx", "array_api_strict", "scipy", "pyarrow", "ase")
+HEAVY += ("zarr", "h5py")
 PACKAGE = Path(stowplan.__file__).parent
 ROOT = Path(__file__).parents[1]
 

@@ -15,6 +15,7 @@ from stowplan.errors import (
     MissingDependencyError,
     PlanError,
     SignatureError,
+    StoreError,
 )
 from stowplan.gather import take_grid
 from stowplan.planners.batches import Batch, Plan
@@ -76,6 +77,7 @@ __all__ = [
     "Residency",
     "RowPacking",
     "SignatureError",
+    "StoreError",
     "Verification",
     "assign_slots",
     "calibrate",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 import stowplan as sp
 from stowplan.errors import StoreError
+from stowplan.stores import descriptors
 from stowplan.stores.arrays import (
     NewArray,
     StoredArray,
@@ -111,6 +115,70 @@ def test_an_output_that_was_cut_off_is_gone_on_with(tmp_path, target, field):
     out.close()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("resumable", [False, True])
+def test_what_a_killed_run_has_left_is_not_mixed_with_a_new_output(
+    tmp_path, target, field, resumable
+):
+    need(target)
+    path = str(tmp_path / target)
+    out = create_array(path, field.shape, field.dtype, "test", resumable=resumable)
+    out.write(0, field)
+    out.close()
+    for shape in (field.shape, (2, 3)):
+        out = create_array(path, shape, "f8", "test", resumable=resumable)
+        assert not out.resumed
+        assert not out.read(0, shape[0]).any()
+        out.close()
+    out = create_array(path, field.shape, field.dtype, "test", resume=resumable)
+    assert not out.resumed  # it is of another form
+    out.discard()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_disk_that_is_full_is_told_and_what_was_written_before_stays(
+    tmp_path, target, field, monkeypatch
+):
+    need(target)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = str(tmp_path / target)
+    out = create_array(path, field.shape, field.dtype, "test", resumable=True)
+    out.write(0, field[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "_pwritev", full)
+        with pytest.raises(
+            StoreError, match=r"(a\.|group|file).* finds the disk full: .*are free in"
+        ):
+            out.write(3, field[3:])
+    np.testing.assert_array_equal(out.read(0, 3), field[:3])
+    out.write(3, field[3:])  # once there is space again
+    out.finish()
+    out.close()
+    np.testing.assert_array_equal(open_array(path, "test").read(0, 6), field)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_space_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path, target, field, monkeypatch
+):
+    need(target)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    if "zarr" in target:
+        from stowplan.stores import zarr
+
+        monkeypatch.setattr(zarr, "free_bytes", lambda _: 1000)
+    with pytest.raises(StoreError, match=r"bytes \(.* free"):
+        create_array(tmp_path / target, field.shape, field.dtype, "test")
+    assert not [path for path in tmp_path.rglob("*") if "stowplan" in path.name]
+
+
 def test_two_datasets_of_a_file_are_named_and_one_need_not_be(tmp_path, field):
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "fields.h5"
@@ -196,6 +264,9 @@ def test_an_array_of_zarr_that_changes_its_shape_or_goes_is_told(tmp_path, field
     other = zarr.open_array(path, mode="r+")
     other.resize((5, 5, 4, 3))
     with pytest.raises(sp.DataError, match=r"is \(5, 5, 4, 3\) now: it changed while it was read"):
+        stored.read(0, 2)
+    zarr.create_array(path, shape=field.shape, dtype="f8", overwrite=True)
+    with pytest.raises(sp.DataError, match=r"it was complex128 .* is float64 now"):
         stored.read(0, 2)
     (path / "zarr.json").unlink()
     with pytest.raises(sp.DataError, match="it is gone"):
@@ -296,7 +367,15 @@ def test_list_columns_of_parquet_are_flat_rows(tmp_path_factory, lengths, group,
     total = len(ragged.values)
     start = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(start, total))
+    column.values.read(0, 0)
+    decoded = []
+    decode = column.values._decode
+    column.values._decode = lambda group: decoded.append(group) or decode(group)
     found = column.values.read(start, stop)
+    ends = [0, *column.values.ends]
+    needed = [g for g, end in enumerate(ends[1:]) if max(start, ends[g]) < min(stop, end)]
+    assert set(needed) <= set(decoded) <= set(range(needed[0], needed[-1] + 1) if needed else [])
+    assert len(decoded) == len(set(decoded))
     np.testing.assert_array_equal(found, ragged.values[start:stop])
     column.values.close()
 

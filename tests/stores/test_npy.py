@@ -128,6 +128,10 @@ def test_what_lies_end_to_end_goes_to_several_places_by_one_call(tmp_path, monke
     assert len(calls) == 1
     np.testing.assert_array_equal(first, [4, 5, 6])
     np.testing.assert_array_equal(second, [[0] * 5, [7, 8, 9, 10, 11]])
+    np.save(tmp_path / "complex.npy", values + 1j)  # whose views have no one-letter format
+    waves = np.zeros(2, complex)
+    open_array(tmp_path / "complex.npy", "test").read_scattered(9, [memoryview(waves)])
+    np.testing.assert_array_equal(waves, [9 + 1j, 10 + 1j])
     with pytest.raises(sp.DataError, match="end beyond the 192 bytes"):
         stored.read_scattered(20, [memoryview(second[0])])
 
@@ -146,6 +150,25 @@ def test_a_region_with_gaps_in_memory_alone_is_read_by_one_call_a_run(tmp_path, 
     calls.clear()
     np.testing.assert_array_equal(stored.read_region((slice(None), slice(2, 6))), values[:, 2:6])
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "index", "calls"),
+    [
+        ((100, 200), (slice(None), slice(0, 1)), 100),  # 200 bytes for one, read together
+        ((100, 10), (slice(None), slice(0, 1)), 1),  # 10 for one
+        ((400, 1000), (slice(None), slice(0, 900)), 400),  # 3.2 MB together
+    ],
+)
+def test_small_pieces_are_read_together_where_that_pays(tmp_path, monkeypatch, shape, index, calls):
+    values = np.arange(float(np.prod(shape))).reshape(shape)
+    np.save(tmp_path / "values.npy", values)
+    stored = open_array(tmp_path / "values.npy", "test")
+    seen = []
+    preadv = descriptors._preadv
+    monkeypatch.setattr(descriptors, "_preadv", lambda *a: seen.append(a) or preadv(*a))
+    np.testing.assert_array_equal(stored.read_region(index), values[index])
+    assert len(seen) == calls
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])

@@ -262,6 +262,44 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_run_that_is_killed_at_any_moment_goes_on_with_whole_batches(tmp_path):
+    rng = np.random.default_rng(11)
+
+    def outputs(number):
+        return [np.full(20_000, number), sp.Ragged.from_list([np.arange(float(number))])]
+
+    def compute():
+        with open_run(tmp_path / "run") as batches:
+            done = batches.readable()
+            for number in (n for n in range(40) if n not in done):
+                batches.save(number, outputs(number))
+
+    seen = 0
+    for _ in range(15):
+        child = os.fork()
+        if not child:
+            compute()
+            os._exit(0)
+        time.sleep(rng.uniform(0.001, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if (tmp_path / "run" / MANIFEST).is_file():
+            with open_run(tmp_path / "run") as batches:
+                found = batches.readable()
+            assert len(found) >= seen  # what was done stays done
+            seen = len(found)
+    compute()
+    with open_run(tmp_path / "run") as batches:
+        found = batches.readable()
+    assert sorted(found) == list(range(40))
+    for number, ((plain, ragged), _) in found.items():
+        expected = outputs(number)
+        np.testing.assert_array_equal(plain, expected[0])
+        np.testing.assert_array_equal(ragged.values, expected[1].values)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"lock", MANIFEST, *[f"batch-{n:06d}.bin" for n in range(40)]}
+
+
 def test_a_full_disk_is_told_and_leaves_what_is_finished(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -25,7 +25,7 @@ from stowplan.recipes.fields_job import FieldJob
 from stowplan.recipes.fields_rings import RadialSums, RingSums, ShellSums, bins, shells
 from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
 from stowplan.recipes.fields_targets import FieldTargets
-from stowplan.stores.run_folder import has_records
+from stowplan.stores.manifest import has_records
 
 __all__ = ["Profiles", "radial", "solve", "spectrum", "tail"]
 

@@ -133,7 +133,7 @@ class FileArray:
         destinations
             Writable views of contiguous memory, whole elements each.
         """
-        views = [memoryview(view).cast("B") for view in destinations if view.nbytes]
+        views = [bytes_view(np.asarray(view)) for view in destinations if view.nbytes]
         count = sum(view.nbytes for view in views)
         position = self._byte(offset_elements)
         if offset_elements < 0 or position + count > self._end:

@@ -14,10 +14,10 @@ from stowplan.extras import import_extra
 from stowplan.stores.descriptors import reserve, sync_folder
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock, is_held
-from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import PART, bytes_of, check_dtype, exists, unfinished
+from stowplan.stores.stored import bytes_of, check_dtype
+from stowplan.stores.unfinished import PART, exists, lock_part, unfinished
 
 __all__ = ["Hdf5Array", "NewHdf5Array", "create_hdf5", "open_hdf5", "wrap_hdf5"]
 
@@ -304,7 +304,7 @@ def _place(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int] 
 def _in_one_piece(dataset: Any, path: Path, name: str) -> FileArray | None:
     """Give a dataset by its place in the file, where it is nothing but the numbers."""
     file = dataset.file
-    plain = dataset.chunks is None and not dataset.external and not dataset.is_virtual
+    plain = not dataset.external and not dataset.is_virtual
     if not (plain and file.mode == "r" and file.driver == "sec2" and file.userblock_size == 0):
         return None
     offset = dataset.id.get_offset()

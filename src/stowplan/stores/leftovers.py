@@ -12,9 +12,10 @@ from typing import Literal
 
 from stowplan.errors import DataError, PlanError
 from stowplan.stores.locks import Lock, is_held
-from stowplan.stores.run_folder import LOCK, MANIFEST, manifest_facts
+from stowplan.stores.manifest import MANIFEST, manifest_facts
+from stowplan.stores.run_folder import LOCK
 from stowplan.stores.scratch import PREFIX
-from stowplan.stores.stored import KEPT, PART
+from stowplan.stores.unfinished import KEPT, PART
 
 __all__ = ["Leftover", "find_leftovers", "remove_leftover"]
 

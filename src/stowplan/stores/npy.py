@@ -11,20 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.errors import DataError, StoreError
-from stowplan.stores.descriptors import reserve, sync_folder, write_from
+from stowplan.errors import DataError
+from stowplan.stores.descriptors import read_into, reserve, sync_folder, write_from
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock
-from stowplan.stores.stored import (
-    buffer_of_rows,
-    bytes_of,
-    check_dtype,
-    checked_values,
-    exists,
-    unfinished,
-)
+from stowplan.stores.stored import buffer_of_rows, bytes_of, check_dtype, checked_values
+from stowplan.stores.unfinished import exists, lock_part, unfinished
 
-__all__ = ["FortranArray", "lock_part", "NpyArray", "create_npy", "open_memmap", "open_npy"]
+__all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
 
 FIRST_BYTES = 1 << 16
 PIECE_BYTES = 4 << 20
@@ -246,33 +240,12 @@ def _open_part(part: Path) -> tuple[int, Lock]:
         os.close(descriptor)  # it was finished or removed in between
 
 
-def lock_part(part: Path) -> Lock | None:
-    """Lock an output that is not finished; None where it has just got its name, or was removed.
-
-    Raises
-    ------
-    StoreError
-        Where another process is writing it.
-    """
-    try:
-        lock = Lock.take(part)
-    except FileNotFoundError:
-        return None
-    if lock is None:
-        raise StoreError(f"{part} is being written by another process. Name another output.")
-    if not lock.is_of(part):
-        lock.release()
-        return None
-    return lock
-
-
-def _header(descriptor: int, name: str) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+def _header(
+    descriptor: int, name: str, size: int = FIRST_BYTES
+) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
     """Read what a file says of itself: offset of the values, shape, order, dtype."""
-    room = bytearray(FIRST_BYTES)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    found = os.read(descriptor, FIRST_BYTES)
-    room[: len(found)] = found
-    file = io.BytesIO(found)
+    room = bytearray(size)
+    file = io.BytesIO(room[: read_into(descriptor, 0, [memoryview(room)])])
     try:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -294,7 +267,7 @@ def _same_header(array: FileArray, facts: os.stat_result) -> None:
     assert isinstance(array, NpyArray)
     if facts.st_mtime_ns == array._seen:
         return
-    found = _header(array._descriptor, array.name)
+    found = _header(array._descriptor, array.name, array.offset)
     if found != array._header:
         raise DataError(
             f"{array.name}: it was {array._header[1]} {array._header[3]} when it was opened and is "
@@ -314,5 +287,6 @@ def _written_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 def _holds(descriptor: int, header: bytes, size: int) -> bool:
     if os.fstat(descriptor).st_size != size:
         return False
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return os.read(descriptor, len(header)) == header
+    found = bytearray(len(header))
+    read_into(descriptor, 0, [memoryview(found)])
+    return found == header

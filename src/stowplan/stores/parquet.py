@@ -31,20 +31,9 @@ class ParquetValues:
         self._file = _parquet().ParquetFile(path)
         self._lock = threading.Lock()
         self._last: tuple[int, NDArray[Any]] | None = None
-        shapes, counts, tail = [], [], None
-        for group in range(self._file.num_row_groups):
-            values, lengths = self._decode(group)
-            shapes.append(lengths)
-            counts.append(len(values))
-            if tail is not None and len(values) and tail != (values.shape[1:], values.dtype):
-                raise DataError(
-                    f"{self.name}: row group {group} has {values.shape[1:]} {values.dtype} behind "
-                    f"its rows, those before have {tail[0]} {tail[1]}."
-                )
-            tail = (values.shape[1:], values.dtype) if len(values) or tail is None else tail
+        counts, tail = self._survey()
         if tail is None:
             raise DataError(f"{self.name}: the column is empty, and of no known type.")
-        self.shapes = np.concatenate(shapes)
         self.ends = np.cumsum(counts)
         self.shape = (int(self.ends[-1]), *tail[0])
         self.dtype = check_dtype(tail[1], self.name)
@@ -82,6 +71,27 @@ class ParquetValues:
         """Close the file."""
         self._file.close()
         self._last = None
+
+    def _survey(self) -> tuple[list[int], tuple[tuple[int, ...], np.dtype[Any]] | None]:
+        """Count the rows of each row group; those of lists only their offsets tell."""
+        shapes, counts, tail = [], [], None
+        for group in range(self._file.num_row_groups):
+            if tail is not None and not self._ragged:
+                counts.append(self._file.metadata.row_group(group).num_rows)
+                continue
+            values, lengths = self._decode(group)
+            shapes.append(lengths)
+            counts.append(len(values))
+            if not len(values) and tail is not None:
+                continue
+            if tail is not None and any(counts[:-1]) and tail != _tail(values):
+                raise DataError(
+                    f"{self.name}: row group {group} has {values.shape[1:]} {values.dtype} behind "
+                    f"its rows, those before have {tail[0]} {tail[1]}."
+                )
+            tail = _tail(values)
+        self.shapes = np.concatenate(shapes) if shapes else np.empty((0, self._ragged), np.int64)
+        return counts, tail
 
     def _group(self, group: int) -> NDArray[Any]:
         if self._last is None or self._last[0] != group:
@@ -133,6 +143,10 @@ def _list_levels(kind: Any) -> int:
         levels += 1
         kind = kind.value_type
     return levels
+
+
+def _tail(values: NDArray[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    return values.shape[1:], values.dtype
 
 
 def _facts(path: Path) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 
 __all__ = [
-    "KEPT",
-    "PART",
     "NewArray",
     "StoredArray",
     "buffer_of_rows",
@@ -22,9 +19,7 @@ __all__ = [
     "check_part",
     "check_rows",
     "checked_values",
-    "exists",
     "reading_bytes",
-    "unfinished",
 ]
 
 
@@ -47,12 +42,6 @@ class StoredArray(Protocol):
 
     def close(self) -> None:
         """Let go of files."""
-
-
-PART = ".stowplan.part"
-"""What the name of an output ends with until it is finished."""
-KEPT = ".stowplan.resumable"
-"""The same for an output of a run that can be resumed."""
 
 
 class NewArray(StoredArray, Protocol):
@@ -131,19 +120,9 @@ def check_part(
         )
 
 
-def unfinished(target: Path, *, resumable: bool) -> Path:
-    """Give the name of an output until it is finished."""
-    return target.with_name(target.name + (KEPT if resumable else PART))
-
-
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Bytes of an array, in Python's integers."""
     return math.prod(map(int, shape)) * dtype.itemsize
-
-
-def exists(target: object) -> DataError:
-    """Give the error for an output that is there already."""
-    return DataError(f"{target} exists. Name another output, or replace it: overwrite=True.")
 
 
 def reading_bytes(array: StoredArray) -> int:

@@ -17,10 +17,10 @@ from stowplan.extras import import_extra
 from stowplan.memory import show_bytes
 from stowplan.stores.descriptors import FULL, disk_error, free_bytes, sync_folder
 from stowplan.stores.locks import Lock
-from stowplan.stores.npy import lock_part
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import bytes_of, check_dtype, check_part, exists, unfinished
+from stowplan.stores.stored import bytes_of, check_dtype, check_part
+from stowplan.stores.unfinished import exists, lock_part, unfinished
 from stowplan.stores.zarr_chunks import RowChunks
 
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
@@ -42,7 +42,10 @@ class ZarrArray(SlicedArray):
         self.folder = _folder_of(source)
         self.chunks = tuple(map(int, source.chunks))
         self.resumed = False
-        self.reading_bytes = bytes_of(self.chunks, self.dtype)  # of a chunk that is cut
+        at_once = _zarr().config.get("async.concurrency") or 10
+        number = math.prod(-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True))
+        # as they are in the store, and decoded
+        self.reading_bytes = 2 * bytes_of(self.chunks, self.dtype) * min(at_once, number)
         self._target: Path | None = None
         self._lock: Lock | None = None
         self._seen = self._metadata_time()
