@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace
 
 from stowplan.declaration import kernel
+from stowplan.kernels.transport_start import best_relaxation, guess_on_grid, guess_on_points
 from stowplan.kernels.transport_sums import (
     Grid,
     Points,
@@ -46,9 +47,11 @@ __all__ = [
 
 EVERY = 10
 """Steps between two looks at the error; part of the result."""
-PLAIN_STEPS = 5
+PLAIN_STEPS = 2
+BOLDER = 0.05
+"""Share of what is left to 2 that over-relaxation begins above the best one for Gaussians."""
 FASTEST = 1.95
-"""Largest over-relaxation that is tried."""
+"""Largest over-relaxation that is tried; where the error grows, less and less."""
 
 _STATIC = ("reference", "balanced")
 _FILL = {"source": 0.0, "target": 0.0}
@@ -69,9 +72,17 @@ class TransportMaps(NamedTuple):
     velocity: Any  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
 
 
-def start(source, target, sharpness, *, relaxation, tile=0):
-    """Give the state from which `step` goes on: potentials 0, logarithms, and the two matrices."""
-    state = _beginning(source, target, sharpness, relaxation)
+def start(
+    source, target, sharpness, *, tau, relaxation, balanced=False, adaptive=True, tile=0
+):  # fmt: skip
+    """Give the state from which `step` goes on: a guess, logarithms, and the two matrices.
+
+    ``relaxation`` is the weight of steps, or, where they are ``adaptive``, the largest to begin
+    with. The guess is that of `stowplan.kernels.transport_start`.
+    """
+    tau = 1.0 if balanced else tau
+    guess, theta = guess_on_grid(source, target, sharpness, tau)
+    state = _beginning(source, target, guess / tau, _weight(theta, relaxation, adaptive))
     if not tile:
         state["rows"] = neighbours(sharpness, source.shape[-2])
         state["columns"] = neighbours(sharpness, source.shape[-1])
@@ -129,9 +140,24 @@ def finished(state, source, target, *, tau, threshold, reference="product", bala
     return _finished(source, target, state, _Terms(tau, reference, balanced), threshold)
 
 
-def start_points(source, target, source_points, target_points, sharpness, *, relaxation):
-    """Give the state from which `step_points` goes on, with the matrix of C/eps."""
-    state = _beginning(source[..., None], target[..., None], sharpness, relaxation)
+def start_points(
+    source,
+    target,
+    source_points,
+    target_points,
+    sharpness,
+    *,
+    tau,
+    relaxation,
+    balanced=False,
+    adaptive=True,
+):
+    """Give the state from which `step_points` goes on, as `start`, with the matrix of C/eps."""
+    tau = 1.0 if balanced else tau
+    given = source, target, source_points, target_points, sharpness
+    guess, theta = guess_on_points(*given, tau)
+    weight = _weight(theta, relaxation, adaptive)
+    state = _beginning(source[..., None], target[..., None], guess[..., None] / tau, weight)
     state["cost"] = point_costs(source_points, target_points, sharpness)
     return state
 
@@ -274,21 +300,32 @@ def density_slope(density, potential, total, *, tau, reference="product", balanc
     return slope
 
 
-def _beginning(source, target, sharpness, relaxation):
-    """Give potentials 0, whose spreads are left out: the first step begins with the source."""
+def _weight(theta, relaxation, adaptive):
+    """Give the over-relaxation of the first steps, (...)."""
+    xp = array_namespace(theta)
+    given = relaxation * xp.ones_like(theta)
+    if not adaptive:
+        return given
+    best = best_relaxation(theta)
+    return xp.minimum(best + BOLDER * (2 - best), given)
+
+
+def _beginning(source, target, goal, weight):
+    """Give the state whose first step begins with a goal for the target's potential, over tau."""
     xp = array_namespace(source, target)
     nothing = xp.zeros_like(source[..., :1, :1])
     return {
         "source_potential": xp.zeros_like(source),
         "target_potential": xp.zeros_like(target),
         "onto_source": xp.zeros_like(source),
-        "onto_target": xp.zeros_like(target),
+        "onto_target": -goal,
         "source_floor": nothing,
         "target_floor": nothing,
         "log_source": _log_density(source),
         "log_target": _log_density(target),
-        "relaxation": xp.zeros_like(sharpness) + relaxation,
-        "change": xp.full_like(sharpness, math.inf),
+        "relaxation": weight,
+        "fastest": xp.full_like(weight, FASTEST),
+        "change": xp.full_like(weight, math.inf),
     }
 
 
@@ -320,10 +357,11 @@ def _step(source, age, state, terms, spreading, adaptive):
         return found
     looks = (age + 1) % EVERY == 0
     change = _total(source * xp.abs(move))
-    adapted = _relaxed(state["relaxation"], change, state["change"])
+    adapted, fastest = _relaxed(state["relaxation"], state["fastest"], change, state["change"])
     return {
         **found,
         "relaxation": xp.where(looks, adapted, state["relaxation"]),
+        "fastest": xp.where(looks, fastest, state["fastest"]),
         "change": xp.where(looks, change, state["change"]),
     }
 
@@ -433,24 +471,25 @@ class _Terms:
         return -self.r * _total(density * xp.expm1(-potential / self.r))
 
 
-def _relaxed(weight, change, last):
+def _relaxed(weight, fastest, change, last):
     """Raise over-relaxation where errors fall more slowly than it allows; drop it if they grow.
 
     An iteration whose plain error falls by theta a step falls by rate with
-    (rate + w - 1)^2 = rate w^2 theta, which gives the best w, 2/(1 + sqrt(1 - theta)).
+    (rate + w - 1)^2 = rate w^2 theta, which gives the best w. Where errors grow, the largest
+    weight to come is lowered, too, so that none goes on between two weights for ever.
     Source: L. A. Hageman and D. M. Young, Applied Iterative Methods (1981), chapter 9.
     """
     xp = array_namespace(weight, change)
-    known = xp.isfinite(last) & (last > 0) & (change > 0)
     one = xp.ones_like(change)
+    known = xp.isfinite(last) & (last > 0) & (change > 0)
     ratio = xp.where(known, change / xp.where(known, last, one), one)
-    rate = xp.exp(xp.log(xp.where(ratio > 0, ratio, one)) / EVERY)
-    theta = (rate + weight - 1) ** 2 / (rate * weight**2)
-    best = 2 / (1 + xp.sqrt(xp.maximum(1 - theta, 1e-4 * one)))
-    slow = known & (rate < 1) & (rate > weight - 1 + 0.04)
-    faster = xp.minimum(xp.maximum(weight + 0.7 * (best - weight), weight), FASTEST * one)
-    adapted = xp.where(slow, xp.where(weight < FASTEST, faster, weight), weight)
-    return xp.where(known & (ratio > 2), 1 + 0.7 * (weight - 1), adapted)
+    rate = ratio ** (1 / EVERY)
+    best = best_relaxation((rate + weight - 1) ** 2 / (rate * weight**2))
+    slow = (rate < 1) & (rate > weight - 1 + 0.04)
+    raised = xp.where(slow, xp.maximum(weight + 0.7 * (best - weight), weight), weight)
+    adapted = xp.where(ratio > 2, 1 + 0.7 * (weight - 1), raised)
+    fastest = xp.where(ratio > 1, 1 + 0.985 * (fastest - 1), fastest)
+    return xp.minimum(adapted, fastest), fastest
 
 
 def _log_density(density):
