@@ -25,24 +25,28 @@ NARROWEST = 1e-6
 def guess_on_grid(source, target, sharpness, tau):
     """Give G of two densities (..., y, x) on one grid, (..., y, x), and the slower theta (...)."""
     xp = array_namespace(source, target)
-    lines = []
-    for axis in (-1, -2):
-        a, b = xp.sum(source, axis=axis), xp.sum(target, axis=axis)
-        places = xp.arange(a.shape[-1], dtype=a.dtype, device=device(a))
-        lines.append(_along(a, b, places, places, sharpness, tau))
-    (along_y, of_y), (along_x, of_x) = lines
-    return along_y[..., :, None] + along_x[..., None, :], xp.maximum(of_y, of_x)
+    shape = source.shape
+    y, x = (xp.arange(length, dtype=source.dtype, device=device(source)) for length in shape[-2:])
+    places = xp.stack([y[:, None] + 0 * x, 0 * y[:, None] + x], axis=-1)
+    places = xp.reshape(places, (-1, 2))
+    lists = [xp.reshape(part, (*shape[:-2], places.shape[0])) for part in (source, target)]
+    guess, theta = guess_on_points(*lists, places, places, sharpness, tau)
+    return xp.reshape(guess, shape), theta
 
 
 def guess_on_points(source, target, source_points, target_points, sharpness, tau):
     """Give G of weighted points, (..., m) at the targets (..., m, d), and the slowest theta."""
     xp = array_namespace(source, target)
-    guess, slowest = xp.zeros_like(target), xp.zeros_like(sharpness)
-    for axis in range(target_points.shape[-1]):
-        places = source_points[..., axis], target_points[..., axis]
-        along, theta = _along(source, target, *places, sharpness, tau)
-        guess, slowest = guess + along, xp.maximum(slowest, theta)
-    return guess, slowest
+    k = sharpness[..., None, None]
+    start, _, s2 = _gaussian(source, source_points, k)  # (..., 1, d)
+    end, places, t2 = _gaussian(target, target_points, k)
+    u, v = 0.5 / s2 + (1 - tau) * k, 0.5 / t2 + (1 - tau) * k
+    first = u / 2 + xp.sqrt(u * u / 4 + tau * k * k * u / v)  # A
+    second = first * v / u  # B
+    both = first * second
+    slope = tau * k * (start - end) * second / (s2 * (both - (tau * k) ** 2))
+    guess = xp.sum((tau * (k - k * k / first) * places - slope) * places, axis=-1)
+    return guess, xp.max((tau * k) ** 2 / both, axis=(-2, -1))
 
 
 def best_relaxation(theta):
@@ -51,28 +55,12 @@ def best_relaxation(theta):
     return 2 / (1 + xp.sqrt(xp.maximum(1 - theta, 1e-4 * xp.ones_like(theta))))
 
 
-def _along(source, target, source_places, target_places, sharpness, tau):
-    """Give G at the places of the target, (..., m), and theta (...), along one axis."""
-    xp = array_namespace(source, target)
-    k = sharpness[..., None]
-    start, s2 = _mean_and_variance(source, source_places, k)
-    end, t2 = _mean_and_variance(target, target_places, k)
-    u, v = 0.5 / s2 + (1 - tau) * k, 0.5 / t2 + (1 - tau) * k
-    first = u / 2 + xp.sqrt(u * u / 4 + tau * k * k * u / v)  # A
-    second = first * v / u  # B
-    both = first * second
-    slope = tau * k * (start - end) * second / (s2 * (both - (tau * k) ** 2))
-    y = target_places - end
-    theta = (tau * k) ** 2 / both
-    return (tau * (k - k * k / first) * y - slope) * y, theta[..., 0]
-
-
-def _mean_and_variance(weights, places, k):
-    """Give both of weighted places (..., n), (..., 1) each."""
+def _gaussian(weights, points, k):
+    """Give the mean of weighted points (..., n, d), places from there, and the variances."""
     xp = array_namespace(weights)
     total = xp.sum(weights, axis=-1, keepdims=True)
     least = float(xp.finfo(weights.dtype).smallest_normal)
-    shares = weights / xp.maximum(total, least * xp.ones_like(total))
-    mean = xp.sum(shares * places, axis=-1, keepdims=True)
-    apart = places - mean
-    return mean, xp.sum(shares * apart * apart, axis=-1, keepdims=True) + NARROWEST / k
+    shares = (weights / xp.maximum(total, least * xp.ones_like(total)))[..., None, :]
+    mean = xp.matmul(shares, points)
+    apart = points - mean
+    return mean, apart, xp.matmul(shares, apart * apart) + NARROWEST / k
