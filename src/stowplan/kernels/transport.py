@@ -24,6 +24,7 @@ from stowplan.kernels.transport_start import best_relaxation, guess_on_grid, gue
 from stowplan.kernels.transport_sums import (
     Grid,
     Points,
+    floor,
     moments,
     neighbours,
     point_costs,
@@ -132,12 +133,15 @@ def step(
     return _step(source, age, state, terms, Grid(state, sharpness, tile), adaptive)
 
 
-def finished(state, source, target, *, tau, threshold, reference="product", balanced=False):
+def finished(
+    state, source, target, *, tau, threshold, reference="product", balanced=False, tile=0
+):  # fmt: skip
     """Say which rows have converged, and which cannot: (...) bool each.
 
     A row has failed where its state is not finite, and where a sum has lost what the support needs.
     """
-    return _finished(source, target, state, _Terms(tau, reference, balanced), threshold)
+    terms = _Terms(tau, reference, balanced)
+    return _finished(source, target, state, terms, threshold, lossless=bool(tile))
 
 
 def start_points(
@@ -195,7 +199,8 @@ def step_points(
 def finished_points(state, source, target, *, tau, threshold, reference="product", balanced=False):
     """Say which rows have converged and which have failed, as `finished`."""
     terms = _Terms(tau, reference, balanced)
-    return _finished(source[..., None], target[..., None], state, terms, threshold)
+    a, b = source[..., None], target[..., None]
+    return _finished(a, b, state, terms, threshold, lossless=True)
 
 
 @kernel(
@@ -264,9 +269,9 @@ def maps_points(
     a, b, f, g = source[..., None], target[..., None], source_potential, target_potential
     costs = point_costs(source_points, target_points, sharpness)
     spreading = Points(costs)
-    onto_target, _ = spreading.onto_target(_log_density(a) + f)
+    onto_target = spreading.onto_target(_log_density(a) + f)
     z_target = _log_density(b) + g
-    onto_source, _ = spreading.onto_source(z_target)
+    onto_source = spreading.onto_source(z_target)
     shares = xp.exp(xp.matrix_transpose(z_target) - costs - onto_source)  # (..., n, m)
     apart = target_points[..., None, :, :] - source_points[..., :, None, :]
     steps = xp.sum(shares[..., None] * apart, axis=-2)
@@ -313,14 +318,11 @@ def _weight(theta, relaxation, adaptive):
 def _beginning(source, target, goal, weight):
     """Give the state whose first step begins with a goal for the target's potential, over tau."""
     xp = array_namespace(source, target)
-    nothing = xp.zeros_like(source[..., :1, :1])
     return {
         "source_potential": xp.zeros_like(source),
         "target_potential": xp.zeros_like(target),
         "onto_source": xp.zeros_like(source),
         "onto_target": -goal,
-        "source_floor": nothing,
-        "target_floor": nothing,
         "log_source": _log_density(source),
         "log_target": _log_density(target),
         "relaxation": weight,
@@ -336,22 +338,20 @@ def _step(source, age, state, terms, spreading, adaptive):
     weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
     g = state["target_potential"]
     g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
-    onto_source, floor = spreading.onto_source(log_b + g)
+    onto_source = spreading.onto_source(log_b + g)
     f = state["source_potential"]
     move = terms.goal(onto_source, log_a) - f
     f = f + weight * move
     if not terms.balanced:
         shift = terms.shift(f, g, log_a, log_b)
-        f, g, onto_source, floor = f + shift, g - shift, onto_source - shift, floor - shift
-    onto_target, target_floor = spreading.onto_target(log_a + f)
+        f, g, onto_source = f + shift, g - shift, onto_source - shift
+    onto_target = spreading.onto_target(log_a + f)
     found = {
         **state,
         "source_potential": f,
         "target_potential": g,
         "onto_source": onto_source,
         "onto_target": onto_target,
-        "source_floor": floor,
-        "target_floor": target_floor,
     }
     if not adaptive:
         return found
@@ -366,19 +366,22 @@ def _step(source, age, state, terms, spreading, adaptive):
     }
 
 
-def _finished(source, target, state, terms, threshold):
+def _finished(source, target, state, terms, threshold, *, lossless):
     xp = array_namespace(source, target)
     log_a, log_b = state["log_source"], state["log_target"]
-    onto_source, onto_target = state["onto_source"], state["onto_target"]
-    error = _marginal_error(
-        terms.marginals(state["source_potential"], log_a, onto_source),
-        terms.marginals(state["target_potential"], log_b, onto_target),
-    )
-    lost = xp.any((source > 0) & (onto_source < state["source_floor"]), axis=(-2, -1)) | xp.any(
-        (target > 0) & (onto_target < state["target_floor"]), axis=(-2, -1)
-    )
-    failed = lost | ~xp.isfinite(error)
-    return (error < threshold) & ~failed, failed
+    f, g = state["source_potential"], state["target_potential"]
+    error = 0.0
+    for density, log_density, potential, spread, z_other in (
+        (source, log_a, f, state["onto_source"], log_b + g),
+        (target, log_b, g, state["onto_target"], log_a + f),
+    ):
+        found, wanted = terms.marginals(potential, log_density, spread)
+        each = xp.abs(found - wanted)
+        if not lossless:
+            lost = (density > 0) & (spread < floor(z_other))
+            each = xp.where(lost, math.inf * xp.ones_like(each), each)
+        error = error + _total(each)
+    return error < threshold, ~xp.isfinite(error)
 
 
 def _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms):

@@ -25,28 +25,31 @@ NARROWEST = 1e-6
 def guess_on_grid(source, target, sharpness, tau):
     """Give G of two densities (..., y, x) on one grid, (..., y, x), and the slower theta (...)."""
     xp = array_namespace(source, target)
-    shape = source.shape
-    y, x = (xp.arange(length, dtype=source.dtype, device=device(source)) for length in shape[-2:])
-    places = xp.stack([y[:, None] + 0 * x, 0 * y[:, None] + x], axis=-1)
-    places = xp.reshape(places, (-1, 2))
-    lists = [xp.reshape(part, (*shape[:-2], places.shape[0])) for part in (source, target)]
-    guess, theta = guess_on_points(*lists, places, places, sharpness, tau)
-    return xp.reshape(guess, shape), theta
+    height, width = source.shape[-2:]
+    y, x = (_centred(xp, source, length) for length in (height, width))
+    y, x = y[:, None] + 0 * x, 0 * y[:, None] + x
+    powers = xp.reshape(xp.stack([0 * x + 1, y, x, y * y, x * x], axis=-1), (-1, 5))
+    gaussians = []
+    for density in (source, target):
+        sums = xp.matmul(xp.reshape(density, (*density.shape[:-2], 1, height * width)), powers)
+        least = float(xp.finfo(sums.dtype).smallest_normal)
+        sums = sums / xp.maximum(sums[..., :1], least * xp.ones_like(sums[..., :1]))
+        mean = sums[..., 1:3]
+        gaussians.append((mean, xp.maximum(sums[..., 3:] - mean * mean, 0 * mean)))
+    square, line, theta = _potential(*gaussians, sharpness[..., None, None], tau)
+    line = line - 2 * square * gaussians[1][0]  # from the middle, but for a constant
+    along_y = (square[..., :1] * y + line[..., :1]) * y
+    return along_y + (square[..., 1:] * x + line[..., 1:]) * x, theta
 
 
 def guess_on_points(source, target, source_points, target_points, sharpness, tau):
     """Give G of weighted points, (..., m) at the targets (..., m, d), and the slowest theta."""
     xp = array_namespace(source, target)
-    k = sharpness[..., None, None]
-    start, _, s2 = _gaussian(source, source_points, k)  # (..., 1, d)
-    end, places, t2 = _gaussian(target, target_points, k)
-    u, v = 0.5 / s2 + (1 - tau) * k, 0.5 / t2 + (1 - tau) * k
-    first = u / 2 + xp.sqrt(u * u / 4 + tau * k * k * u / v)  # A
-    second = first * v / u  # B
-    both = first * second
-    slope = tau * k * (start - end) * second / (s2 * (both - (tau * k) ** 2))
-    guess = xp.sum((tau * (k - k * k / first) * places - slope) * places, axis=-1)
-    return guess, xp.max((tau * k) ** 2 / both, axis=(-2, -1))
+    start, _, s2 = _gaussian(source, source_points)
+    end, places, t2 = _gaussian(target, target_points)
+    gaussians = (start, s2), (end, t2)
+    square, line, theta = _potential(*gaussians, sharpness[..., None, None], tau)
+    return xp.sum((square * places + line) * places, axis=-1), theta
 
 
 def best_relaxation(theta):
@@ -55,7 +58,21 @@ def best_relaxation(theta):
     return 2 / (1 + xp.sqrt(xp.maximum(1 - theta, 1e-4 * xp.ones_like(theta))))
 
 
-def _gaussian(weights, points, k):
+def _potential(source, target, k, tau):
+    """Give the coefficients of G in y^2 and y, (..., 1, d), and the largest theta, (...)."""
+    (start, s2), (end, t2) = source, target
+    xp = array_namespace(start, end)
+    s2, t2 = s2 + NARROWEST / k, t2 + NARROWEST / k
+    u, v = 0.5 / s2 + (1 - tau) * k, 0.5 / t2 + (1 - tau) * k
+    first = u / 2 + xp.sqrt(u * u / 4 + tau * k * k * u / v)  # A
+    second = first * v / u  # B
+    both, pull = first * second, tau * k
+    line = pull * (end - start) * second / (s2 * (both - pull * pull))
+    theta = xp.max(pull * pull / both, axis=(-2, -1))
+    return pull * (1 - k / first), line, theta
+
+
+def _gaussian(weights, points):
     """Give the mean of weighted points (..., n, d), places from there, and the variances."""
     xp = array_namespace(weights)
     total = xp.sum(weights, axis=-1, keepdims=True)
@@ -63,4 +80,9 @@ def _gaussian(weights, points, k):
     shares = (weights / xp.maximum(total, least * xp.ones_like(total)))[..., None, :]
     mean = xp.matmul(shares, points)
     apart = points - mean
-    return mean, apart, xp.matmul(shares, apart * apart) + NARROWEST / k
+    return mean, apart, xp.matmul(shares, apart * apart)
+
+
+def _centred(xp, like, length):
+    """Give places along an axis from its middle."""
+    return xp.arange(length, dtype=like.dtype, device=device(like)) - (length - 1) / 2
