@@ -4,10 +4,10 @@ Along each axis both densities count as Gaussians, of variances s^2 and t^2 and 
 source - mean of the target. With k = 1/eps, places y from the mean of the target,
 u = 1/(2 s^2) + (1 - tau) k and v = 1/(2 t^2) + (1 - tau) k, the fixed point of the scaling is
 
-    G(y) = tau (k - k^2/A) y^2 - tau k d B / (s^2 (A B - tau^2 k^2)) y + a constant,
-    A = u/2 + sqrt(u^2/4 + tau k^2 u/v),  B = A v/u,
+    G(y) = tau (k - k^2/A) y^2 - tau k d B / (s^2 (h^2 - tau^2 k^2)) y + a constant,
+    h = sqrt(u v)/2 + sqrt(u v/4 + tau k^2),  A = h sqrt(u/v),  B = h sqrt(v/u),
 
-and plain steps bring means together by theta = tau^2 k^2 / (A B) a step, which says how much
+and plain steps bring means together by theta = tau^2 k^2 / h^2 a step, which says how much
 over-relaxation is best.
 
 Source: H. Janati, B. Muzellec, G. Peyre and M. Cuturi, NeurIPS 2020 (the closed form);
@@ -29,15 +29,14 @@ def guess_on_grid(source, target, sharpness, tau):
     y, x = (_centred(xp, source, length) for length in (height, width))
     y, x = y[:, None] + 0 * x, 0 * y[:, None] + x
     powers = xp.reshape(xp.stack([0 * x + 1, y, x, y * y, x * x], axis=-1), (-1, 5))
-    gaussians = []
-    for density in (source, target):
-        sums = xp.matmul(xp.reshape(density, (*density.shape[:-2], 1, height * width)), powers)
-        least = float(xp.finfo(sums.dtype).smallest_normal)
-        sums = sums / xp.maximum(sums[..., :1], least * xp.ones_like(sums[..., :1]))
-        mean = sums[..., 1:3]
-        gaussians.append((mean, xp.maximum(sums[..., 3:] - mean * mean, 0 * mean)))
-    square, line, theta = _potential(*gaussians, sharpness[..., None, None], tau)
-    line = line - 2 * square * gaussians[1][0]  # from the middle, but for a constant
+    lists = (xp.reshape(part, (*part.shape[:-2], 1, -1)) for part in (source, target))
+    sums = xp.concat([xp.matmul(part, powers) for part in lists], axis=-2)  # (..., 2, 5)
+    least = float(xp.finfo(sums.dtype).smallest_normal)
+    sums = sums / xp.maximum(sums[..., :1], least * xp.ones_like(sums[..., :1]))
+    means = sums[..., 1:3]
+    variances = xp.maximum(sums[..., 3:] - means * means, xp.zeros_like(means))
+    square, line, theta = _potential(means, variances, sharpness[..., None, None], tau)
+    line = line - 2 * square * means[..., 1:, :]  # from the middle, but for a constant
     along_y = (square[..., :1] * y + line[..., :1]) * y
     return along_y + (square[..., 1:] * x + line[..., 1:]) * x, theta
 
@@ -47,8 +46,8 @@ def guess_on_points(source, target, source_points, target_points, sharpness, tau
     xp = array_namespace(source, target)
     start, _, s2 = _gaussian(source, source_points)
     end, places, t2 = _gaussian(target, target_points)
-    gaussians = (start, s2), (end, t2)
-    square, line, theta = _potential(*gaussians, sharpness[..., None, None], tau)
+    means, variances = (xp.concat(both, axis=-2) for both in ((start, end), (s2, t2)))
+    square, line, theta = _potential(means, variances, sharpness[..., None, None], tau)
     return xp.sum((square * places + line) * places, axis=-1), theta
 
 
@@ -58,18 +57,22 @@ def best_relaxation(theta):
     return 2 / (1 + xp.sqrt(xp.maximum(1 - theta, 1e-4 * xp.ones_like(theta))))
 
 
-def _potential(source, target, k, tau):
-    """Give the coefficients of G in y^2 and y, (..., 1, d), and the largest theta, (...)."""
-    (start, s2), (end, t2) = source, target
-    xp = array_namespace(start, end)
-    s2, t2 = s2 + NARROWEST / k, t2 + NARROWEST / k
-    u, v = 0.5 / s2 + (1 - tau) * k, 0.5 / t2 + (1 - tau) * k
-    first = u / 2 + xp.sqrt(u * u / 4 + tau * k * k * u / v)  # A
-    second = first * v / u  # B
-    both, pull = first * second, tau * k
-    line = pull * (end - start) * second / (s2 * (both - pull * pull))
-    theta = xp.max(pull * pull / both, axis=(-2, -1))
-    return pull * (1 - k / first), line, theta
+def _potential(means, variances, k, tau):
+    """Give the coefficients of G in y^2 and y, (..., 1, d), and the largest theta, (...).
+
+    Means and variances are those of source and target along each axis, (..., 2, d).
+    """
+    xp = array_namespace(means, variances)
+    pull = tau * k
+    variances = variances + NARROWEST / k
+    narrow = 0.5 / variances + (1 - tau) * k  # u and v
+    u, v = narrow[..., :1, :], narrow[..., 1:, :]
+    root = xp.sqrt(u * v)
+    h = root / 2 + xp.sqrt(root * root / 4 + tau * k * k)
+    step = (means[..., 1:, :] - means[..., :1, :]) / variances[..., :1, :]
+    line = pull * step * v * h / (root * (h * h - pull * pull))
+    theta = xp.max((pull / h) ** 2, axis=(-2, -1))
+    return pull * (1 - k * root / (u * h)), line, theta
 
 
 def _gaussian(weights, points):

@@ -10,7 +10,16 @@ import math
 
 from array_api_compat import array_namespace, device
 
-__all__ = ["Grid", "Points", "floor", "moments", "neighbours", "point_costs", "tiled", "tiled_moments"]
+__all__ = [
+    "Grid",
+    "Points",
+    "floor",
+    "moments",
+    "neighbours",
+    "point_costs",
+    "tiled",
+    "tiled_moments",
+]
 
 
 class Grid:

@@ -177,7 +177,9 @@ def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
     sides = (box[1] - box[0], box[3] - box[2])
-    heights, widths = (np.minimum(pool, side - pool * np.arange(-(-side // pool))) for side in sides)
+    heights, widths = (
+        np.minimum(pool, side - pool * np.arange(-(-side // pool))) for side in sides
+    )
     return repeat_blocks(values / (heights[:, None] * widths), box, pool)
 
 
