@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace
 
 from stowplan.declaration import kernel
+from stowplan.kernels.transport_start import best_relaxation, guess_on_grid, guess_on_points
 from stowplan.kernels.transport_sums import (
     Grid,
     Points,
+    floor,
     moments,
     neighbours,
     point_costs,
@@ -46,9 +48,11 @@ __all__ = [
 
 EVERY = 10
 """Steps between two looks at the error; part of the result."""
-PLAIN_STEPS = 5
+PLAIN_STEPS = 2
+BOLDER = 0.05
+"""Share of what is left to 2 that over-relaxation begins above the best one for Gaussians."""
 FASTEST = 1.95
-"""Largest over-relaxation that is tried."""
+"""Largest over-relaxation that is tried; where the error grows, less and less."""
 
 _STATIC = ("reference", "balanced")
 _FILL = {"source": 0.0, "target": 0.0}
@@ -69,9 +73,17 @@ class TransportMaps(NamedTuple):
     velocity: Any  # (..., y, x, 2) mean step (dy, dx) of what leaves a pixel, in pixels
 
 
-def start(source, target, sharpness, *, relaxation, tile=0):
-    """Give the state from which `step` goes on: potentials 0, logarithms, and the two matrices."""
-    state = _beginning(source, target, sharpness, relaxation)
+def start(
+    source, target, sharpness, *, tau, relaxation, balanced=False, adaptive=True, tile=0
+):  # fmt: skip
+    """Give the state from which `step` goes on: a guess, logarithms, and the two matrices.
+
+    ``relaxation`` is the weight of steps, or, where they are ``adaptive``, the largest to begin
+    with. The guess is that of `stowplan.kernels.transport_start`.
+    """
+    tau = 1.0 if balanced else tau
+    guess, theta = guess_on_grid(source, target, sharpness, tau)
+    state = _beginning(source, target, guess / tau, _weight(theta, relaxation, adaptive))
     if not tile:
         state["rows"] = neighbours(sharpness, source.shape[-2])
         state["columns"] = neighbours(sharpness, source.shape[-1])
@@ -121,17 +133,35 @@ def step(
     return _step(source, age, state, terms, Grid(state, sharpness, tile), adaptive)
 
 
-def finished(state, source, target, *, tau, threshold, reference="product", balanced=False):
+def finished(
+    state, source, target, *, tau, threshold, reference="product", balanced=False, tile=0
+):  # fmt: skip
     """Say which rows have converged, and which cannot: (...) bool each.
 
     A row has failed where its state is not finite, and where a sum has lost what the support needs.
     """
-    return _finished(source, target, state, _Terms(tau, reference, balanced), threshold)
+    terms = _Terms(tau, reference, balanced)
+    return _finished(source, target, state, terms, threshold, lossless=bool(tile))
 
 
-def start_points(source, target, source_points, target_points, sharpness, *, relaxation):
-    """Give the state from which `step_points` goes on, with the matrix of C/eps."""
-    state = _beginning(source[..., None], target[..., None], sharpness, relaxation)
+def start_points(
+    source,
+    target,
+    source_points,
+    target_points,
+    sharpness,
+    *,
+    tau,
+    relaxation,
+    balanced=False,
+    adaptive=True,
+):
+    """Give the state from which `step_points` goes on, as `start`, with the matrix of C/eps."""
+    tau = 1.0 if balanced else tau
+    given = source, target, source_points, target_points, sharpness
+    guess, theta = guess_on_points(*given, tau)
+    weight = _weight(theta, relaxation, adaptive)
+    state = _beginning(source[..., None], target[..., None], guess[..., None] / tau, weight)
     state["cost"] = point_costs(source_points, target_points, sharpness)
     return state
 
@@ -169,7 +199,8 @@ def step_points(
 def finished_points(state, source, target, *, tau, threshold, reference="product", balanced=False):
     """Say which rows have converged and which have failed, as `finished`."""
     terms = _Terms(tau, reference, balanced)
-    return _finished(source[..., None], target[..., None], state, terms, threshold)
+    a, b = source[..., None], target[..., None]
+    return _finished(a, b, state, terms, threshold, lossless=True)
 
 
 @kernel(
@@ -238,9 +269,9 @@ def maps_points(
     a, b, f, g = source[..., None], target[..., None], source_potential, target_potential
     costs = point_costs(source_points, target_points, sharpness)
     spreading = Points(costs)
-    onto_target, _ = spreading.onto_target(_log_density(a) + f)
+    onto_target = spreading.onto_target(_log_density(a) + f)
     z_target = _log_density(b) + g
-    onto_source, _ = spreading.onto_source(z_target)
+    onto_source = spreading.onto_source(z_target)
     shares = xp.exp(xp.matrix_transpose(z_target) - costs - onto_source)  # (..., n, m)
     apart = target_points[..., None, :, :] - source_points[..., :, None, :]
     steps = xp.sum(shares[..., None] * apart, axis=-2)
@@ -274,21 +305,29 @@ def density_slope(density, potential, total, *, tau, reference="product", balanc
     return slope
 
 
-def _beginning(source, target, sharpness, relaxation):
-    """Give potentials 0, whose spreads are left out: the first step begins with the source."""
+def _weight(theta, relaxation, adaptive):
+    """Give the over-relaxation of the first steps, (...)."""
+    xp = array_namespace(theta)
+    given = relaxation * xp.ones_like(theta)
+    if not adaptive:
+        return given
+    best = best_relaxation(theta)
+    return xp.minimum(best + BOLDER * (2 - best), given)
+
+
+def _beginning(source, target, goal, weight):
+    """Give the state whose first step begins with a goal for the target's potential, over tau."""
     xp = array_namespace(source, target)
-    nothing = xp.zeros_like(source[..., :1, :1])
     return {
         "source_potential": xp.zeros_like(source),
         "target_potential": xp.zeros_like(target),
         "onto_source": xp.zeros_like(source),
-        "onto_target": xp.zeros_like(target),
-        "source_floor": nothing,
-        "target_floor": nothing,
+        "onto_target": -goal,
         "log_source": _log_density(source),
         "log_target": _log_density(target),
-        "relaxation": xp.zeros_like(sharpness) + relaxation,
-        "change": xp.full_like(sharpness, math.inf),
+        "relaxation": weight,
+        "fastest": xp.full_like(weight, FASTEST),
+        "change": xp.full_like(weight, math.inf),
     }
 
 
@@ -299,48 +338,50 @@ def _step(source, age, state, terms, spreading, adaptive):
     weight = xp.where(age < PLAIN_STEPS, one, state["relaxation"])[..., None, None]
     g = state["target_potential"]
     g = g + weight * (terms.goal(state["onto_target"], log_b) - g)
-    onto_source, floor = spreading.onto_source(log_b + g)
+    onto_source = spreading.onto_source(log_b + g)
     f = state["source_potential"]
     move = terms.goal(onto_source, log_a) - f
     f = f + weight * move
     if not terms.balanced:
         shift = terms.shift(f, g, log_a, log_b)
-        f, g, onto_source, floor = f + shift, g - shift, onto_source - shift, floor - shift
-    onto_target, target_floor = spreading.onto_target(log_a + f)
+        f, g, onto_source = f + shift, g - shift, onto_source - shift
+    onto_target = spreading.onto_target(log_a + f)
     found = {
         **state,
         "source_potential": f,
         "target_potential": g,
         "onto_source": onto_source,
         "onto_target": onto_target,
-        "source_floor": floor,
-        "target_floor": target_floor,
     }
     if not adaptive:
         return found
     looks = (age + 1) % EVERY == 0
     change = _total(source * xp.abs(move))
-    adapted = _relaxed(state["relaxation"], change, state["change"])
+    adapted, fastest = _relaxed(state["relaxation"], state["fastest"], change, state["change"])
     return {
         **found,
         "relaxation": xp.where(looks, adapted, state["relaxation"]),
+        "fastest": xp.where(looks, fastest, state["fastest"]),
         "change": xp.where(looks, change, state["change"]),
     }
 
 
-def _finished(source, target, state, terms, threshold):
+def _finished(source, target, state, terms, threshold, *, lossless):
     xp = array_namespace(source, target)
     log_a, log_b = state["log_source"], state["log_target"]
-    onto_source, onto_target = state["onto_source"], state["onto_target"]
-    error = _marginal_error(
-        terms.marginals(state["source_potential"], log_a, onto_source),
-        terms.marginals(state["target_potential"], log_b, onto_target),
-    )
-    lost = xp.any((source > 0) & (onto_source < state["source_floor"]), axis=(-2, -1)) | xp.any(
-        (target > 0) & (onto_target < state["target_floor"]), axis=(-2, -1)
-    )
-    failed = lost | ~xp.isfinite(error)
-    return (error < threshold) & ~failed, failed
+    f, g = state["source_potential"], state["target_potential"]
+    error = 0.0
+    for density, log_density, potential, spread, z_other in (
+        (source, log_a, f, state["onto_source"], log_b + g),
+        (target, log_b, g, state["onto_target"], log_a + f),
+    ):
+        found, wanted = terms.marginals(potential, log_density, spread)
+        each = xp.abs(found - wanted)
+        if not lossless:
+            lost = (density > 0) & (spread < floor(z_other))
+            each = xp.where(lost, math.inf * xp.ones_like(each), each)
+        error = error + _total(each)
+    return error < threshold, ~xp.isfinite(error)
 
 
 def _maps(source, target, f, g, onto_source, onto_target, steps, squares, terms):
@@ -433,24 +474,25 @@ class _Terms:
         return -self.r * _total(density * xp.expm1(-potential / self.r))
 
 
-def _relaxed(weight, change, last):
+def _relaxed(weight, fastest, change, last):
     """Raise over-relaxation where errors fall more slowly than it allows; drop it if they grow.
 
     An iteration whose plain error falls by theta a step falls by rate with
-    (rate + w - 1)^2 = rate w^2 theta, which gives the best w, 2/(1 + sqrt(1 - theta)).
+    (rate + w - 1)^2 = rate w^2 theta, which gives the best w. Where errors grow, the largest
+    weight to come is lowered, too, so that none goes on between two weights for ever.
     Source: L. A. Hageman and D. M. Young, Applied Iterative Methods (1981), chapter 9.
     """
     xp = array_namespace(weight, change)
-    known = xp.isfinite(last) & (last > 0) & (change > 0)
     one = xp.ones_like(change)
+    known = xp.isfinite(last) & (last > 0) & (change > 0)
     ratio = xp.where(known, change / xp.where(known, last, one), one)
-    rate = xp.exp(xp.log(xp.where(ratio > 0, ratio, one)) / EVERY)
-    theta = (rate + weight - 1) ** 2 / (rate * weight**2)
-    best = 2 / (1 + xp.sqrt(xp.maximum(1 - theta, 1e-4 * one)))
-    slow = known & (rate < 1) & (rate > weight - 1 + 0.04)
-    faster = xp.minimum(xp.maximum(weight + 0.7 * (best - weight), weight), FASTEST * one)
-    adapted = xp.where(slow, xp.where(weight < FASTEST, faster, weight), weight)
-    return xp.where(known & (ratio > 2), 1 + 0.7 * (weight - 1), adapted)
+    rate = ratio ** (1 / EVERY)
+    best = best_relaxation((rate + weight - 1) ** 2 / (rate * weight**2))
+    slow = (rate < 1) & (rate > weight - 1 + 0.04)
+    raised = xp.where(slow, xp.maximum(weight + 0.7 * (best - weight), weight), weight)
+    adapted = xp.where(ratio > 2, 1 + 0.7 * (weight - 1), raised)
+    fastest = xp.where(ratio > 1, 1 + 0.985 * (fastest - 1), fastest)
+    return xp.minimum(adapted, fastest), fastest
 
 
 def _log_density(density):

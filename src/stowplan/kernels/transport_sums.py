@@ -2,8 +2,7 @@
 
 exp(-C/eps) is a matrix along y times one along x, so that applying it takes H W (H + W) products
 instead of (H W)^2. Sums are taken relative to the largest summand of an item, which loses what is
-``exp(-700)`` of it (``exp(-80)`` in float32): what is below the floor that is given with them is
-not exact. With ``tile`` > 0, pixels so few that ``sharpness * tile**2`` is below 600 (60), every
+``exp(-700)`` of it (``exp(-80)`` in float32): what is below `floor` is not exact. With ``tile`` > 0, pixels so few that ``sharpness * tile**2`` is below 600 (60), every
 tile of a line has a scale of its own, and nothing is lost.
 """
 
@@ -11,27 +10,34 @@ import math
 
 from array_api_compat import array_namespace, device
 
-__all__ = ["Grid", "Points", "moments", "neighbours", "point_costs", "tiled", "tiled_moments"]
+__all__ = [
+    "Grid",
+    "Points",
+    "floor",
+    "moments",
+    "neighbours",
+    "point_costs",
+    "tiled",
+    "tiled_moments",
+]
 
 
 class Grid:
-    """log sum_j exp(z_j - C_ij/eps) on a grid, with the least that is exact of it."""
+    """log sum_j exp(z_j - C_ij/eps) on a grid."""
 
     def __init__(self, state, sharpness, tile):
         self.state, self.sharpness, self.tile = state, sharpness, tile
 
     def onto_target(self, z):
-        """Give the sum at each place for z (..., y, x) on the other side, and its floor."""
+        """Give the sum at each place for z (..., y, x) on the other side."""
+        if self.tile:
+            return tiled(z, self.sharpness, self.tile)
         xp = array_namespace(z)
         top = xp.max(z, axis=(-2, -1), keepdims=True)
-        if self.tile:
-            return tiled(z, self.sharpness, self.tile), xp.full_like(top, -math.inf)
         rows, columns = self.state["rows"], self.state["columns"]
         sums = xp.matmul(rows, xp.matmul(xp.exp(z - top), columns))
-        info = xp.finfo(z.dtype)
-        least = float(info.smallest_normal)
-        floor = math.log(least) - math.log(float(info.eps)) + math.log(z.shape[-2] * z.shape[-1])
-        return xp.log(xp.maximum(sums, least * xp.ones_like(top))) + top, top + floor
+        least = float(xp.finfo(z.dtype).smallest_normal)
+        return xp.log(xp.maximum(sums, least * xp.ones_like(top))) + top
 
     onto_source = onto_target
 
@@ -43,11 +49,11 @@ class Points:
         self.costs = costs
 
     def onto_target(self, z):
-        """Give the sum at each target, (..., m, 1), for z (..., n, 1), and its floor."""
+        """Give the sum at each target, (..., m, 1), for z (..., n, 1)."""
         return self._sums(z - self.costs, -2)
 
     def onto_source(self, z):
-        """Give the sum at each source, (..., n, 1), for z (..., m, 1), and its floor."""
+        """Give the sum at each source, (..., n, 1), for z (..., m, 1)."""
         xp = array_namespace(z)
         return self._sums(xp.matrix_transpose(z) - self.costs, -1)
 
@@ -55,8 +61,16 @@ class Points:
         xp = array_namespace(logs)
         top = xp.max(logs, axis=axis, keepdims=True)
         sums = xp.log(xp.sum(xp.exp(logs - top), axis=axis, keepdims=True)) + top
-        found = sums if axis == -1 else xp.matrix_transpose(sums)
-        return found, xp.full_like(found[..., :1, :1], -math.inf)
+        return sums if axis == -1 else xp.matrix_transpose(sums)
+
+
+def floor(z):
+    """Give the least sum of `Grid` without tiles that is exact, (..., 1, 1)."""
+    xp = array_namespace(z)
+    info = xp.finfo(z.dtype)
+    below = math.log(float(info.smallest_normal)) - math.log(float(info.eps))
+    count = z.shape[-2] * z.shape[-1]
+    return xp.max(z, axis=(-2, -1), keepdims=True) + (below + math.log(count))
 
 
 def point_costs(source_points, target_points, sharpness):
@@ -84,7 +98,7 @@ def moments(z_source, z_target, sharpness):
     xp = array_namespace(z_source, z_target)
     height, width = z_source.shape[-2:]
     rows, columns = neighbours(sharpness, height), neighbours(sharpness, width)
-    onto_target, _ = Grid({"rows": rows, "columns": columns}, sharpness, 0).onto_target(z_source)
+    onto_target = Grid({"rows": rows, "columns": columns}, sharpness, 0).onto_target(z_source)
     top = xp.max(z_target, axis=(-2, -1), keepdims=True)
     scaled = xp.exp(z_target - top)
     along, across = xp.matmul(scaled, columns), xp.matmul(rows, scaled)

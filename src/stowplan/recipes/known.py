@@ -51,6 +51,10 @@ def widest_float(on: str | None) -> Any:
     """Give the widest floating dtype that a framework computes in."""
     adapter = get_adapter(on or "numpy")
     narrow = adapter.asarray(np.zeros((), np.float32), adapter.devices()[0])
+    if hasattr(
+        narrow, "__array_namespace__"
+    ):  # for which array_namespace compiles a program in JAX
+        return np.dtype(widest(narrow.__array_namespace__()))
     return np.dtype(widest(array_namespace(narrow)))
 
 

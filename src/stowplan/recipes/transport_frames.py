@@ -126,12 +126,13 @@ def read_frames(
             )
     tight = {}
     for place in sorted(set(chosen.reshape(-1).tolist())):
-        if not (masks[place] > 0).any():
+        edges = _edges(masks[place])
+        if edges is None:
             raise DataError(
                 f"transport: {sides[place]} is empty: there is nothing to transport. Leave the "
                 "pair out."
             )
-        tight[place] = _tight(masks[place])
+        tight[place] = edges
     boxes = [
         _box(crop, padding, masks[first].shape, tight[first], tight[second], pair)
         for pair, (first, second) in enumerate(chosen.tolist())
@@ -164,7 +165,8 @@ def work_grid(values: NDArray[Any], pool: int) -> Array:
     rows, columns = -(-height // pool), -(-width // pool)
     whole = np.zeros((rows * pool, columns * pool))
     whole[:height, :width] = values
-    found: Array = whole.reshape(rows, pool, columns, pool).sum(axis=(1, 3))
+    lines = whole.reshape(rows, pool, columns * pool).sum(axis=1)  # along x, where numbers lie
+    found: Array = lines.reshape(rows, columns, pool).sum(axis=2)
     return found
 
 
@@ -174,8 +176,11 @@ def lift_density(values: Array, box: Sequence[int], pool: int) -> Array:
     >>> lift_density(np.array([[4.0], [2.0]]), (0, 3, 0, 2), 2).tolist()
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
-    counts = work_grid(np.ones((box[1] - box[0], box[3] - box[2])), pool)
-    return repeat_blocks(values / counts, box, pool)
+    sides = (box[1] - box[0], box[3] - box[2])
+    heights, widths = (
+        np.minimum(pool, side - pool * np.arange(-(-side // pool))) for side in sides
+    )
+    return repeat_blocks(values / (heights[:, None] * widths), box, pool)
 
 
 def lift_vectors(values: Array, box: Sequence[int], pool: int) -> Array:
@@ -282,8 +287,21 @@ def _mask(mask: Any, name: str, given: bool) -> NDArray[Any]:
 
 
 def _tight(mask: NDArray[Any]) -> Box:
-    rows, columns = np.flatnonzero((mask > 0).any(axis=1)), np.flatnonzero((mask > 0).any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    """Give the least box of a mask that is not empty."""
+    edges = _edges(mask)
+    assert edges is not None
+    return edges
+
+
+def _edges(mask: NDArray[Any]) -> Box | None:
+    """Give the least box of what is above 0; None where nothing is."""
+    inside = mask if mask.dtype == np.bool_ else mask > 0
+    rows = np.flatnonzero(inside.any(axis=1))
+    if not len(rows):
+        return None
+    y0, y1 = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(inside[y0:y1].any(axis=0))
+    return y0, y1, int(columns[0]), int(columns[-1]) + 1
 
 
 def _box(

@@ -18,8 +18,8 @@ __all__ = ["POTENTIALS", "RELATIVE", "Options"]
 Array = NDArray[np.float64]
 POTENTIALS = ("source_potential", "target_potential")
 RELATIVE = 0.01
-RELAXATION = 1.7
-"""Over-relaxation to begin with; it is raised where errors fall too slowly."""
+RELAXATION = 1.8
+"""Largest over-relaxation to begin with."""
 EQUAL = 1e-9  # relative difference of masses that are equal
 
 
