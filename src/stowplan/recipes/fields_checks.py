@@ -59,9 +59,7 @@ def check_numbers(where: str, *, mu: float, beta: float, lam: float) -> None:
             raise DataError(f"{where}: {name}={value}; it must be finite and {rule}. {meaning}.")
 
 
-def check_mean(
-    where: str, name: str, field: NDArray[Any], begin: Sequence[int] = ()
-) -> None:
+def check_mean(where: str, name: str, field: NDArray[Any], begin: Sequence[int] = ()) -> None:
     """Refuse a source that has a mean over its first three axes where nothing screens (lam = 0).
 
     Parameters
@@ -112,9 +110,7 @@ def refuse_mean(
         )
 
 
-def check_finite(
-    where: str, name: str, field: NDArray[Any], begin: Sequence[int] = ()
-) -> None:
+def check_finite(where: str, name: str, field: NDArray[Any], begin: Sequence[int] = ()) -> None:
     """Refuse NaN and infinity, naming the field and the index of the first.
 
     ``begin`` is where the field begins, if it is a part of one.

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from stowplan.adapters import get_adapter
 from stowplan.declaration import Kernel
-from stowplan.errors import BudgetError, DataError
+from stowplan.errors import DataError
 from stowplan.kernels import fields as kernels
-from stowplan.memory import Budget, resolve_budget, show_bytes
+from stowplan.memory import Budget, resolve_budget
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.recipes.fields_checks import check_finite, check_mean, checked_spacing
 from stowplan.recipes.fields_rings import Rings
 from stowplan.recipes.fields_store import FieldStore, open_fields
-from stowplan.runs.execution import run
 from stowplan.runs.engine import saved_plan
+from stowplan.runs.execution import run
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.planning import plan
 from stowplan.stores.field_blocks import Block, FieldBlocks, cut_fields

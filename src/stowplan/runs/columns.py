@@ -186,7 +186,9 @@ def _opened(
         return given, ()
     columns, sources = dict(given), []
     for name in kernel.arguments:
-        found = bound(given[name], f"{where}: column {name!r}") if may_be_stored(given[name]) else None
+        found = (
+            bound(given[name], f"{where}: column {name!r}") if may_be_stored(given[name]) else None
+        )
         if found is not None:
             columns[name] = found[0]
         sources.append(None if found is None else found[1])

@@ -262,8 +262,8 @@ class FieldBatch:
     def usage(self) -> FieldUsage:
         """Say what is where, and what was moved."""
         budget = self._limit()
-        sizes = {tier: 0 for tier in TIERS}
-        counts = {tier: 0 for tier in TIERS}
+        sizes = dict.fromkeys(TIERS, 0)
+        counts = dict.fromkeys(TIERS, 0)
         for field in self._fields:
             sizes[field.tier] += field.bytes
             counts[field.tier] += 1

@@ -37,7 +37,10 @@ def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
     for name, column, stored in zip(call.kernel.arguments, columns.values, sources, strict=True):
         known = column
         if stored is not None:
-            known = (column.shapes if isinstance(column, Ragged) else column.shape, stored.identity())
+            known = (
+                column.shapes if isinstance(column, Ragged) else column.shape,
+                stored.identity(),
+            )
         found[f"column {name!r}"] = digest(known)
     for dim, ids in columns.segments.items():
         found[f"the segments of {dim!r}"] = digest(ids)

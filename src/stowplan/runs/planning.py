@@ -214,9 +214,7 @@ def plan_columns(
     if columns.stored:
         from stowplan.runs.load_budgets import fit_loads  # most data are in memory
 
-        def fit_part(
-            part: Columns, own: Plan, memory: MemoryRequest | None, by_hand: Any
-        ) -> Plan:
+        def fit_part(part: Columns, own: Plan, memory: MemoryRequest | None, by_hand: Any) -> Plan:
             return fit_rows(
                 where, kernel, part, own, source, target, memory, rows=by_hand, terms=terms
             )

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -18,7 +17,6 @@ from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
 from stowplan.layout import Layout
-from stowplan.memory import show_bytes
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
 from stowplan.runs.engine import PLAN, saved_plan
@@ -259,7 +257,7 @@ def _put_away(
 
 def _per_output(out: Out, outputs: int) -> list[Any]:
     """Give one target for each output, None for memory."""
-    if out is None or outputs == 1 and not isinstance(out, list | tuple):
+    if out is None or (outputs == 1 and not isinstance(out, list | tuple)):
         return [out] * outputs
     if not isinstance(out, list | tuple) or len(out) != outputs:
         shown = len(out) if isinstance(out, list | tuple) else 1
@@ -303,9 +301,7 @@ def _on_disk(
 
 
 @contextmanager
-def _bar(
-    loads: Sequence[Load], *, progress: bool
-) -> Iterator[Callable[[int], object]]:
+def _bar(loads: Sequence[Load], *, progress: bool) -> Iterator[Callable[[int], object]]:
     """Show bytes that were read, and how many a second."""
     if not progress:
         yield lambda size: None

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from stowplan.errors import StoreError
 from stowplan.memory import show_bytes
 
-__all__ = ["bytes_view", "disk_error", "fill_rows", "free_bytes", "read_into", "reserve", "sync_folder"]
+__all__ = [
+    "bytes_view",
+    "disk_error",
+    "fill_rows",
+    "free_bytes",
+    "read_into",
+    "reserve",
+    "sync_folder",
+]
 __all__ += ["write_from"]
 
 MOST_AT_ONCE = 1 << 30

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.layout import Layout
 from stowplan.stores.file_arrays import FileArray
-from stowplan.stores.stored import StoredArray
 
 __all__ = ["Block", "FieldBlocks", "cut_fields"]
 
@@ -147,7 +146,9 @@ class FieldBlocks:
 
     def _first_line(self, block: Block, shape: Sequence[int]) -> int:
         first = 0
-        for part, length in zip(block.index[len(self.axes) :], shape[len(self.axes) :], strict=True):
+        for part, length in zip(
+            block.index[len(self.axes) :], shape[len(self.axes) :], strict=True
+        ):
             first = first * length + (part.start or 0)
         return first
 
