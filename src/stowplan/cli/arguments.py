@@ -118,7 +118,8 @@ def length(text: str) -> tuple[float, str]:
     unit = unicodedata.normalize("NFKC", match[2]).replace("\N{GREEK SMALL LETTER MU}", "u")
     if unit and unit not in LENGTH_UNITS:
         raise argparse.ArgumentTypeError(
-            f"{match[2]!r} is no unit of length here; allowed are {', '.join(LENGTH_UNITS)}, or none"
+            f"{match[2]!r} is no unit of length here; allowed are {', '.join(LENGTH_UNITS)}, or "
+            "none"
         )
     return positive(match[1]), unit or "units"
 

@@ -125,7 +125,7 @@ def _add_output(group: Any) -> None:
         "--pixel-size",
         type=length,
         metavar="LENGTH",
-        help=f"such as 0.65um, in {', '.join(LENGTH_UNITS)} or without a unit: velocities are in it",
+        help=f"such as 0.65um, in {', '.join(LENGTH_UNITS)} or without one: velocities are in it",
     )
     add("--maps", choices=("npz", "tiff", "none"), help="files of maps (default: npz)")
     add("--no-pictures", action="store_true", help="no picture of each pair")

@@ -196,7 +196,9 @@ def _draw_structures(
     room = (WIDTH - 2 * EDGE) / (DRAWN + 1)
     for place, (mol, head, colour, name) in enumerate(shown):
         left, wide = EDGE + place * room + 0.04, room - 0.08
-        picture = draw_structure(mol, round(2 * pictures.DPI * wide), round(2 * pictures.DPI * STRUCTURE))
+        picture = draw_structure(
+            mol, round(2 * pictures.DPI * wide), round(2 * pictures.DPI * STRUCTURE)
+        )
         axes = _axes(figure, height, (left, EDGE / 2, wide, STRUCTURE), xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(visible=True, color=colour if place == 0 else FRAME)
