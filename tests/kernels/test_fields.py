@@ -450,7 +450,8 @@ def test_fields_cut_along_lines_merge_exactly(xp, framework, shape, dtype):
         for part in parts[1:]:
             merged = merged + part[place]
         assert merged.counts.tolist() == expected.counts.tolist()
-        near(merged.mean, expected.mean, dtype, 20)
+        full = expected.counts > 0
+        near(merged.mean[full], expected.mean[full], dtype, 20)
 
 
 @pytest.mark.parametrize("dtype", ["complex128", "complex64", "float64"])

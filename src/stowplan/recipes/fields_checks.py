@@ -13,7 +13,7 @@ from stowplan.errors import DataError
 
 __all__ = ["check_finite", "check_mean", "check_numbers", "checked_spacing"]
 
-_ROUNDING = 64  # units in the last place of a value, of the mean of many
+_ROUNDING = 64  # units in the last place; a naive mean of n values is off by some n^(1/2) more
 
 
 def checked_spacing(
@@ -68,7 +68,8 @@ def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
         The function, and what the field is called.
     field : array (x, y, z, ...)
         Each place of the other axes is a source of its own. A mean counts if it exceeds what
-        rounding leaves of one, 64 units in the last place of the field's root mean square.
+        rounding leaves of one that was subtracted: 64 + 2 n^(1/2) units in the last place of the
+        field's root mean square, for n cells.
 
     Raises
     ------
@@ -84,7 +85,8 @@ def check_mean(where: str, name: str, field: NDArray[Any]) -> None:
     worst = int(np.argmax(means))
     epsilon = np.finfo(field.dtype).eps if field.dtype.kind in "fc" else np.finfo(wide).eps
     flat = lines.reshape(-1)
-    limit = _ROUNDING * epsilon * math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
+    rms = math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
+    limit = (_ROUNDING + 2 * math.sqrt(cells)) * float(epsilon) * rms
     if means[worst] > limit or math.isnan(means[worst]):
         place = tuple(int(i) for i in np.unravel_index(worst, field.shape[3:]))
         at = f" at {place} of its other axes" if place else ""
