@@ -42,7 +42,8 @@ def test_every_mode_is_in_one_slab_of_each_pass_and_every_slab_fits(shape, numbe
         assert (seen == 1).all()
         assert slabs == one.slabs
         values = math.prod(
-            n if a == plan.halved else m for a, (n, m) in enumerate(zip(shape, one.slab))
+            n if a == plan.halved else m
+            for a, (n, m) in enumerate(zip(shape, one.slab, strict=True))
         )
         ends = 8 * values if one.real_in or one.real_out else 0
         assert one.slab_bytes == 16 * math.prod(one.slab) + ends <= 16 * numbers

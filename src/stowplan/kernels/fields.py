@@ -24,7 +24,7 @@ from numbers import Number
 from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
-from stowplan.fourier import filtered, half_length, mode_weights, power
+from stowplan.fourier import filtered, half_length, mode_weights, power, squared
 from stowplan.special import framework_of, segment_sum
 
 __all__ = ["radial", "residual", "riesz", "ring_count", "ring_numbers", "spectrum", "squares"]
@@ -107,9 +107,8 @@ def residual(potential, source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
     -------
     off, all : array (...), real
     """
-    xp = array_namespace(potential, source)
     back = filtered(potential, _denominator(potential, spacing, mu, beta, lam))
-    return _square_sum(xp, back - source), _square_sum(xp, source)
+    return _square_sum(back - source), _square_sum(source)
 
 
 @kernel(
@@ -132,7 +131,7 @@ def squares(field):
     -------
     array (...), real
     """
-    return _square_sum(array_namespace(field), field)
+    return _square_sum(field)
 
 
 @kernel(
@@ -297,6 +296,6 @@ def _real_dtype(xp, field):
     return xp.float32 if field.dtype == xp.complex64 else xp.float64
 
 
-def _square_sum(xp, a):
-    total = xp.sum(xp.vecdot(a, a), axis=(-3, -2, -1))
-    return xp.real(total) if xp.isdtype(total.dtype, "complex floating") else total
+def _square_sum(a):
+    xp = array_namespace(a)
+    return xp.sum(squared(a), axis=(-3, -2, -1))

@@ -194,7 +194,7 @@ class _Watched:
             cells = math.prod(self.job.grids[self.job.store.fields.index(self.field)])
             rms = math.sqrt(self.squares / math.prod(self.shape))
             means = np.abs(self.sums) / cells
-            refuse_mean(self.job.where, self.field.name, means, rms, self.dtype, [])
+            refuse_mean(self.job.where, self.field.name, means, rms, cells, self.dtype, [])
             self.sums = None
 
 

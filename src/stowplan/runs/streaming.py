@@ -161,7 +161,8 @@ class _Stream:
         if folder is not None:
             _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
         most = max((self.loads[number].bytes for number in waiting), default=0)
-        buffers = [np.empty(most, np.uint8) for _ in range(BUFFERS)]
+        buffer_of = self.target.adapter.host_buffer
+        buffers = [buffer_of(most, self.target.device) for _ in range(BUFFERS)]
         written: Future[None] | None = None
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
