@@ -98,7 +98,7 @@ def refuse_mean(
     dtype: np.dtype[Any],
     begin: Sequence[int],
 ) -> None:
-    """Refuse means that rounding does not explain, given the root mean square of values and the cells."""
+    """Refuse means over so many cells that rounding does not explain, given the rms of values."""
     epsilon = np.finfo(dtype).eps if dtype.kind in "fc" else np.finfo(np.float64).eps
     worst = int(np.argmax(means))
     worst_mean = float(means.reshape(-1)[worst])
