@@ -159,6 +159,22 @@ def test_a_segment_sum_is_that_of_a_loop(xp, dtype, values, ids, count):
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-14, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("leading", [(), (2, 3), (0,)])
+def test_a_sum_over_shared_segments_is_that_of_a_loop(xp, dtype, leading):
+    rng = np.random.default_rng(3)
+    numbers = rng.normal(size=(*leading, 12)) + 1j * rng.normal(size=(*leading, 12))
+    numbers = (numbers if "complex" in dtype else numbers.real).astype(dtype)
+    places = rng.integers(0, 5, 12)
+    found = special.shared_segment_sum(xp.asarray(numbers), xp.asarray(places), 6)
+    assert found.dtype == xp.asarray(numbers).dtype
+    shared = np.broadcast_to(places, numbers.shape)
+    expected = slow_segment_sum(numbers, shared, 6)
+    assert tuple(found.shape) == expected.shape
+    rounding = 1e-13 if numbers.real.dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=rounding, atol=rounding)
+
+
 def test_what_belongs_to_no_segment_may_be_anything(xp):
     values = xp.asarray([1.0, float("nan"), 2.0, float("inf")])
     found = special.segment_sum(values, xp.asarray([1, -1, 1, 7]), 3)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stowplan.adapters import installed_frameworks
 from stowplan.declaration import Kernel, kernel
@@ -17,26 +16,25 @@ from stowplan.errors import (
     SignatureError,
     StoreError,
 )
-from stowplan.gather import take_grid
+from stowplan.on_use import names_on_use
 from stowplan.planners.batches import Batch, Plan
-from stowplan.planners.buckets import fit_buckets
 from stowplan.planners.choose import choose_slots, slot_curve
 from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import Costs
-from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
-from stowplan.planners.minibatches import MinibatchSlots
-from stowplan.planners.row_packing import RowPacking, pack_rows
 from stowplan.planners.slots import assign_slots
 from stowplan.ragged import Ragged
 from stowplan.runs.execution import run
-from stowplan.runs.packing import PackedBatch
 from stowplan.runs.planning import plan
-from stowplan.runs.rounds import Rounds
 
 if TYPE_CHECKING:
     from stowplan.adapters.compile_cache import compile_cache
+    from stowplan.gather import take_grid
+    from stowplan.planners.buckets import fit_buckets
+    from stowplan.planners.grids import GridIndex, crop, item_grids, pad, unpad
+    from stowplan.planners.minibatches import MinibatchSlots
     from stowplan.planners.orders import order_pairs, order_products, order_windows
     from stowplan.planners.residency import keep_resident
+    from stowplan.planners.row_packing import RowPacking, pack_rows
     from stowplan.planners.shards import share_devices
     from stowplan.planners.timeline import Residency
     from stowplan.runs.calibration import calibrate
@@ -48,6 +46,8 @@ if TYPE_CHECKING:
     from stowplan.runs.losses import value_and_grad
     from stowplan.runs.measurement import measure_costs
     from stowplan.runs.packer import Packer
+    from stowplan.runs.packing import PackedBatch
+    from stowplan.runs.rounds import Rounds
     from stowplan.runs.sampling import MinibatchSampler
     from stowplan.runs.verification import Verification, verify
 
@@ -113,6 +113,18 @@ __all__ = [
 
 
 _ON_USE = {
+    "take_grid": "gather",
+    "fit_buckets": "planners.buckets",
+    "GridIndex": "planners.grids",
+    "crop": "planners.grids",
+    "item_grids": "planners.grids",
+    "pad": "planners.grids",
+    "unpad": "planners.grids",
+    "MinibatchSlots": "planners.minibatches",
+    "RowPacking": "planners.row_packing",
+    "pack_rows": "planners.row_packing",
+    "PackedBatch": "runs.packing",
+    "Rounds": "runs.rounds",
     "FieldBatch": "runs.field_batch",
     "FieldUsage": "runs.field_batch",
     "Iterated": "runs.iteration",
@@ -139,10 +151,4 @@ _ON_USE = {
 """Public names that planning and running do without, and the module that each is in."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import on use what many programs never use."""
-    if name not in _ON_USE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"stowplan.{_ON_USE[name]}"), name)
-    globals()[name] = found
-    return found
+__getattr__ = names_on_use(__name__, _ON_USE)

@@ -23,6 +23,7 @@ __all__ = [
     "framework_of",
     "reciprocal",
     "segment_sum",
+    "shared_segment_sum",
 ]
 
 _MODULES = {
@@ -230,6 +231,40 @@ def segment_sum(values: Any, ids: Any, count: int) -> Any:
     sums = xp.zeros((rows * (count + 1),), dtype=values.dtype, device=device(values))
     sums = add(sums, xp.reshape(place, (-1,)), xp.reshape(values, (-1,)))
     return xp.reshape(sums, (*leading, count + 1))[..., :count]
+
+
+def shared_segment_sum(values: Any, ids: Any, count: int) -> Any:
+    """Sum the values of segments that all rows share, ``(n)->(count)``.
+
+    Like `segment_sum`, with no id out of range. NumPy counts, in float64, without index arrays.
+
+    Parameters
+    ----------
+    values : array (..., n)
+        Real or complex.
+    ids : int array (n,)
+        0, ..., count - 1, in any order.
+    count : int
+
+    Returns
+    -------
+    array (..., count)
+
+    >>> import numpy as np
+    >>> shared_segment_sum(np.asarray([[1.0, 2.0, 4.0]]), np.asarray([0, 2, 0]), 3).tolist()
+    [[5.0, 0.0, 2.0]]
+    """
+    xp = array_namespace(values, ids)
+    if framework_of(xp) != "numpy":
+        return segment_sum(values, ids, count)
+    sums = np.empty((*values.shape[:-1], count), values.dtype)
+    for row, place in zip(
+        values.reshape(-1, values.shape[-1]), sums.reshape(-1, count), strict=True
+    ):
+        place.real = np.bincount(ids, row.real, count)
+        if row.dtype.kind == "c":
+            place.imag = np.bincount(ids, row.imag, count)
+    return sums
 
 
 def _add_at(sums: Any, place: Any, values: Any) -> Any:

@@ -206,10 +206,15 @@ def test_shells_hold_the_modes_that_are_nearest(xp, framework, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "centre"),
-    [((4, 3, 2, 3), (2, 1, 1)), ((5, 1, 4, 2), (0.5, 0.3, -3.0)), ((1, 1, 9, 1), (0, 0, 8.5))],
+    [
+        ((4, 3, 2, 3), (2, 1, 1)),
+        ((5, 1, 4, 2), (0.5, 0.3, -3.0)),
+        ((1, 1, 9, 1), (0, 0, 8.5)),
+        ((5, 1, 1, 2), (0, 0.45, 0.3)),
+    ],
 )
 def test_radial_sums_are_over_the_nearest_images(xp, framework, shape, centre, dtype):
-    skip_in_jax(framework, unless=shape[0] == 5)
+    skip_in_jax(framework, unless=shape == (5, 1, 4, 2))
     a = values(shape, dtype)
     rings = bins(shape[:3], SPACING, centre)
     expected = np.zeros(len(rings.counts), complex)
@@ -450,7 +455,8 @@ def test_fields_cut_along_lines_merge_exactly(xp, framework, shape, dtype):
         for part in parts[1:]:
             merged = merged + part[place]
         assert merged.counts.tolist() == expected.counts.tolist()
-        near(merged.mean, expected.mean, dtype, 20)
+        full = expected.counts > 0
+        near(merged.mean[full], expected.mean[full], dtype, 20)
 
 
 @pytest.mark.parametrize("dtype", ["complex128", "complex64", "float64"])

@@ -54,9 +54,8 @@ def test_a_solve_by_slabs_equals_that_in_memory(shape, times, dtype):
     a = field(shape, dtype)
     whole = 16 * math.prod(shape)
     plan = plan_pencils(shape, 16, budget=whole // times, real=dtype == "float64")
-    stores = [
-        InMemory(a.copy()), InMemory(np.zeros_like(a)), InMemory(np.zeros(plan.modes_shape, complex))
-    ]  # fmt: skip
+    between = InMemory(np.zeros(plan.modes_shape, complex))
+    stores = [InMemory(a.copy()), InMemory(np.zeros_like(a)), between]
     moved = []
     run_pencils(
         plan, *stores[:2], factor=RieszFactor(plan, SPACING, **NUMBERS), between=stores[2],

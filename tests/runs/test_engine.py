@@ -594,7 +594,7 @@ def test_gradients_and_traces_are_refused(threads, load_framework, kernels):
         return sp.run(kernels.total, {"x": x}, scale=1.0, executor=threads).sum()
 
     for change in (jax.jit, jax.grad):
-        with pytest.raises(sp.FrameworkError, match=r"executor= sends values"):
+        with pytest.raises(sp.FrameworkError, match=r"executor= goes with values"):
             change(traced)(jnp.ones((2, 3)))
 
 
@@ -615,9 +615,16 @@ def folder(tmp_path: Path, threads: Executor) -> Path:
     return tmp_path / "run"
 
 
-def test_resume_needs_an_executor(tmp_path):
-    with pytest.raises(sp.PlanError, match="resume= goes with executor="):
-        sp.run(noting(), some_rows(4), scale=1.0, resume=tmp_path)
+def test_resume_without_an_executor_keeps_batches_and_computes_none_again(tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    call = {"scale": 1.0, "rows": 1, "folder": str(notes), "seconds": 0.0}
+    first, second = (
+        sp.run(noting(), some_rows(4), resume=tmp_path / "run", **call) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1].values, second[1].values)
+    assert sum(begun(notes).values()) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import cupy as cp
+import cupyx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +40,10 @@ class CupyAdapter(EagerAdapter):
 
     def batch_bytes(self, device: Any) -> int:
         return GPU_BATCH_BYTES
+
+    def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
+        pinned: NDArray[np.uint8] = cupyx.empty_pinned((size,), np.uint8)
+        return pinned
 
     def asarray(self, array: NDArray[Any], device: Any) -> Any:
         with cp.cuda.Device(device):

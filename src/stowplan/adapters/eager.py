@@ -53,6 +53,9 @@ class EagerAdapter:
     def batch_bytes(self, device: Any) -> int:
         return CPU_BATCH_BYTES
 
+    def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
+        return np.empty(size, np.uint8)
+
     def device_of(self, array: Any) -> Any:
         return array.device
 

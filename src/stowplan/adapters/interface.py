@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.declaration import Kernel
@@ -98,6 +99,9 @@ class Adapter(Protocol):
 
     def batch_bytes(self, device: Any) -> int:
         """Size at which a batch is fastest where no budget asks for less: what a cache holds."""
+
+    def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
+        """Give bytes of host memory that is copied to the device fastest: pinned for a GPU."""
 
     def device_of(self, array: Any) -> Any:
         """Give the device of an array."""

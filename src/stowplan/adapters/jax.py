@@ -115,6 +115,9 @@ class JaxAdapter:
         cpu = device is None or getattr(device, "platform", "") == "cpu"
         return CPU_BATCH_BYTES if cpu else GPU_BATCH_BYTES
 
+    def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
+        return np.empty(size, np.uint8)
+
     def device_of(self, array: Any) -> Any:
         if self.is_traced(array):
             return None

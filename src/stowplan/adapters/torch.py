@@ -101,6 +101,12 @@ class TorchAdapter:
     def batch_bytes(self, device: Any) -> int:
         return CPU_BATCH_BYTES if device is None or device.type == "cpu" else GPU_BATCH_BYTES
 
+    def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
+        if device is None or device.type != "cuda":
+            return np.empty(size, np.uint8)
+        pinned: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+        return pinned
+
     def device_of(self, array: Any) -> Any:
         return array.device
 

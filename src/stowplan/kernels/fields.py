@@ -24,8 +24,8 @@ from numbers import Number
 from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
-from stowplan.fourier import filtered, half_length, mode_weights, power
-from stowplan.special import framework_of, segment_sum
+from stowplan.fourier import filtered, half_length, mode_weights, power, squared
+from stowplan.special import framework_of, shared_segment_sum
 
 __all__ = ["radial", "residual", "riesz", "ring_count", "ring_numbers", "spectrum", "squares"]
 
@@ -107,9 +107,8 @@ def residual(potential, source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
     -------
     off, all : array (...), real
     """
-    xp = array_namespace(potential, source)
     back = filtered(potential, _denominator(potential, spacing, mu, beta, lam))
-    return _square_sum(xp, back - source), _square_sum(xp, source)
+    return _square_sum(back - source), _square_sum(source)
 
 
 @kernel(
@@ -132,7 +131,7 @@ def squares(field):
     -------
     array (...), real
     """
-    return _square_sum(array_namespace(field), field)
+    return _square_sum(field)
 
 
 @kernel(
@@ -165,7 +164,8 @@ def spectrum(field, *, spacing, width):
     """
     xp = array_namespace(field)
     waves = _wave_numbers(field, spacing)
-    values = power(field) * xp.reshape(mode_weights(field), (-1, 1, 1))
+    weights = xp.reshape(mode_weights(field), (-1, 1, 1))
+    values = weights * power(field)
     return _ring_sums(xp, values, waves, _real_number(field, width), field.shape[-4:-1])
 
 
@@ -216,10 +216,10 @@ def ring_numbers(x, y, z, width):
     array([1, 1, 2])
     """
     xp = array_namespace(x)
-    x, y, z = (part / width for part in (x, y, z))
-    square = (x * x)[:, None, None] + (y * y)[:, None] + z * z
-    places = xp.sqrt(square) * (1 - _TIE) + 0.5
-    return xp.astype(xp.floor(places), xp.int32 if framework_of(xp) == "jax" else xp.int64)
+    x, y, z = (part * ((1 - _TIE) / width) for part in (x, y, z))
+    square = ((x * x)[:, None, None] + (y * y)[:, None]) + z * z
+    dtype = xp.int32 if framework_of(xp) == "jax" else xp.int64
+    return xp.astype(xp.sqrt(square) + 0.5, dtype)  # cut off
 
 
 def _ring_sums(xp, values, axes, width, shape):
@@ -227,7 +227,7 @@ def _ring_sums(xp, values, axes, width, shape):
     numbers = ring_numbers(*axes, width)
     leading = values.shape[:-3]
     values = xp.reshape(values, (*leading, -1))
-    return segment_sum(values, xp.reshape(numbers, (-1,)), ring_count(*map(int, shape)))
+    return shared_segment_sum(values, xp.reshape(numbers, (-1,)), ring_count(*map(int, shape)))
 
 
 def _denominator(field, spacing, mu, beta, lam):
@@ -297,6 +297,6 @@ def _real_dtype(xp, field):
     return xp.float32 if field.dtype == xp.complex64 else xp.float64
 
 
-def _square_sum(xp, a):
-    total = xp.sum(xp.vecdot(a, a), axis=(-3, -2, -1))
-    return xp.real(total) if xp.isdtype(total.dtype, "complex floating") else total
+def _square_sum(a):
+    xp = array_namespace(a)
+    return xp.sum(squared(a), axis=(-3, -2, -1))

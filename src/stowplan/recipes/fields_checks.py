@@ -13,7 +13,7 @@ from stowplan.errors import DataError
 
 __all__ = ["check_finite", "check_mean", "check_numbers", "checked_spacing", "refuse_mean"]
 
-_ROUNDING = 64  # units in the last place of a value, of the mean of many
+_ROUNDING = 64  # units in the last place; a naive mean of n values is off by some n^(1/2) more
 
 
 def checked_spacing(
@@ -68,7 +68,8 @@ def check_mean(where: str, name: str, field: NDArray[Any], begin: Sequence[int] 
         The function, and what the field is called.
     field : array (x, y, z, ...)
         Each place of the other axes is a source of its own. A mean counts if it exceeds what
-        rounding leaves of one, 64 units in the last place of the field's root mean square.
+        rounding leaves of one that was subtracted: 64 + 2 n^(1/2) units in the last place of the
+        field's root mean square, for n cells.
     begin
         Place of the first entry along the other axes, where the field is a part of one.
 
@@ -85,7 +86,7 @@ def check_mean(where: str, name: str, field: NDArray[Any], begin: Sequence[int] 
     means = np.abs(lines.sum(axis=0, dtype=wide)) / cells
     flat = lines.reshape(-1)
     rms = math.sqrt(abs(np.vdot(flat, flat)) / flat.size)
-    refuse_mean(where, name, means.reshape(field.shape[3:]), rms, field.dtype, begin)
+    refuse_mean(where, name, means.reshape(field.shape[3:]), rms, cells, field.dtype, begin)
 
 
 def refuse_mean(
@@ -93,13 +94,15 @@ def refuse_mean(
     name: str,
     means: NDArray[Any],
     rms: float,
+    cells: int,
     dtype: np.dtype[Any],
     begin: Sequence[int],
 ) -> None:
-    """Refuse means that rounding does not explain, given the root mean square of the values."""
+    """Refuse means over so many cells that rounding does not explain, given the rms of values."""
     epsilon = np.finfo(dtype).eps if dtype.kind in "fc" else np.finfo(np.float64).eps
     worst = int(np.argmax(means))
-    worst_mean, limit = float(means.reshape(-1)[worst]), _ROUNDING * float(epsilon) * rms
+    worst_mean = float(means.reshape(-1)[worst])
+    limit = (_ROUNDING + 2 * math.sqrt(cells)) * float(epsilon) * rms
     if worst_mean > limit or math.isnan(worst_mean):
         place = _place(worst, means.shape, begin)
         at = f" at {place} of its other axes" if place else ""

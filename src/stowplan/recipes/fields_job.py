@@ -238,6 +238,7 @@ def _grid(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:
 def _checked_axes(where: str, axes: Sequence[int], store: FieldStore) -> tuple[int, ...]:
     """Give axes from 0, the same for all fields."""
     given = tuple(int(axis) for axis in axes)
+    first: tuple[int, ...] | None = None
     for number, field in enumerate(store.fields):
         ndim = len(field.shape)
         if not 1 <= len(given) <= 3 or any(not -ndim <= axis < ndim for axis in given):
@@ -249,12 +250,13 @@ def _checked_axes(where: str, axes: Sequence[int], store: FieldStore) -> tuple[i
         own = tuple(axis % ndim for axis in given)
         if len(set(own)) < len(own):
             raise DataError(f"{where}: axes={tuple(axes)} names an axis twice.")
-        if number and own != first:
+        if first is not None and own != first:
             raise DataError(
                 f"{where}: axes={tuple(axes)} are {own} in field {number} and {first} in field 0, "
                 "which has another number of axes. Count them from the front."
             )
         first = own
+    assert first is not None
     return first
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
 from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
 from stowplan.runs.fingerprints import digest
 from stowplan.runs.side_by_side import progress_of
+from stowplan.stores.descriptors import bytes_view
 from stowplan.stores.run_folder import RunFolder
 from stowplan.stores.scratch import Scratch
 from stowplan.stores.space import require_space
@@ -76,13 +78,19 @@ def solve_large(
                 factor = RieszFactor(plan, job.spacing, mu=mu, beta=beta, lam=lam)
                 run_pencils(
                     plan, source, target, factor=factor, between=held,
-                    done=lambda size, source=source: (advance(size), source.judge()),
+                    done=partial(_moved, advance, source),
                 )  # fmt: skip
-                if held is not None:
+                if held is not None and scratch is not None:
                     scratch.remove(held)
                 if folder is not None:
                     size = math.prod(target.shape) * job.store.dtype.itemsize
                     folder.record(number, _checksum(target, job), size, target.name)
+
+
+def _moved(advance: Callable[[int], object], source: _Watched, size: int) -> None:
+    """Note bytes that were read and written, and look at the field once all of it was read."""
+    advance(size)
+    source.judge()
 
 
 def spectrum_of_large(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
@@ -126,7 +134,7 @@ def _summed(
 ) -> NDArray[Any]:
     """Sum values of all regions of an array over rings, numbered by three arrays along its axes."""
     axes = job.axes
-    total = np.zeros(len(rings.counts), dtype)
+    total: NDArray[Any] = np.zeros(len(rings.counts), dtype)
     most = job.budget.bytes // READ_SHARE
     for region in _regions(source.shape, source.dtype.itemsize, most):
         values = values_of(source.read_region(region))
@@ -138,7 +146,8 @@ def _summed(
         parts = [region[axis] for axis in axes] + [slice(None)] * (3 - len(axes))
         x, y, z = (w[part] for w, part in zip(weights, parts, strict=True))
         sums = sums * (x[:, None, None] * y[:, None] * z)
-        own = ring_numbers(*(p[part] for p, part in zip(places, parts, strict=True)), rings.width)
+        px, py, pz = (p[part] for p, part in zip(places, parts, strict=True))
+        own = ring_numbers(px, py, pz, rings.width)
         flat, own = sums.reshape(-1), own.reshape(-1)
         total += np.bincount(own, flat.real, len(total))
         if dtype is complex:
@@ -175,13 +184,17 @@ class _Watched:
         self.left -= values.size
         return values
 
+    def write_region(self, index: Region, values: NDArray[Any]) -> None:
+        """Refuse: fields are read."""
+        raise NotImplementedError(f"{self.field.name} is read, not written.")
+
     def judge(self) -> None:
         """Refuse a mean, once all of the field was read."""
         if self.sums is not None and self.left == 0:
             cells = math.prod(self.job.grids[self.job.store.fields.index(self.field)])
             rms = math.sqrt(self.squares / math.prod(self.shape))
             means = np.abs(self.sums) / cells
-            refuse_mean(self.job.where, self.field.name, means, rms, self.dtype, [])
+            refuse_mean(self.job.where, self.field.name, means, rms, cells, self.dtype, [])
             self.sums = None
 
 
@@ -257,5 +270,6 @@ def _is_done(folder: RunFolder, number: int, target: Any, job: FieldJob) -> bool
 def _checksum(target: Any, job: FieldJob) -> int:
     total = 0
     for region in _regions(target.shape, target.dtype.itemsize, job.budget.bytes // READ_SHARE):
-        total = zlib.crc32(np.ascontiguousarray(target.read_region(region)), total)
+        values = np.ascontiguousarray(target.read_region(region))
+        total = zlib.crc32(bytes_view(values), total)
     return total

@@ -1,4 +1,4 @@
-"""Fields from paths, groups and arrays, told apart by name, as regions that are read and written."""
+"""Fields from paths, groups and arrays, as regions that are read and written."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ def open_fields(store: Any, where: str) -> FieldStore:
         parts, single = [store], True
     if not parts:
         raise DataError(f"{where}: there are no fields in {store!r}. Give paths or arrays.")
-    fields, places = [], set()
+    fields: list[Any] = []
+    places = set()
     for number, part in enumerate(parts):
         if is_array_api_obj(part) and not isinstance(part, np.memmap):
             adapter = get_adapter(framework_of([part]) or "numpy")
@@ -175,7 +176,7 @@ def open_fields(store: Any, where: str) -> FieldStore:
 def _of_path(text: str, where: str) -> tuple[list[Any], bool]:
     """Give what a path names, and whether that is one field."""
     if glob.has_magic(text) and not Path(text).exists():
-        found = sorted(glob.glob(text))
+        found = sorted(glob.glob(text))  # noqa: PTH207  a pattern from the root
         if not found:
             raise DataError(f"{where}: no file is named like {text!r}. Give another pattern.")
         return list(found), False

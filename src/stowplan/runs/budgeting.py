@@ -439,11 +439,22 @@ class _Fit:
             self.kernel,
             self.columns,
             plan,
-            moved=not self.source.same_as(self.target),
+            moved=self._takes_copies(),
             wanted=self.wanted,
             traced=self.request.traced,
             widths=self.widths,
             views=self._takes_views(),
+        )
+
+    def _takes_copies(self) -> bool:
+        """Whether columns are copied to where they are computed: frameworks share a host's memory.
+
+        Arrays of JAX are read-only, which torch does not take.
+        """
+        if self.source.same_as(self.target):
+            return False
+        return self.target.adapter.kind_of(self.target.device) != "cpu" or (
+            self.source.adapter.compiles
         )
 
     def _takes_views(self) -> bool:

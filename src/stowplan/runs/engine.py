@@ -486,8 +486,9 @@ def saved_plan(
     if path is None or not path.with_suffix(".json").is_file():
         return None
     plan = Plan.load(path)
-    free = budget is None or plan.memory is None or as_share(budget) is not None
-    return plan if free or parse_bytes(budget) == plan.memory.budget.bytes else None
+    if budget is None or plan.memory is None or as_share(budget) is not None:
+        return plan
+    return plan if parse_bytes(budget) == plan.memory.budget.bytes else None
 
 
 def _given_back(source: Place, outputs: Any) -> Any:

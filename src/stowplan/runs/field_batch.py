@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
@@ -160,7 +160,7 @@ class FieldBatch:
     def __len__(self) -> int:
         return len(self._fields)
 
-    def __enter__(self) -> FieldBatch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -289,7 +289,7 @@ class FieldBatch:
     def _add_all_of(self, store: Any) -> None:
         """Add the files that a pattern names, or the entries of one array."""
         if isinstance(store, str | PathLike) and glob.has_magic(fspath(store)):
-            for path in sorted(glob.glob(fspath(store))):
+            for path in sorted(glob.glob(fspath(store))):  # noqa: PTH207  a pattern from the root
                 self.add(path)
             return
         self.add(store)

@@ -182,7 +182,8 @@ class _Fit:
         """Plan batches of so many rows in each slot, each read by itself."""
         split = split_chunks(self.made, rows=list(rows))
         found, read = self._fitted(split, 0, rows)
-        return self._with_forecast(split, read // max(self.buffers, 1), read, found)
+        most = max(load.bytes for load in cut_loads(split, self.reads, 0))
+        return self._with_forecast(split, most, read, found)
 
     def _fitted(
         self, split: Plan, most: int, rows: Sequence[int] | None
@@ -194,7 +195,7 @@ class _Fit:
             slot = split.batches[load.batches[0]].slot
             if slot not in largest or load.bytes > largest[slot].bytes:
                 largest[slot] = load
-        read = self.buffers * max(load.bytes for load in loads)
+        read = self.buffers * max(load.bytes for load in loads) + self.reads.beside
         return {
             slot: self._fitted_load(split, load, read, rows) for slot, load in largest.items()
         }, read

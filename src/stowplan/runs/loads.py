@@ -50,6 +50,13 @@ class Reads:
         """Bytes of some items in a buffer."""
         return sum(reader.bytes_of(items) for reader in self.readers if reader is not None)
 
+    @property
+    def beside(self) -> int:
+        """Bytes that a read takes beside the rows that are asked for, such as a chunk."""
+        from stowplan.stores.stored import reading_bytes
+
+        return sum(reading_bytes(r.source) for r in self.readers if r is not None)
+
     def fill(self, load: Load, buffer: NDArray[np.uint8]) -> list[Any]:
         """Read the items of a load; give the flat rows of each stored column, else None."""
         found: list[Any] = []

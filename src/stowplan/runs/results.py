@@ -14,6 +14,7 @@ from stowplan.ragged import Ragged
 from stowplan.runs.parts import flat_rows_of
 from stowplan.runs.stored_columns import runs_of
 from stowplan.runs.tasks import to_host
+from stowplan.stores.descriptors import bytes_view
 
 if TYPE_CHECKING:
     from stowplan.stores.arrays import NewArray, StoredArray
@@ -55,10 +56,8 @@ class InMemory(Result):
     ----------
     layout
         See `Result`.
-    like : array
-        Flat rows of no item: the dtype and the trailing shape.
     rows : int
-        All flat rows.
+        All flat rows; dtype and trailing shape are those of the first part.
     back
         Brings an array of NumPy to where the data are.
     """
@@ -66,21 +65,26 @@ class InMemory(Result):
     def __init__(
         self,
         layout: Layout | None,
-        like: NDArray[Any],
         rows: int,
         back: Callable[[NDArray[Any]], Any],
     ) -> None:
         super().__init__(layout)
+        self.rows = rows
         self.back = back
-        self.total = np.empty((rows, *like.shape[1:]), like.dtype)
+        self.total: NDArray[Any] | None = None
 
     def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
+        """Copy flat rows of some items into the whole."""
+        if self.total is None:
+            self.total = np.empty((self.rows, *values.shape[1:]), values.dtype)
         if self.total.dtype != values.dtype:  # eigenvalues are complex where they must
             self.total = self.total.astype(np.result_type(self.total, values), copy=False)
         for start, stop, first in runs_of(self.places(items)):
             self.total[start:stop] = values[first : first + stop - start]
 
     def whole(self) -> Any:
+        """Give the output of all items, where the data are."""
+        assert self.total is not None
         total = self.back(self.total)
         return total if self.layout is None else Ragged.from_layout(total, self.layout)
 
@@ -106,6 +110,7 @@ class OnDisk(Result):
         self.rows_each = rows // target.shape[0] if target.shape[0] else 1
 
     def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
+        """Write flat rows of some items."""
         each = self.rows_each
         for start, stop, first in runs_of(self.places(items)):
             rows = values[first : first + stop - start]
@@ -123,7 +128,7 @@ class OnDisk(Result):
         total = 0
         for start, stop, _ in runs_of(self.places(items)):
             each = self.rows_each
-            total = zlib.crc32(self.target.read(start // each, stop // each), total)
+            total = zlib.crc32(bytes_view(self.target.read(start // each, stop // each)), total)
         if total != expected:
             raise ValueError(
                 f"items {items[0]} to {items[-1]} of {self.target.name} are not as they were "
@@ -131,8 +136,10 @@ class OnDisk(Result):
             )
 
     def whole(self) -> Any:
-        flat = self.layout is None or self.rows_each > 1
-        return self.target if flat else Ragged.from_layout(self.target, self.layout)
+        """Give the array, or a Ragged of its rows."""
+        if self.layout is None or self.rows_each > 1:
+            return self.target
+        return Ragged.from_layout(self.target, self.layout)
 
     def finish(self) -> None:
         """Bring everything to the disk; give a new array its name."""
@@ -158,4 +165,4 @@ def flat_values(output: Any) -> NDArray[Any]:
 
 def checksum_of(values: NDArray[Any]) -> int:
     """Give the crc32 of flat rows, which is that of the same rows on disk."""
-    return zlib.crc32(np.ascontiguousarray(values))
+    return zlib.crc32(bytes_view(np.ascontiguousarray(values)))

@@ -37,12 +37,12 @@ def bound(given: Any, where: str) -> tuple[Any, StoredArray] | None:
 
     None where the column is in memory.
     """
-    from stowplan.stores.arrays import is_stored, open_column
+    from stowplan.stores.arrays import is_stored, open_array, open_column
 
     if isinstance(given, Ragged):
         if not is_stored(given.values):
             return None
-        opened = open_column(given.values, where)
+        opened = open_array(given.values, where)
         return given.map_values(lambda _: stand_in(opened.shape, opened.dtype)), opened
     if not is_stored(given):
         return None
@@ -82,7 +82,7 @@ class ItemReader:
 
     def bytes_of(self, items: NDArray[np.intp]) -> int:
         """Bytes of some items in a buffer."""
-        size = self._counts(items) * self.row_bytes
+        size: int = self._counts(items) * self.row_bytes
         return -(-size // ALIGNMENT) * ALIGNMENT
 
     def shown(self, items: NDArray[np.intp], values: NDArray[Any]) -> Any:
@@ -127,9 +127,10 @@ class ItemReader:
         return list(zip(starts[first].tolist(), stops[last].tolist(), strict=True))
 
     def _counts(self, items: NDArray[np.intp]) -> int:
-        if isinstance(self.column, Ragged):
-            return int(self.column.layout.counts[items].sum())
-        return len(items)
+        if not isinstance(self.column, Ragged):
+            return int(items.size)
+        layout: Layout = self.column.layout
+        return int(layout.counts[items].sum())
 
 
 def runs_of(places: NDArray[Any]) -> list[tuple[int, int, int]]:

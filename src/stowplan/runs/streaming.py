@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def run_on_disk(
 ) -> Any:
     """Give what `run` gives, reading one part of the data while another is computed."""
     stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile)
-    with _opened(stream, resume) as folder:
-        results, kind = stream.results(out, overwrite, folder)
+    with _opened(stream, resume, out) as folder:
+        results = stream.results(out, overwrite, folder)
         try:
             with _bar(stream.loads, progress=progress) as advance:
                 stream.compute(results, folder, advance)
@@ -69,16 +70,18 @@ def run_on_disk(
                 if isinstance(result, OnDisk):
                     result.abandon(keep=folder is not None)
             raise
-        return wrapped([result.whole() for result in results], kind)
+        return wrapped([result.whole() for result in results], stream.kind)
 
 
 @contextmanager
-def _opened(stream: _Stream, resume: str | PathLike[str] | None) -> Iterator[RunFolder | None]:
+def _opened(
+    stream: _Stream, resume: str | PathLike[str] | None, out: Out
+) -> Iterator[RunFolder | None]:
     """Hold the folder of a run while it is computed."""
     if resume is None:
         yield None
         return
-    with RunFolder(resume, stream.identity(), "run", batches=len(stream.loads)) as folder:
+    with RunFolder(resume, stream.identity(out), "run", batches=len(stream.loads)) as folder:
         if saved_plan(resume) is None:
             stream.plan.save(folder.folder / PLAN)
         yield folder
@@ -102,39 +105,40 @@ class _Stream:
         memory = self.plan.memory
         most = memory.read_bytes if memory is not None and memory.read_bytes else MOST_READ
         self.loads = cut_loads(self.plan, self.reads, most)
+        self.kind: Any = None  # how the kernel wraps its outputs, once that is known
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, out: Out) -> dict[str, str]:
         """Give what the results depend on, part by part."""
         options = {"compile": self.compile}
         shared = {**self.statics, **self.traced}
         call = Call.make("run", self.kernel, self.source, self.target, shared, options)
         bounds = [load.batches for load in self.loads]
-        return {**fingerprints(call, self.columns, self.plan), "the reads": digest(bounds)}
+        targets = [_name(given) for given in _per_output(out, len(self.kernel.signature.outputs))]
+        own = {"the parts": digest(bounds), "out=": digest(targets)}
+        return {**fingerprints(call, self.columns, self.plan), **own}
 
-    def results(
-        self, out: Out, overwrite: bool, folder: RunFolder | None
-    ) -> tuple[list[Result], Any]:
-        """Make room for all outputs, as large and of the dtype that they are known to have.
+    def results(self, out: Out, overwrite: bool, folder: RunFolder | None) -> list[Result]:
+        """Make room for all outputs; a batch of padding tells the dtype of those on disk.
 
         Raises
         ------
         DataError, StoreError
             For an output that is there already, of another shape, or larger than the disk.
         """
-        nothing = self._computed(self._part_without_items())
-        outputs, kind = [flat_values(o) for o in as_tuple(nothing)], kind_of(nothing)
-        targets = _per_output(out, len(outputs))
+        cores = self.kernel.signature.outputs
+        targets = _per_output(out, len(cores))
+        outputs: list[Any] = [None] * len(cores)
+        if any(given is not None for given in targets):
+            outputs = self._computed(self._part_without_items())
         sizes = Sizes(self.plan, self.kernel, self.columns.fixed)
         found: list[Result] = []
         try:
-            for core, like, given in zip(
-                self.kernel.signature.outputs, outputs, targets, strict=True
-            ):
+            for core, like, given in zip(cores, outputs, targets, strict=True):
                 dims = self.kernel.ragged_dims(core)
                 layout = sizes.layout(dims) if dims else None
                 rows = sizes.total(dims)
                 if given is None:
-                    found.append(InMemory(layout, like, rows, self._back))
+                    found.append(InMemory(layout, rows, self._back))
                 else:
                     found.append(_on_disk(given, layout, like, rows, overwrite, folder))
         except BaseException:
@@ -142,7 +146,7 @@ class _Stream:
                 if isinstance(result, OnDisk):
                     result.abandon(keep=folder is not None)
             raise
-        return found, kind
+        return found
 
     def compute(
         self,
@@ -157,7 +161,8 @@ class _Stream:
         if folder is not None:
             _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
         most = max((self.loads[number].bytes for number in waiting), default=0)
-        buffers = [np.empty(most, np.uint8) for _ in range(BUFFERS)]
+        buffer_of = self.target.adapter.host_buffer
+        buffers = [buffer_of(most, self.target.device) for _ in range(BUFFERS)]
         written: Future[None] | None = None
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
@@ -178,13 +183,15 @@ class _Stream:
                     values = ahead.pop().result()
                     read_ahead()
                     part = self.reads.part(self.kernel, self.plan, load, values)
-                    outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
+                    outputs = self._computed(part)
                     if written is not None:
                         written.result()
                 except Exception as error:
                     error.add_note(self._note(number, len(done) + place - 1, folder))
                     raise
-                written = writer.submit(_put_away, results, number, part.items, outputs, folder)
+                written = writer.submit(
+                    _put_away, results, number, part.items, outputs, folder, self.kind
+                )
                 del outputs
                 advance(load.bytes)
             if written is not None:
@@ -196,7 +203,7 @@ class _Stream:
         for number in sorted(folder.numbers()):
             items = self.loads[number].items
             try:
-                saved, _ = folder.read(number)
+                saved, self.kind = folder.read(number)
                 for result, values in zip(results, saved, strict=True):
                     if isinstance(result, OnDisk):
                         result.compare(items, int(values[0]))
@@ -220,12 +227,15 @@ class _Stream:
             f"done; {done} parts were, and {kept}."
         )
 
-    def _computed(self, part: Part) -> Any:
+    def _computed(self, part: Part) -> list[NDArray[Any]]:
+        """Give the flat rows of all outputs of a part."""
         own = all(isinstance(array, np.ndarray) for array in part.columns.arrays)
         source = self.source if own or not self.columns.stored else self.target
         job = Job("run", self.kernel, part.columns, part.plan, source, self.target)
         compute = job.computation(self.statics, self.traced, compile=self.compile)
-        return job.execute(compute, progress=False)
+        found = job.execute(compute, progress=False)
+        self.kind = kind_of(found)
+        return [flat_values(output) for output in as_tuple(found)]
 
     def _part_without_items(self) -> Part:
         load = Load(range(0), np.zeros(0, np.intp), 0)
@@ -241,6 +251,7 @@ def _put_away(
     items: NDArray[np.intp],
     outputs: Sequence[NDArray[Any]],
     folder: RunFolder | None,
+    kind: Any,
 ) -> None:
     """Put the results of a load where they belong; note in the folder what lies on disk."""
     for result, values in zip(results, outputs, strict=True):
@@ -252,7 +263,15 @@ def _put_away(
                 np.array([checksum_of(values)], np.int64) if isinstance(result, OnDisk) else values
                 for result, values in zip(results, outputs, strict=True)
             ],
+            kind,
         )
+
+
+def _name(given: Any) -> str | None:
+    """Name where an output goes; None for memory."""
+    if given is None:
+        return None
+    return str(Path(given).absolute()) if isinstance(given, str | PathLike) else str(given.name)
 
 
 def _per_output(out: Out, outputs: int) -> list[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from
 from stowplan.stores.regions import Region, contiguous_from
-from stowplan.stores.stored import buffer_of_rows, bytes_of, check_part, checked_values
+from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
 __all__ = ["FileArray"]
 
@@ -27,7 +27,7 @@ WASTE = 16
 """Bytes read for one that is wanted, at most."""
 
 
-class FileArray:
+class FileArray(Indexed):
     """An array of native dtype over a part of a file; other byte orders are turned on the way.
 
     Parameters

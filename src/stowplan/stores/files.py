@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
-from stowplan.stores.stored import StoredArray, buffer_of_rows, reading_bytes
+from stowplan.stores.stored import Indexed, StoredArray, buffer_of_rows, reading_bytes
 
 __all__ = ["ManyArrays", "join_arrays", "matching_paths"]
 
@@ -23,7 +23,7 @@ OPEN_FILES = 32
 """Files that are open at a time; systems allow some hundreds."""
 
 
-class ManyArrays:
+class ManyArrays(Indexed):
     """Arrays end to end along their first `depth` axes, or as items on a new axis 0 (depth 0).
 
     Parameters

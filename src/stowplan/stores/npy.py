@@ -15,7 +15,7 @@ from stowplan.errors import DataError
 from stowplan.stores.descriptors import read_into, reserve, sync_folder, write_from
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock
-from stowplan.stores.stored import buffer_of_rows, bytes_of, check_dtype, checked_values
+from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_dtype, checked_values
 from stowplan.stores.unfinished import exists, lock_part, unfinished
 
 __all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
@@ -70,7 +70,7 @@ class NpyArray(FileArray):
         self.close()
 
 
-class FortranArray:
+class FortranArray(Indexed):
     """A file in Fortran order: rows are strided regions, turned in pieces of some MiB."""
 
     def __init__(self, turned: FileArray) -> None:

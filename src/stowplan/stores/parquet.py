@@ -14,12 +14,12 @@ from stowplan.errors import DataError
 from stowplan.extras import import_extra
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
-from stowplan.stores.stored import buffer_of_rows, check_dtype
+from stowplan.stores.stored import Indexed, buffer_of_rows, check_dtype
 
 __all__ = ["ParquetValues", "open_parquet"]
 
 
-class ParquetValues:
+class ParquetValues(Indexed):
     """Flat rows of a column; the row group that was read last is kept."""
 
     def __init__(self, path: Path, column: str, ragged: int) -> None:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError
 from stowplan.stores.regions import Region
-from stowplan.stores.stored import buffer_of_rows, check_dtype, check_part, checked_values
+from stowplan.stores.stored import Indexed, buffer_of_rows, check_dtype, check_part, checked_values
 
 __all__ = ["SlicedArray"]
 
 
-class SlicedArray:
+class SlicedArray(Indexed):
     """Rows of an object with `shape` and `__getitem__`; its dtype, where it tells none, is row 0's.
 
     Examples

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+import operator
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 
 __all__ = [
+    "Indexed",
     "NewArray",
     "StoredArray",
     "buffer_of_rows",
@@ -54,6 +56,59 @@ class NewArray(StoredArray, Protocol):
 
     def discard(self) -> None:
         """Remove what was written; nothing if it is finished."""
+
+
+class Indexed:
+    """What lets an array outside of memory be looked at like one in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    if TYPE_CHECKING:
+
+        def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
+            """See `StoredArray`."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Read a row or a run of rows, and what is asked for of them.
+
+        >>> from stowplan.stores.sliced import SlicedArray
+        >>> stored = SlicedArray(np.arange(12.0).reshape(4, 3), "numbers")
+        >>> stored[-1].tolist(), stored[1:3, 0].tolist()
+        ([9.0, 10.0, 11.0], [3.0, 6.0])
+        """
+        first, *others = index if isinstance(index, tuple) else (index,)
+        rest = (slice(None), *others)
+        if first is Ellipsis:
+            first, rest = slice(None), (Ellipsis, *others)
+        if isinstance(first, slice):
+            start, stop, step = first.indices(len(self))
+            if step != 1:
+                raise IndexError(f"{self.name}: steps are 1; read the rows, then take some.")
+            rows: NDArray[Any] = self.read(start, max(stop, start))[rest]
+            return rows
+        row = operator.index(first)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"{self.name}: row {row} of {len(self)}.")
+        row %= len(self)
+        found: NDArray[Any] = self.read(row, row + 1)[(0, *others)]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read everything."""
+        if copy is False:
+            raise ValueError(f"{self.name} is on disk: it becomes an array by reading it.")
+        found = self.read(0, len(self))
+        return found if dtype is None else found.astype(dtype, copy=False)
 
 
 def check_dtype(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
