@@ -113,10 +113,10 @@ def _add_tail(actions: Any) -> None:
         actions, "tail", tail, "power law of the radial mean of each field, c r^p + b + d r^2",
         "[--out TABLE] [--window LOW,HIGH] [options]",
         f"{STORE}\nLeast squares of c r^p + b + d r^2, a power law in a periodic box, to radial "
-        "means\nin a window; real parts of complex fields are fitted. The table has a row for each "
-        "field: p with its\n95 % interval, c, b, d, the window, its points, root mean square of what "
-        "is left, and why a field has\nno tail. Such fields are named on standard error, and the exit "
-        f"status is 1.\n\n{TABLE}",
+        "means in a window;\nreal parts of complex fields are fitted. The table has a row for each "
+        "field: p with its 95 % interval,\nc, b, d, the window, its points, root mean square of what "
+        "is left, and why a field has no tail. Such\nfields are named on standard error, and the "
+        f"exit status is 1.\n\n{TABLE}",
         "tails.csv --window 0.8,4.3",
     )  # fmt: skip
     group = parser.add_argument_group("fit")

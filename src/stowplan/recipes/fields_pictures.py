@@ -101,7 +101,7 @@ def draw_spectrum(
         modes = found.total.counts[inside] / len(found) / (2 if real else 1)
         scatter = 1 / np.sqrt(modes)
         chart.fill_between(
-            k, power * np.maximum(1 - scatter, 0), power * (1 + scatter), color=EACH, alpha=0.3,
+            k, power * np.maximum(1 - scatter, 0), power * (1 + scatter), color=EACH, alpha=0.45,
             linewidth=0, label="scatter of one field by its number of modes",
         )  # fmt: skip
         name = "power" if len(found) == 1 else f"mean of {len(found)} fields"
@@ -113,7 +113,7 @@ def draw_spectrum(
         _draw_slope(chart, slope, found.each)
     length = unit or "unit of length"
     chart.set_xlabel(f"wave number |k| (rad per {length})", fontsize=10, color=INK)
-    chart.set_ylabel("power of a mode, mean |a(k)|² of a shell", fontsize=10, color=INK)
+    chart.set_ylabel("power per mode, mean $|a(k)|^2$ of a shell", fontsize=10, color=INK)
     _legend(chart, "lower left" if _falls(found.each) else "upper left")
     _draw_memory(strip, trace, budget)
     _save(figure, path)
@@ -227,7 +227,7 @@ def _draw_slope(chart: Any, slope: Slope, each: Sequence[ShellSums]) -> None:
                   label=f"window of the fit, {low:.3g} < |k| < {high:.3g}")  # fmt: skip
     chart.plot(
         line, slope.curve(line), color=FIT, linewidth=1.8, linestyle=(0, (5, 2)),
-        label=f"fit |k|^p, p = {_with_error(slope.power, half)} (95 %)",
+        label=f"fit $|k|^p$, p = {_with_error(slope.power, half)} (95 %)",
     )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def _draw_tail(chart: Any, tail: Tail, first: bool) -> None:
         chart.axvspan(low, high, color=SHADE, alpha=0.5, lw=0,
                       label=f"window of the fit, {low:.3g} < r < {high:.3g}")  # fmt: skip
     chart.plot(line, tail.curve(line), color=FIT, linewidth=1.4, linestyle=(0, (5, 2)), zorder=4,
-               label="fit c r^p + b + d r²" if first else None)  # fmt: skip
+               label="fit $c\\,r^p + b + d\\,r^2$" if first else None)  # fmt: skip
 
 
 def _draw_power(chart: Any, tails: Sequence[Tail], unit: str | None) -> None:
@@ -273,18 +273,18 @@ def _draw_power(chart: Any, tails: Sequence[Tail], unit: str | None) -> None:
         ratio = held / tail.amplitude
         shown = ratio > 0
         chart.plot(r[shown], ratio[shown], "o", color=MEAN, markersize=3, alpha=0.7,
-                   label="(mean - b - d r²) / c" if number == 0 else None)  # fmt: skip
+                   label="(mean $-\\ b - d\\,r^2) / c$" if number == 0 else None)  # fmt: skip
         half = (tail.interval[1] - tail.interval[0]) / 2
-        name = f"r^p, p = {_with_error(tail.power, half)} (95 %)"
+        name = f"$r^p$, p = {_with_error(tail.power, half)} (95 %)"
         if len(tails) > 1:
             powers = [t.power for t in tails]
-            name = f"r^p, {len(tails)} fits, p from {min(powers):.4g} to {max(powers):.4g}"
+            name = f"$r^p$, {len(tails)} fits, p from {min(powers):.4g} to {max(powers):.4g}"
         chart.plot(line, line**tail.power, color=FIT, linewidth=1.4, linestyle=(0, (5, 2)),
                    label=name if number == 0 else None)  # fmt: skip
     chart.set(xscale="log", yscale="log")
     ticker = import_extra("pictures", "matplotlib.ticker", "a picture of fields")
     for axis in (chart.xaxis, chart.yaxis):
-        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5), numticks=20))
         axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.set_minor_formatter(ticker.NullFormatter())
     chart.set_xlabel(f"distance r ({unit or 'unit of length'})", fontsize=10, color=INK)
