@@ -368,7 +368,7 @@ def test_columns_of_any_width_are_read_beside_each_other(tmp_path, dtype, wide, 
     first, shares = cut
     first = min(first, wide - 1)
     widths = [max(int(share * (wide - first)), 1) for share in shares][: wide - first]
-    stored = open_npy(tmp_path / "a.npy")
+    stored = open_array(tmp_path / "a.npy", "test")
     tables = [np.empty((rows, width), stored.dtype) for width in widths]
     stored.read_columns(first, tables)
     for table, width in zip(tables, widths, strict=True):

@@ -114,9 +114,9 @@ def _add_tail(actions: Any) -> None:
         "[--out TABLE] [--window LOW,HIGH] [options]",
         f"{STORE}\nLeast squares of c r^p + b + d r^2, a power law in a periodic box, to radial "
         "means in a window;\nreal parts of complex fields are fitted. The table has a row for each "
-        "field: p with its 95 % interval,\nc, b, d, the window, its points, root mean square of what "
-        "is left, and why a field has no tail. Such\nfields are named on standard error, and the "
-        f"exit status is 1.\n\n{TABLE}",
+        "field: p with its 95 % interval,\nc, b, d, the window, its points, root mean square of "
+        "what is left, and why a field has no tail. Such\nfields are named on standard error, and "
+        f"the exit status is 1.\n\n{TABLE}",
         "tails.csv --window 0.8,4.3",
     )  # fmt: skip
     group = parser.add_argument_group("fit")
