@@ -196,7 +196,7 @@ def solve(arguments: argparse.Namespace) -> None:
                 report.store, **options, **given, out=arguments.out, overwrite=arguments.overwrite
             )
         if report.picture is not None:
-            title = f"Solve of {report.described}"
+            title = f"Memory of solve: {report.described}"
             draw_memory(report.picture, report.trace, budget=report.budget, title=title)
 
 
@@ -215,7 +215,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
             draw_spectrum(
                 report.picture, found, report.trace, slope=slope, budget=report.budget,
                 unit=report.shown_unit, real=report.real,
-                title=f"Power spectrum of {report.described}",
+                title=f"Power spectra: {report.described}",
             )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def radial(arguments: argparse.Namespace) -> None:
         if report.picture is not None:
             draw_radial(
                 report.picture, found, report.trace, budget=report.budget, unit=report.shown_unit,
-                title=f"Radial means of {report.described}",
+                title=f"Radial means: {report.described}",
             )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def tail(arguments: argparse.Namespace) -> None:
         if report.picture is not None:
             draw_radial(
                 report.picture, found, report.trace, tails=tails, budget=report.budget,
-                unit=report.shown_unit, title=f"Tails of {report.described}",
+                unit=report.shown_unit, title=f"Radial means and tails: {report.described}",
             )  # fmt: skip
         for name, tail in zip(found.names, tails, strict=True):
             if tail is not None and len(found) == 1:

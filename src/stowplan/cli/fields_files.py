@@ -330,9 +330,9 @@ def _check_outputs(where: str, arguments: argparse.Namespace, picture: Path | No
             import_extra("arrow", "pyarrow.parquet", "--out table.parquet (or table.csv)")
     if picture is not None:
         check_picture(picture, "a picture of fields (leave out by --no-picture)")
-    for path in (table, picture):
+    for path, cure in ((table, "output"), (picture, "picture by --picture")):
         if path is None:
             continue
         refuse_unwritable(path)
         if path.exists() and not arguments.overwrite:
-            raise DataError(f"{where}: {path} exists. Name another output, or pass --overwrite.")
+            raise DataError(f"{where}: {path} exists. Name another {cure}, or pass --overwrite.")

@@ -27,7 +27,7 @@ Picture = str | os.PathLike[str]
 Array = NDArray[np.float64]
 
 EACH, MEAN, FIT, SHADE, INK = "#7FA6C4", "#0B3C5D", "#D55E00", "#F3E3D3", "#1A1A1A"
-STRIP = 1.75  # inches, of memory over time
+STRIP, RATIOS = 1.75, 1.3  # inches, of memory over time, of what is left of a fit
 FAR = 6  # a budget of so many peaks is written, not drawn
 MINUTE, HOUR = 60.0, 3600.0
 SMALL = 9.5  # points
@@ -91,15 +91,16 @@ def draw_spectrum(
     real
         Whether the fields are real.
     """
-    figure, (chart, strip) = _figure(path, [4.6, STRIP], title)
+    together = len(found) == 1 or same_grid(found.each)
+    ratios = slope is not None or (together and len(found) > 1)
+    heights = [4.3, RATIOS, STRIP] if ratios else [4.6, STRIP]
+    figure, axes = _figure(path, heights, title)
+    chart, strip = axes[0], axes[-1]
     for number, sums in enumerate(found.each):
         k, power, _ = _positive(sums)
-        label = "single fields" if number == 0 and len(found) > 1 else None
-        _thin(chart, k, power, len(found), label)
-    if len(found) == 1 or same_grid(found.each):
-        k, power, inside = _positive(found.total)
-        modes = found.total.counts[inside] / len(found) / (2 if real else 1)
-        scatter = 1 / np.sqrt(modes)
+        _thin(chart, k, power, len(found), "single fields" if number == 0 else None)
+    if together:
+        k, power, scatter = _scattered(found, real)
         chart.fill_between(
             k, power * np.maximum(1 - scatter, 0), power * (1 + scatter), color=EACH, alpha=0.45,
             linewidth=0, label="scatter of one field by its number of modes",
@@ -108,11 +109,17 @@ def draw_spectrum(
         chart.plot(k, power, color=MEAN, linewidth=2.2, label=name)
     chart.set(xscale="log", yscale="log")
     lowest, highest = _limits([_positive(sums)[1] for sums in found.each])
-    chart.set_ylim(lowest / 2, highest * 2)
+    chart.set_ylim(lowest / 1.6, highest * 1.6)
     if slope is not None:
         _draw_slope(chart, slope, found.each)
-    length = unit or "unit of length"
-    chart.set_xlabel(f"wave number |k| (rad per {length})", fontsize=10, color=INK)
+    if ratios:
+        _draw_ratios(axes[1], found, slope, real)
+        axes[1].set_xlim(chart.get_xlim())
+        chart.tick_params(labelbottom=False)
+    _log_ticks(chart)
+    axes[1 if ratios else 0].set_xlabel(
+        f"wave number |k| (rad per {unit or 'unit of length'})", fontsize=10, color=INK
+    )
     chart.set_ylabel("power per mode, mean $|a(k)|^2$ of a shell", fontsize=10, color=INK)
     _legend(chart, "lower left" if _falls(found.each) else "upper left")
     _draw_memory(strip, trace, budget)
@@ -173,8 +180,9 @@ def _figure(path: Picture, heights: list[float], title: str, columns: int = 1) -
     size = (WIDTH, sum(heights) + 0.3)
     figure = figures.Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
-    cells = [grid[0, n] for n in range(columns)] if len(heights) > 1 else []
-    axes = [figure.add_subplot(cell) for cell in [*cells, grid[len(heights) - 1, :]]]
+    first = [grid[0, n] for n in range(columns)]
+    rest = [grid[row, :] for row in range(1, len(heights))]
+    axes = [figure.add_subplot(cell) for cell in [*first, *rest]]
     figure.suptitle(title, fontsize=12, weight="bold", color=INK, x=0.01, ha="left",
                     parse_math=False)  # fmt: skip
     for ax in axes:
@@ -206,6 +214,43 @@ def _positive(sums: ShellSums) -> tuple[Array, Array, NDArray[np.bool_]]:
     if not inside.any():
         raise DataError("draw: no shell has power beyond k = 0: the fields are constant.")
     return k[inside], power[inside], inside
+
+
+def _scattered(found: Profiles[ShellSums], real: bool) -> tuple[Array, Array, Array]:
+    """Give |k| and mean power of all fields, and the share that one field scatters by."""
+    k, power, inside = _positive(found.total)
+    modes = found.total.counts[inside] / len(found) / (2 if real else 1)
+    return k, power, 1 / np.sqrt(modes)
+
+
+def _draw_ratios(chart: Any, found: Profiles[ShellSums], slope: Slope | None, real: bool) -> None:
+    """Power over its fit, over the mean of all fields where there is none."""
+    k, mean, scatter = _scattered(found, real)
+    reference = mean if slope is None else slope.curve(k)
+    ratio = mean / reference
+    chart.fill_between(k, ratio * (1 - scatter), ratio * (1 + scatter), color=EACH, alpha=0.45,
+                       linewidth=0)  # fmt: skip
+    for sums in found.each:
+        own, power, _ = _positive(sums)
+        _thin(chart, own, power / np.interp(own, k, reference), len(found), None)
+    chart.plot(k, ratio, color=MEAN, linewidth=1.6)
+    chart.axhline(1, color=INK if slope is None else FIT, linewidth=1, linestyle=(0, (5, 2)))
+    away = float(np.quantile(np.abs(ratio - 1) + scatter, 0.9))
+    chart.set(xscale="log", ylim=(max(1 - 2 * away, 0), 1 + 2 * away) if away < 0.5 else (0, 2))
+    _log_ticks(chart, "x")
+    chart.set_ylabel("over mean" if slope is None else "over fit", fontsize=10, color=INK)
+
+
+def _log_ticks(chart: Any, which: str = "xy") -> None:
+    """Write plain numbers on a log axis of less than two decades."""
+    ticker = import_extra("pictures", "matplotlib.ticker", "a picture of fields")
+    for name in which:
+        axis = getattr(chart, f"{name}axis")
+        low, high = getattr(chart, f"get_{name}lim")()
+        if high < 100 * low:
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5), numticks=20))
+            axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _limits(values: Sequence[Array]) -> tuple[float, float]:
@@ -282,11 +327,7 @@ def _draw_power(chart: Any, tails: Sequence[Tail], unit: str | None) -> None:
         chart.plot(line, line**tail.power, color=FIT, linewidth=1.4, linestyle=(0, (5, 2)),
                    label=name if number == 0 else None)  # fmt: skip
     chart.set(xscale="log", yscale="log")
-    ticker = import_extra("pictures", "matplotlib.ticker", "a picture of fields")
-    for axis in (chart.xaxis, chart.yaxis):
-        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5), numticks=20))
-        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-        axis.set_minor_formatter(ticker.NullFormatter())
+    _log_ticks(chart)
     chart.set_xlabel(f"distance r ({unit or 'unit of length'})", fontsize=10, color=INK)
     chart.set_ylabel("power law alone, over its amplitude", fontsize=10, color=INK)
     _legend(chart, "lower left")

@@ -37,7 +37,7 @@ class MemoryTrace:
     (True, True)
     """
 
-    def __init__(self, every: float = 0.05) -> None:
+    def __init__(self, every: float = 0.02) -> None:
         self.every = every
         self.start_bytes = 0
         self._samples: list[tuple[float, int]] = []
