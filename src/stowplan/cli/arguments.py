@@ -31,6 +31,7 @@ __all__ = [
     "positive",
     "refuse_unwritable",
     "region",
+    "window",
     "word",
 ]
 
@@ -136,16 +137,23 @@ def lengths(text: str) -> tuple[list[float], str]:
     return [value for value, _ in found], unit
 
 
-def numbers(read: Callable[[str], Any], count: int | None = None) -> Callable[[str], list[Any]]:
+def numbers(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """A reader of what is separated by commas."""
 
     def numbers(text: str) -> list[Any]:
-        parts = text.split(",")
-        if count is not None and len(parts) != count:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers such as 2,8")
-        return [read(part) for part in parts]
+        return [read(part) for part in text.split(",")]
 
     return numbers
+
+
+def window(text: str) -> tuple[float, float]:
+    """``LOW,HIGH`` as two numbers from 0, the smaller first."""
+    found = [number(part) for part in text.split(",")]
+    if len(found) != 2 or not 0 <= found[0] < found[1]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not two numbers from 0, the smaller first, such as 0.8,4.3"
+        )
+    return found[0], found[1]
 
 
 def pairs(read: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:

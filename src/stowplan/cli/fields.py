@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stowplan.cli.arguments import lengths, natural, number, numbers, positive
+from stowplan.cli.arguments import lengths, natural, number, numbers, positive, window
 from stowplan.errors import DataError, PlanError, StoreError
 
 if TYPE_CHECKING:
@@ -22,20 +22,24 @@ __all__ = ["add_command"]
 EXAMPLE = """\
 example:
   stowplan fields solve "run/*.npy" --spacing 0.1 --budget 2GiB --out potentials.zarr --resume run1
-  stowplan fields spectrum potentials.zarr --spacing 0.1 --out spectrum.csv
-  stowplan fields tail potentials.zarr --spacing 0.1um --window 0.8,4.3 --out tails.parquet
+  stowplan fields spectrum potentials.zarr --axes 1,2,3 --spacing 0.1 --out spectrum.csv
+  stowplan fields tail "run/*.npy" --spacing 0.1um --window 0.8,4.3 --out tails.parquet
 
 COMMAND --help says what is computed and written.
 """
 STORE = """\
 STORE is the path of a field (.npy, .zarr, .h5::dataset), a folder of .npy files, a zarr group, a
 quoted pattern such as "run/*.npy", or several paths of fields; all of one dtype, real or complex.
+One array is one field: where its first axis counts fields, --axes 1,2,3 names those in space.
 """
 TABLE = """\
 --out gets a table, .csv or .parquet, and a picture beside it, of the same name and .png. Without
 --out, standard output gets the table, tab-separated.
 """
-FORMS = r"\b(spacing|axes|centre|window|budget|out|on|rows|resume)=(\([^()]*\)|'[^']*'|[^\s,;]+)"
+FORMS = (
+    r"\b(spacing|axes|centre|width|window|budget|out|on|rows|resume)="
+    r"(\([^()]*\)|\[[^\]]*\]|'[^']*'|[^\s,;]+)"
+)
 """Cures as the recipes write them."""
 
 
@@ -88,9 +92,7 @@ def _add_spectrum(actions: Any) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("shells")
     group.add_argument("--width", type=positive, metavar="DK", help="of a shell of |k|")
-    group.add_argument(
-        "--window", type=numbers(number, 2), metavar="LOW,HIGH", help="of |k|, for the slope"
-    )
+    group.add_argument("--window", type=window, metavar="LOW,HIGH", help="of |k|, for the slope")
     _add_common(parser)
 
 
@@ -122,7 +124,7 @@ def _add_tail(actions: Any) -> None:
     group = parser.add_argument_group("fit")
     _add_centre(group)
     group.add_argument(
-        "--window", type=numbers(number, 2), metavar="LOW,HIGH",
+        "--window", type=window, metavar="LOW,HIGH",
         help="of r; default: beyond 8 and below 0.45 N cells",
     )  # fmt: skip
     _add_common(parser)
@@ -261,7 +263,7 @@ def tail(arguments: argparse.Namespace) -> None:
     for name, text in wrong:
         print(f"stowplan: {name}: {text}", file=sys.stderr)
     if wrong:
-        raise DataError(f"{len(wrong)} of {len(found)} fields have no tail, see above")
+        raise DataError(f"{len(wrong)} of {len(found)} fields without a tail, see above")
 
 
 @contextmanager
@@ -294,33 +296,33 @@ def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 @contextmanager
 def _told_as_options(arguments: argparse.Namespace) -> Iterator[None]:
     """Write cures as options of the command, and say where what is done has been kept."""
-    from stowplan.stores.manifest import has_records
-
-    def kept() -> str:
-        if arguments.resume is None or not has_records(arguments.resume):
-            return ""
-        return f" What is done is kept in {arguments.resume}: the same call goes on from there."
-
     try:
         yield
     except KeyboardInterrupt:
-        if kept():
-            print(f"stowplan:{kept()}", file=sys.stderr)
+        if kept := _kept(arguments):
+            print(f"stowplan:{kept}", file=sys.stderr)
         raise
     except (DataError, PlanError, StoreError) as error:
-        text = (
-            str(error).replace("overwrite=True", "--overwrite").replace("lam > 0", "--lam above 0")
-        )
-        text = re.sub(FORMS, _as_option, text)
-        raise type(error)(" ".join(text.split()) + kept()) from error
+        text = re.sub(r"\b(overwrite|check)=True", r"--\1", str(error))
+        text = re.sub(FORMS, _as_option, text.replace("lam > 0", "--lam above 0"))
+        begun = getattr(error, "__notes__", None)  # a part was read, or computed
+        text = " ".join(text.split()) + (_kept(arguments) if begun else "")
+        raise type(error)(text) from error
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    from stowplan.stores.manifest import has_records
+
+    if arguments.resume is None or not has_records(arguments.resume):
+        return ""
+    return f" What is done is kept in {arguments.resume}: the same call goes on from there."
 
 
 def _as_option(match: re.Match[str]) -> str:
-    value = match[2]
-    if value[0] in "('":
-        value = value.strip("()").replace(", ", ",") if value[0] == "(" else value
-        value = value.strip("'") if " " not in value else value
-    return f"--{match[1]} {value}"
+    name, value = match[1], match[2]
+    if value[0] in "([":
+        value = value.strip("()[]").replace(", ", ",")
+    return f"--{name} {value if ' ' in value else value.strip(chr(39))}"
 
 
 def _whole(text: str) -> int:

@@ -27,6 +27,7 @@ from stowplan.recipes.fields_rings import RadialSums, ShellSums
 from stowplan.recipes.fields_slope import Slope, fit_slope
 from stowplan.recipes.fields_store import open_fields
 from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
+from stowplan.recipes.fields_targets import ONE_FILE
 from stowplan.recipes.pictures import check_picture
 from stowplan.runs.memory_trace import MemoryTrace
 from stowplan.runs.places import find_places
@@ -319,7 +320,9 @@ def _picture(arguments: argparse.Namespace) -> Path | None:
 
 def _check_outputs(where: str, arguments: argparse.Namespace, picture: Path | None) -> None:
     table = None
-    if arguments.out is not None and where != SOLVE:
+    if where == SOLVE:
+        _refuse_file(where, arguments.out)
+    elif arguments.out is not None:
         table = Path(arguments.out)
         if table.suffix.lower() not in TABLES:
             raise DataError(
@@ -336,3 +339,15 @@ def _check_outputs(where: str, arguments: argparse.Namespace, picture: Path | No
         refuse_unwritable(path)
         if path.exists() and not arguments.overwrite:
             raise DataError(f"{where}: {path} exists. Name another {cure}, or pass --overwrite.")
+
+
+def _refuse_file(where: str, out: str) -> None:
+    """Refuse a folder with the name of a file, which somebody has mistyped."""
+    path = Path(out.partition("::")[0])
+    suffix = path.suffix.lower()
+    folder = path.is_dir() or out.endswith("/") or not suffix[1:].isalpha()
+    if suffix not in ONE_FILE and not folder:
+        raise DataError(
+            f"{where}: --out {out} is no array that is written. Name it {path.stem}.zarr, "
+            f"{path.stem}.npy or {path.stem}.h5::dataset, or a folder: {out}/."
+        )

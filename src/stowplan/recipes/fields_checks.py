@@ -103,7 +103,12 @@ def refuse_mean(
     worst = int(np.argmax(means))
     worst_mean = float(means.reshape(-1)[worst])
     limit = (_ROUNDING + 2 * math.sqrt(cells)) * float(epsilon) * rms
-    if worst_mean > limit or math.isnan(worst_mean):
+    if not math.isfinite(worst_mean):
+        raise DataError(
+            f"{where}: {name} has values that are not finite, and no mean. check=True names the "
+            "first; mend the field, or leave it out."
+        )
+    if worst_mean > limit:
         place = _place(worst, means.shape, begin)
         at = f" at {place} of its other axes" if place else ""
         raise DataError(

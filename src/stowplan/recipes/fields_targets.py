@@ -16,7 +16,7 @@ from stowplan.stores.arrays import create_array, is_stored, open_array
 from stowplan.stores.field_blocks import Block
 from stowplan.stores.space import require_space
 
-__all__ = ["FieldTargets"]
+__all__ = ["ONE_FILE", "FieldTargets"]
 
 ONE_FILE = (".npy", ".zarr", ".h5", ".hdf5")
 
