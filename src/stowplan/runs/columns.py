@@ -49,8 +49,16 @@ class Columns:
         return [column.values if isinstance(column, Ragged) else column for column in self.values]
 
 
-def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) -> Columns:
+def bind(
+    where: str,
+    kernel: Kernel,
+    data: Mapping[str, Any] | Sequence[Any],
+    *,
+    on_disk: bool = False,
+) -> Columns:
     """Check data against a kernel's signature.
+
+    ``on_disk`` says that the caller reads columns outside of memory; others refuse them.
 
     Raises
     ------
@@ -67,7 +75,7 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     known: dict[str, tuple[str, NDArray[np.int64]]] = {}
     fixed: dict[str, tuple[str, int]] = {}
     count = 0
-    given, sources = _opened(where, kernel, given)
+    given, sources = _opened(where, kernel, given, on_disk)
     for name, core in zip(kernel.arguments, kernel.signature.inputs, strict=True):
         leading = kernel.ragged_dims(core)
         if kernel.segments in leading and not isinstance(given[name], Ragged):
@@ -179,19 +187,26 @@ def _by_name(where: str, kernel: Kernel, data: Any) -> Mapping[str, Any]:
 
 
 def _opened(
-    where: str, kernel: Kernel, given: Mapping[str, Any]
+    where: str, kernel: Kernel, given: Mapping[str, Any], on_disk: bool
 ) -> tuple[Mapping[str, Any], tuple[StoredArray | None, ...]]:
     """Replace columns on disk by stand-ins without memory, and give what reads them."""
     if not any(may_be_stored(given[name]) for name in kernel.arguments):
         return given, ()
-    columns, sources = dict(given), []
+    columns = dict(given)
+    sources: list[StoredArray | None] = []
     for name in kernel.arguments:
-        found = (
-            bound(given[name], f"{where}: column {name!r}") if may_be_stored(given[name]) else None
-        )
-        if found is not None:
-            columns[name] = found[0]
-        sources.append(None if found is None else found[1])
+        source = None
+        if may_be_stored(given[name]) and (on_disk or not isinstance(given[name], np.memmap)):
+            what = f"{where}: column {name!r}"
+            found = bound(given[name], what)
+            if found is not None and not on_disk:
+                raise DataError(
+                    f"{what} is on disk, in {found[1].name}, and is read by plan, run and iterate "
+                    "alone. Read it first: np.asarray(...) of what fits."
+                )
+            if found is not None:
+                columns[name], source = found
+        sources.append(source)
     return columns, tuple(sources)
 
 

@@ -435,7 +435,7 @@ class FieldBatch:
         if left < 1:
             raise BudgetError(f"FieldBatch.run: nothing is left of {self._limit()}.")
         where = "FieldBatch.run"
-        columns = bind(where, declared, data)
+        columns = bind(where, declared, data, on_disk=True)
         statics, traced = check_shared(where, declared, shared)
         source = find_places(where, [], None, None)[0]
         memory = MemoryRequest(left, None, False, statics, traced)
