@@ -285,7 +285,7 @@ def _on_disk(
             given, shape, like.dtype, "run", overwrite=overwrite, resumable=folder is not None,
             resume=folder is not None and bool(folder.numbers()),
         )  # fmt: skip
-        return OnDisk(layout, made, made=True)
+        return OnDisk(layout, made, made=True, by_items=len(shape) > like.ndim)
     if not is_stored(given):
         raise DataError(
             f"run: out={type(given).__name__} is no array on disk. Give a path, or an array of "
@@ -297,7 +297,7 @@ def _on_disk(
             f"run: out= is {array.name} with shape {array.shape} and dtype {array.dtype}; the "
             f"output has {shape} and {like.dtype}."
         )
-    return OnDisk(layout, array, made=False)
+    return OnDisk(layout, array, made=False, by_items=len(array.shape) > like.ndim)
 
 
 @contextmanager
