@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def run_on_disk(
 ) -> Any:
     """Give what `run` gives, reading one part of the data while another is computed."""
     stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile)
-    with _opened(stream, resume) as folder:
+    with _opened(stream, resume, out) as folder:
         results, kind = stream.results(out, overwrite, folder)
         try:
             with _bar(stream.loads, progress=progress) as advance:
@@ -73,12 +74,15 @@ def run_on_disk(
 
 
 @contextmanager
-def _opened(stream: _Stream, resume: str | PathLike[str] | None) -> Iterator[RunFolder | None]:
+def _opened(
+    stream: _Stream, resume: str | PathLike[str] | None, out: Out
+) -> Iterator[RunFolder | None]:
     """Hold the folder of a run while it is computed."""
     if resume is None:
         yield None
         return
-    with RunFolder(resume, stream.identity(), "run", batches=len(stream.loads)) as folder:
+    identity = stream.identity(out)
+    with RunFolder(resume, identity, "run", batches=len(stream.loads)) as folder:
         if saved_plan(resume) is None:
             stream.plan.save(folder.folder / PLAN)
         yield folder
@@ -103,13 +107,17 @@ class _Stream:
         most = memory.read_bytes if memory is not None and memory.read_bytes else MOST_READ
         self.loads = cut_loads(self.plan, self.reads, most)
 
-    def identity(self) -> dict[str, str]:
-        """Give what the results depend on, part by part."""
+    def identity(self, out: Out) -> dict[str, str]:
+        """Give what the results depend on, part by part, and where they are."""
         options = {"compile": self.compile}
         shared = {**self.statics, **self.traced}
         call = Call.make("run", self.kernel, self.source, self.target, shared, options)
         bounds = [load.batches for load in self.loads]
-        return {**fingerprints(call, self.columns, self.plan), "the reads": digest(bounds)}
+        return {
+            **fingerprints(call, self.columns, self.plan),
+            "the reads": digest(bounds),
+            "out=": digest(_names(out)),
+        }
 
     def results(
         self, out: Out, overwrite: bool, folder: RunFolder | None
@@ -266,6 +274,18 @@ def _per_output(out: Out, outputs: int) -> list[Any]:
             "one for each, None for one that is kept in memory."
         )
     return list(out)
+
+
+def _names(out: Out) -> list[str | None]:
+    """Name the targets of outputs, as they are for one process and another."""
+    given = out if isinstance(out, list | tuple) else [out]
+    return [
+        os.path.abspath(one) if isinstance(one, str | PathLike)  # noqa: PTH100  "a.h5::b"
+        else None if one is None
+        else open_array(one, "run").name if is_stored(one)
+        else type(one).__name__
+        for one in given
+    ]  # fmt: skip
 
 
 def _on_disk(
