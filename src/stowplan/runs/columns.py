@@ -114,10 +114,18 @@ def bind(
     return Columns(tuple(values), count, lengths, lengths_fixed, segments, sources)
 
 
-def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool = True) -> None:
+def check_indices(
+    where: str,
+    kernel: Kernel,
+    columns: Columns,
+    *,
+    fetch: bool = True,
+    items: NDArray[np.intp] | None = None,
+) -> None:
     """Refuse item-local indices that point outside their item; those of a trace have no values.
 
-    With ``fetch=False`` those that the host would have to fetch from a device are not read.
+    With ``fetch=False`` those that the host would have to fetch from a device are not read. Those
+    on disk are looked at once they are read, as part of a run whose ``items`` are given.
 
     Raises
     ------
@@ -125,18 +133,26 @@ def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool =
         Naming how many, the first item, its index and what is allowed.
     """
     for name, dim in kernel.index.items():
-        column = columns.values[kernel.arguments.index(name)]
+        place = kernel.arguments.index(name)
+        if columns.sources and columns.sources[place] is not None:
+            continue
+        column = columns.values[place]
         column = column if isinstance(column, Ragged) else one_each(column)
         adapter = get_adapter(framework_of([column.values]) or "numpy")
         readable = not adapter.is_traced(column.values)
         if readable and (fetch or adapter.on_host(column.values)):
             host = column.map_values(adapter.to_host).compact()
             what = f"{where}: {kernel.name}: column {name!r}"
-            _refuse_outside(what, host, dim, columns.lengths[dim], kernel.fill[name])
+            _refuse_outside(what, host, dim, columns.lengths[dim], kernel.fill[name], items)
 
 
 def _refuse_outside(
-    where: str, column: Ragged, dim: str, sizes: NDArray[np.int64], fill: float
+    where: str,
+    column: Ragged,
+    dim: str,
+    sizes: NDArray[np.int64],
+    fill: float,
+    items: NDArray[np.intp] | None,
 ) -> None:
     values, counts = column.values, column.layout.counts
     if values.size == 0:
@@ -156,7 +172,7 @@ def _refuse_outside(
         allowed = f"are 0 to {sizes[item] - 1} and" if sizes[item] else "is only"
         raise DataError(
             f"{where}: {int(outside.sum())} indices along {dim!r} point outside their item. Item "
-            f"{item} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed {allowed} "
+            f"{item if items is None else items[item]} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed {allowed} "
             f"{fill} for none. Count the {dim} of every item from 0."
         )
 

@@ -278,6 +278,7 @@ class FieldBatch:
             if field.own and self._scratch is not None:
                 self._scratch.remove(field.value)
         self._fields.clear()
+        self._kernels.clear()
 
     def close(self) -> None:
         """Let go of all fields and remove their files."""
