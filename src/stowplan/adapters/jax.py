@@ -269,6 +269,8 @@ class JaxAdapter:
 
     def beside_results(self, nest: Any, device: Any) -> Any:
         checked = jax.tree.map(lambda x: self._checked(x) if isinstance(x, np.ndarray) else x, nest)
+        if getattr(device, "platform", None) == "cpu":
+            return checked
         with jax.default_device(device):  # to name it would commit the arrays to it
             return jax.device_put(checked)  # one call: each takes as long as a small gather
 
