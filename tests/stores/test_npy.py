@@ -356,3 +356,21 @@ def test_a_file_that_may_not_be_as_large_is_refused_before_its_first_byte(tmp_pa
     assert "out.npy is larger than a file may be here" in done.stdout
     assert "72128 bytes" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<c16"])
+@pytest.mark.parametrize("wide", [1, 3, 9, 700])
+@pytest.mark.parametrize("cut", [(0, [1.0]), (0, [0.3, 0.7]), (1, [0.5]), (0, [0.5, 0.2])])
+def test_columns_of_any_width_are_read_beside_each_other(tmp_path, dtype, wide, cut):
+    rows = 300 if wide < 100 else 5
+    flat = np.random.default_rng(0).normal(size=(rows, wide)).astype(dtype)
+    np.save(tmp_path / "a.npy", flat)
+    first, shares = cut
+    first = min(first, wide - 1)
+    widths = [max(int(share * (wide - first)), 1) for share in shares][: wide - first]
+    stored = open_npy(tmp_path / "a.npy")
+    tables = [np.empty((rows, width), stored.dtype) for width in widths]
+    stored.read_columns(first, tables)
+    for table, width in zip(tables, widths, strict=True):
+        np.testing.assert_array_equal(table, flat[:, first : first + width])
+        first += width

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from stowplan import __version__
-from stowplan.cli import bragg, ewald, overlay, plan, runs, transport
+from stowplan.cli import bragg, ewald, fields, overlay, plan, runs, transport
 from stowplan.errors import DataError, FrameworkError, MissingDependencyError, PlanError
 
 __all__ = ["main"]
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     bragg.add_command(commands)
     ewald.add_command(commands)
+    fields.add_command(commands)
     overlay.add_command(commands)
     plan.add_command(commands)
     runs.add_command(commands)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from stowplan.errors import DataError, PlanError
 from stowplan.expressions import Expression
 
 __all__ = [
+    "LENGTH_UNITS",
     "add_devices",
     "add_slots",
     "arranged_devices",
@@ -18,15 +21,21 @@ __all__ = [
     "expression",
     "from_zero",
     "json_file",
+    "length",
+    "lengths",
     "named_expression",
     "natural",
     "number",
+    "numbers",
     "pairs",
     "positive",
     "refuse_unwritable",
     "region",
     "word",
 ]
+
+LENGTH_UNITS = ("nm", "um", "mm", "cm", "m")
+_LENGTH = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(\S*)\s*", re.IGNORECASE)
 
 
 def add_slots(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +108,44 @@ def positive(text: str) -> float:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not positive")
     return value
+
+
+def length(text: str) -> tuple[float, str]:
+    """``0.65um`` as number and unit, which may be missing."""
+    match = _LENGTH.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length such as 0.65um")
+    unit = unicodedata.normalize("NFKC", match[2]).replace("\N{GREEK SMALL LETTER MU}", "u")
+    if unit and unit not in LENGTH_UNITS:
+        raise argparse.ArgumentTypeError(
+            f"{match[2]!r} is no unit of length here; allowed are {', '.join(LENGTH_UNITS)}, or "
+            "none"
+        )
+    return positive(match[1]), unit or "units"
+
+
+def lengths(text: str) -> tuple[list[float], str]:
+    """``0.1,0.1,0.2um`` as numbers and their unit, which stands at the end or with each."""
+    found = [length(part) for part in text.split(",")]
+    unit = found[-1][1]
+    others = {own for _, own in found[:-1]} - {"units", unit}
+    if others:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has two units, {unit} and {others.pop()}; give all in one, at the end"
+        )
+    return [value for value, _ in found], unit
+
+
+def numbers(read: Callable[[str], Any], count: int | None = None) -> Callable[[str], list[Any]]:
+    """A reader of what is separated by commas."""
+
+    def numbers(text: str) -> list[Any]:
+        parts = text.split(",")
+        if count is not None and len(parts) != count:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers such as 2,8")
+        return [read(part) for part in parts]
+
+    return numbers
 
 
 def pairs(read: Callable[[str], Any]) -> Callable[[str], dict[str, Any]]:

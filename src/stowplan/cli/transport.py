@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stowplan.cli.arguments import from_zero, natural, number, positive, region, word
+from stowplan.cli.arguments import (
+    LENGTH_UNITS,
+    from_zero,
+    length,
+    natural,
+    number,
+    positive,
+    region,
+    word,
+)
 from stowplan.errors import DataError
 
 __all__ = ["add_command"]
 
-UNITS = ("nm", "um", "mm", "cm", "m")
-LENGTH = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(\S*)\s*", re.IGNORECASE)
 EXAMPLE = """\
 SOURCE, TARGET and STACK are files, folders or quoted patterns such as "run/*.png"; the n-th frame
 of SOURCE belongs to the n-th of TARGET. Labels (--labels) belong to the same label of the other
@@ -118,9 +123,9 @@ def _add_output(group: Any) -> None:
     add("--out", type=Path, metavar="DIR", help="folder for results; it is made if missing")
     add(
         "--pixel-size",
-        type=_length,
+        type=length,
         metavar="LENGTH",
-        help=f"such as 0.65um, in {', '.join(UNITS)} or without a unit: velocities are in it",
+        help=f"such as 0.65um, in {', '.join(LENGTH_UNITS)} or without one: velocities are in it",
     )
     add("--maps", choices=("npz", "tiff", "none"), help="files of maps (default: npz)")
     add("--no-pictures", action="store_true", help="no picture of each pair")
@@ -263,16 +268,3 @@ def _buckets(text: str) -> int | list[tuple[int, int]]:
             raise argparse.ArgumentTypeError(f"{part!r} is not of the form HxW, such as 32x64")
         shapes.append((natural(height), natural(width)))
     return shapes
-
-
-def _length(text: str) -> tuple[float, str]:
-    """``0.65um`` as number and unit, which may be missing."""
-    match = LENGTH.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length such as 0.65um")
-    unit = unicodedata.normalize("NFKC", match[2]).replace("\N{GREEK SMALL LETTER MU}", "u")
-    if unit and unit not in UNITS:
-        raise argparse.ArgumentTypeError(
-            f"{match[2]!r} is no unit of length here; allowed are {', '.join(UNITS)}, or none"
-        )
-    return positive(match[1]), unit or "units"

@@ -15,31 +15,25 @@ from stowplan.extras import import_extra
 from stowplan.io.conformers import draw_structure
 from stowplan.io.molecules import Molecules
 from stowplan.io.whole_files import whole_file
+from stowplan.recipes import pictures
 from stowplan.recipes.overlay_results import ScreenResults
 
 __all__ = ["check_picture", "draw"]
 
 REST, HIT, TRACK, INK, FRAME = "#9DB4C8", "#D55E00", "#EDEDED", "#1A1A1A", "#9A9A9A"
-WIDTH, EDGE = 8.0, 0.2  # inches
+WIDTH, EDGE = pictures.WIDTH, 0.2  # inches
 CHART = (0.62, 0.55, 4.35, 3.1)  # left, bottom, width, height of the histogram
 RANKS = (6.9, 0.48, 0.42, 3.24)  # of the bars of the best hits; names stand to their left
 TITLE, STRUCTURE, CAPTION = 0.62, 1.46, 0.36  # heights
 SHOWN = 12  # hits that are listed
 DRAWN = 4  # hits whose structure is drawn, beside the query
 LOG = 400  # molecules in the largest bin: above, the axis is logarithmic
-DPI = 150  # 1200 pixels wide
 POINTS = 72  # of an inch
 
 
 def check_picture(path: Path) -> None:
     """Raise, with the cure, where matplotlib is missing or does not write such a file."""
-    agg = import_extra("pictures", "matplotlib.backends.backend_agg", "a picture of scores")
-    formats = agg.FigureCanvasAgg.filetypes
-    if path.suffix[1:].lower() not in formats:
-        raise DataError(
-            f"draw: {os.fspath(path)!r} ends in {path.suffix or 'no suffix'!r}; a picture is one "
-            f"of {', '.join(f'.{name}' for name in formats)}."
-        )
+    pictures.check_picture(path, "a picture of scores")
 
 
 def draw(
@@ -89,7 +83,7 @@ def draw(
     structures = hits.mols is not None and query.mols is not None
     below = (STRUCTURE + CAPTION + EDGE) if structures else 0.0
     height = below + CHART[1] + CHART[3] + TITLE
-    figure = figures.Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+    figure = figures.Figure(figsize=(WIDTH, height), dpi=pictures.DPI, facecolor="white")
     title = f"Shape overlay on {_shortened(query.names[0], 3.3, 13)}"
     _text(figure, EDGE, height - 0.28, title, fontsize=13, weight="bold")
     _text(figure, WIDTH - EDGE, height - 0.28, f"{count} molecules, {len(results)} hits",
@@ -202,7 +196,9 @@ def _draw_structures(
     room = (WIDTH - 2 * EDGE) / (DRAWN + 1)
     for place, (mol, head, colour, name) in enumerate(shown):
         left, wide = EDGE + place * room + 0.04, room - 0.08
-        picture = draw_structure(mol, round(2 * DPI * wide), round(2 * DPI * STRUCTURE))
+        picture = draw_structure(
+            mol, round(2 * pictures.DPI * wide), round(2 * pictures.DPI * STRUCTURE)
+        )
         axes = _axes(figure, height, (left, EDGE / 2, wide, STRUCTURE), xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(visible=True, color=colour if place == 0 else FRAME)

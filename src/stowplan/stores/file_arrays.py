@@ -25,6 +25,8 @@ BOUNCE_BYTES = 1 << 20
 """The most that is read together for that."""
 WASTE = 16
 """Bytes read for one that is wanted, at most."""
+NARROW_BYTES = 4096
+"""Rows up to a page are read whole, many at a time: a part of one costs as much as all of it."""
 
 
 class FileArray(Indexed):
@@ -168,6 +170,20 @@ class FileArray(Indexed):
         views = [(bytes_view(table), table.shape[1] * size) for table in columns]
         together = sum(each for _, each in views)
         position = self.offset + first * size
+        if len(views) == 1 and together == width:
+            self._fill(position, [views[0][0]])
+        elif width <= NARROW_BYTES:
+            self._columns_through(position, width, rows, views)
+        else:
+            self._columns_by_row(position, width, rows, views)
+        for table in columns:
+            self._turn(table)
+
+    def _columns_by_row(
+        self, position: int, width: int, rows: int, views: Sequence[tuple[memoryview, int]]
+    ) -> None:
+        """Fill each row of each table from its own place in the file."""
+        together = sum(each for _, each in views)
         pieces = [
             [view[row * each : (row + 1) * each] for view, each in views] for row in range(rows)
         ]
@@ -175,8 +191,23 @@ class FileArray(Indexed):
             self._fill(position, [piece for row in pieces for piece in row])
         else:
             fill_rows(self._descriptor, position, width, together, pieces, self._fill)
-        for table in columns:
-            self._turn(table)
+
+    def _columns_through(
+        self, position: int, width: int, rows: int, views: Sequence[tuple[memoryview, int]]
+    ) -> None:
+        """Read many rows with what lies between them, and cut them apart in memory."""
+        together = sum(each for _, each in views)
+        step = min(max(BOUNCE_BYTES // width, 1), rows)
+        room = np.empty((step, width), np.uint8)
+        tables = [np.frombuffer(view, np.uint8).reshape(rows, each) for view, each in views]
+        for row in range(0, rows, step):
+            count = min(step, rows - row)
+            span = (count - 1) * width + together
+            self._fill(position + row * width, [bytes_view(room.reshape(-1)[:span])])
+            begin = 0
+            for table in tables:
+                table[row : row + count] = room[:count, begin : begin + table.shape[1]]
+                begin += table.shape[1]
 
     def identity(self) -> tuple[Any, ...]:
         """Give path, form, size and time of the last change."""
