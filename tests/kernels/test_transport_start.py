@@ -63,8 +63,8 @@ def test_a_list_of_points_gives_what_the_grid_gives_but_for_a_constant(xp):
     places = xp.asarray(PIXELS)
     lists = [xp.asarray(part.ravel()) for part in (A, B)]
     points, theta = guess_on_points(*lists, places, places, xp.asarray(SHARPNESS), 0.9)
-    assert np.ptp(host(points) - host(grid).ravel()) < 1e-9 * np.ptp(host(grid))
-    assert np.isclose(float(theta), float(slow), rtol=1e-9)
+    assert np.ptp(host(points) - host(grid).ravel()) < 1e-5 * np.ptp(host(grid))
+    assert np.isclose(float(theta), float(slow), rtol=1e-5)
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.9])
@@ -87,3 +87,15 @@ def test_the_best_weight_makes_both_modes_fall_alike(xp):
     for fall, w in zip(theta, weight, strict=True):  # (rate + w - 1)^2 = rate w^2 theta
         rates = np.roots([1, 2 * (w - 1) - w**2 * fall, (w - 1) ** 2])
         assert np.allclose(np.abs(rates), w - 1, atol=1e-6)
+
+
+def test_padding_changes_no_bit_of_the_guess(xp):
+    rng = np.random.default_rng(2)
+    a, b = rng.uniform(size=(2, 3, 9, 14))
+    sharp = xp.asarray(np.array([0.1, 0.4, 2.0]))
+    around = ((0, 0), (5, 8), (4, 21))
+    alone, theta = guess_on_grid(xp.asarray(a), xp.asarray(b), sharp, 0.99)
+    wide = (xp.asarray(np.pad(part, around)) for part in (a, b))
+    padded, same = guess_on_grid(*wide, sharp, 0.99)
+    assert np.array_equal(host(padded)[:, 5:-8, 4:-21], host(alone))
+    assert np.array_equal(host(same), host(theta))

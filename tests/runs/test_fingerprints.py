@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 import stowplan as sp
 from stowplan.runs.columns import bind
-from stowplan.runs.fingerprints import fingerprints
+from stowplan.runs.fingerprints import digest, fingerprints
 from stowplan.runs.places import find_places
 from stowplan.runs.tasks import Call
 
@@ -122,6 +123,73 @@ def test_values_of_any_kind_have_a_fingerprint(one, same, other):
         prints(kernel, DATA, plan, scale=value)["scale="] for value in (one, same, other)
     )
     assert first == again != else_
+
+
+MODULE = """
+import stowplan as sp
+
+def half(x):
+    return {body}
+
+@sp.kernel("(n)->()", ragged="n", fill={{"x": 0.0}})
+def total(x):
+    return half(x).sum(axis=-1)
+"""
+
+
+def test_a_function_that_the_module_of_a_kernel_defines_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for body in ("x / 2", "x / 2", "x / 2.5"):
+        (tmp_path / "own_kernels.py").write_text(MODULE.format(body=body))
+        sys.modules.pop("own_kernels", None)
+        importlib.invalidate_caches()
+        kernel = importlib.import_module("own_kernels").total
+        found.append(prints(kernel, DATA, sp.plan(kernel, DATA, rows=1)))
+    assert found[0] == found[1]
+    changed = [name for name in found[0] if found[0][name] != found[2][name]]
+    assert changed == ["the module of the kernel"]
+
+
+def enclosing(value: Any) -> Any:
+    @sp.kernel("(n)->()", ragged="n")
+    def total(x):
+        return value(x) if callable(value) else value * x.sum(axis=-1)
+
+    return total
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (2.0, 2.0, 3.0),
+        (np.arange(3), np.arange(3), np.arange(3) + 1),
+        (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+    ],
+)
+def test_what_a_kernel_encloses_counts(one, same, other):
+    first, again, changed = (
+        prints(k, DATA, sp.plan(k, DATA, rows=1))["the kernel"]
+        for k in map(enclosing, (one, same, other))
+    )
+    assert first == again != changed
+
+
+def test_functions_that_enclose_each_other_have_a_fingerprint():
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n != 0 and even(n - 1)
+
+    assert digest(even) == digest(even) != digest(odd)
+
+
+def test_versions_are_named():
+    kernel = make()
+    found = prints(kernel, DATA, sp.plan(kernel, DATA, rows=1))
+    assert found["the version of numpy"] == np.__version__
+    assert found["the version of stowplan"] == sp.__version__
 
 
 def test_what_is_forecast_is_no_part_of_a_plan():

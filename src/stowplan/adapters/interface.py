@@ -277,8 +277,8 @@ class TracingAdapter(GradientAdapter, Protocol):
     def constant(self, array: NDArray[Any]) -> Any:
         """Give a host array as a constant of the program that is traced."""
 
-    def beside_results(self, array: NDArray[Any], device: Any) -> Any:
-        """Move a host array to where programs leave theirs: each takes both without a compile."""
+    def beside_results(self, nest: Any, device: Any) -> Any:
+        """Move host arrays to where programs leave theirs: each takes both without a compile."""
 
     def set_rows(self, total: Any, rows: Any, values: Any) -> Any:
         """Put values (*rows.shape, ...) into rows of a total."""

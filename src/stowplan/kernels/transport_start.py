@@ -34,9 +34,10 @@ def guess_on_grid(source, target, sharpness, tau):
     least = float(xp.finfo(sums.dtype).smallest_normal)
     sums = sums / xp.maximum(sums[..., :1], least * xp.ones_like(sums[..., :1]))
     means = sums[..., 1:3]
-    variances = xp.maximum(sums[..., 3:] - means * means, xp.zeros_like(means))
+    variances = xp.maximum(_rounded(sums[..., 3:] - means * means), xp.zeros_like(means))
+    means = _rounded(means)
     square, line, theta = _potential(means, variances, sharpness[..., None, None], tau)
-    line = line - 2 * square * means[..., 1:, :]  # from the middle, but for a constant
+    y, x = y - means[..., 1:, :1], x - means[..., 1:, 1:]
     along_y = (square[..., :1] * y + line[..., :1]) * y
     return along_y + (square[..., 1:] * x + line[..., 1:]) * x, theta
 
@@ -84,6 +85,12 @@ def _gaussian(weights, points):
     mean = xp.matmul(shares, points)
     apart = points - mean
     return mean, apart, xp.matmul(shares, apart * apart)
+
+
+def _rounded(values):
+    """Give multiples of 2^-20: padding, which changes the order of sums, then changes no bit."""
+    xp = array_namespace(values)
+    return xp.round(values * 2**20) / 2**20
 
 
 def _centred(xp, like, length):

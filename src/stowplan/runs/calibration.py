@@ -78,7 +78,7 @@ def calibrate(
     >>> round(model.bytes_per_row / 8)
     2000
     """
-    columns = bind("calibrate", kernel, data)
+    columns = bind("calibrate", kernel, data, on_disk=True)
     if columns.items == 0:
         raise PlanError("calibrate: no item to probe with; give at least one.")
     if rows is not None and rows < 1:

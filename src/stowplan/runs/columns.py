@@ -49,8 +49,16 @@ class Columns:
         return [column.values if isinstance(column, Ragged) else column for column in self.values]
 
 
-def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) -> Columns:
+def bind(
+    where: str,
+    kernel: Kernel,
+    data: Mapping[str, Any] | Sequence[Any],
+    *,
+    on_disk: bool = False,
+) -> Columns:
     """Check data against a kernel's signature.
+
+    ``on_disk`` says that the caller reads columns outside of memory; others refuse them.
 
     Raises
     ------
@@ -67,7 +75,7 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     known: dict[str, tuple[str, NDArray[np.int64]]] = {}
     fixed: dict[str, tuple[str, int]] = {}
     count = 0
-    given, sources = _opened(where, kernel, given)
+    given, sources = _opened(where, kernel, given, on_disk)
     for name, core in zip(kernel.arguments, kernel.signature.inputs, strict=True):
         leading = kernel.ragged_dims(core)
         if kernel.segments in leading and not isinstance(given[name], Ragged):
@@ -106,10 +114,18 @@ def bind(where: str, kernel: Kernel, data: Mapping[str, Any] | Sequence[Any]) ->
     return Columns(tuple(values), count, lengths, lengths_fixed, segments, sources)
 
 
-def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool = True) -> None:
+def check_indices(
+    where: str,
+    kernel: Kernel,
+    columns: Columns,
+    *,
+    fetch: bool = True,
+    items: NDArray[np.intp] | None = None,
+) -> None:
     """Refuse item-local indices that point outside their item; those of a trace have no values.
 
-    With ``fetch=False`` those that the host would have to fetch from a device are not read.
+    With ``fetch=False`` those that the host would have to fetch from a device are not read. Those
+    on disk are looked at once they are read, as part of a run whose ``items`` are given.
 
     Raises
     ------
@@ -117,18 +133,26 @@ def check_indices(where: str, kernel: Kernel, columns: Columns, *, fetch: bool =
         Naming how many, the first item, its index and what is allowed.
     """
     for name, dim in kernel.index.items():
-        column = columns.values[kernel.arguments.index(name)]
+        place = kernel.arguments.index(name)
+        if columns.sources and columns.sources[place] is not None:
+            continue
+        column = columns.values[place]
         column = column if isinstance(column, Ragged) else one_each(column)
         adapter = get_adapter(framework_of([column.values]) or "numpy")
         readable = not adapter.is_traced(column.values)
         if readable and (fetch or adapter.on_host(column.values)):
             host = column.map_values(adapter.to_host).compact()
             what = f"{where}: {kernel.name}: column {name!r}"
-            _refuse_outside(what, host, dim, columns.lengths[dim], kernel.fill[name])
+            _refuse_outside(what, host, dim, columns.lengths[dim], kernel.fill[name], items)
 
 
 def _refuse_outside(
-    where: str, column: Ragged, dim: str, sizes: NDArray[np.int64], fill: float
+    where: str,
+    column: Ragged,
+    dim: str,
+    sizes: NDArray[np.int64],
+    fill: float,
+    items: NDArray[np.intp] | None,
 ) -> None:
     values, counts = column.values, column.layout.counts
     if values.size == 0:
@@ -148,7 +172,7 @@ def _refuse_outside(
         allowed = f"are 0 to {sizes[item] - 1} and" if sizes[item] else "is only"
         raise DataError(
             f"{where}: {int(outside.sum())} indices along {dim!r} point outside their item. Item "
-            f"{item} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed {allowed} "
+            f"{item if items is None else items[item]} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed {allowed} "
             f"{fill} for none. Count the {dim} of every item from 0."
         )
 
@@ -179,19 +203,26 @@ def _by_name(where: str, kernel: Kernel, data: Any) -> Mapping[str, Any]:
 
 
 def _opened(
-    where: str, kernel: Kernel, given: Mapping[str, Any]
+    where: str, kernel: Kernel, given: Mapping[str, Any], on_disk: bool
 ) -> tuple[Mapping[str, Any], tuple[StoredArray | None, ...]]:
     """Replace columns on disk by stand-ins without memory, and give what reads them."""
     if not any(may_be_stored(given[name]) for name in kernel.arguments):
         return given, ()
-    columns, sources = dict(given), []
+    columns = dict(given)
+    sources: list[StoredArray | None] = []
     for name in kernel.arguments:
-        found = (
-            bound(given[name], f"{where}: column {name!r}") if may_be_stored(given[name]) else None
-        )
-        if found is not None:
-            columns[name] = found[0]
-        sources.append(None if found is None else found[1])
+        source = None
+        if may_be_stored(given[name]) and (on_disk or not isinstance(given[name], np.memmap)):
+            what = f"{where}: column {name!r}"
+            found = bound(given[name], what)
+            if found is not None and not on_disk:
+                raise DataError(
+                    f"{what} is on disk, in {found[1].name}, and is read by plan, run and iterate "
+                    "alone. Read it first: np.asarray(...) of what fits."
+                )
+            if found is not None:
+                columns[name], source = found
+        sources.append(source)
     return columns, tuple(sources)
 
 

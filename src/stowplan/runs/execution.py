@@ -119,7 +119,7 @@ def run(
     ...     sp.run(total, {"x": [[1.0, 2.0], [5.0]]}, rows=1, executor=pool, scale=2.0).tolist()
     [6.0, 10.0]
     """
-    columns = bind("run", kernel, data)
+    columns = bind("run", kernel, data, on_disk=True)
     statics, traced = check_shared("run", kernel, shared)
     arrays = [*columns.arrays, *leaves(traced)]
     source, target = find_places("run", arrays, on, device)

@@ -278,6 +278,7 @@ class FieldBatch:
             if field.own and self._scratch is not None:
                 self._scratch.remove(field.value)
         self._fields.clear()
+        self._kernels.clear()
 
     def close(self) -> None:
         """Let go of all fields and remove their files."""
@@ -435,7 +436,7 @@ class FieldBatch:
         if left < 1:
             raise BudgetError(f"FieldBatch.run: nothing is left of {self._limit()}.")
         where = "FieldBatch.run"
-        columns = bind(where, declared, data)
+        columns = bind(where, declared, data, on_disk=True)
         statics, traced = check_shared(where, declared, shared)
         source = find_places(where, [], None, None)[0]
         memory = MemoryRequest(left, None, False, statics, traced)

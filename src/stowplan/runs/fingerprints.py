@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,23 @@ from stowplan.runs.tasks import Call, to_host
 
 __all__ = ["digest", "fingerprints"]
 
+ENCLOSED = (
+    bool, int, float, complex, str, bytes, type(None), types.FunctionType, functools.partial, Kernel
+)  # fmt: skip
+"""What counts of the values that a function encloses, beside arrays; of others the type does."""
+
 
 def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
     """Give a name and a fingerprint for each: kernel, plan, framework, columns, parameters.
 
-    The kernel's is that of its declaration and its code; functions that it calls do not count.
+    The kernel's is that of its declaration, of its code and of what that encloses; the source of
+    its module has one of its own, if there is a file of it. What other modules define does not
+    count, but for the versions of the packages.
     """
     found = {
         "the kernel": digest(call.kernel),
+        "the module of the kernel": digest(_source(call.kernel)),
+        **{f"the version of {name}": version for name, version in _versions(call).items()},
         "the plan": digest(
             plan.dims, plan.lengths, plan.offsets,
             [(batch.items, batch.count, batch.capacity) for batch in plan.batches],
@@ -50,14 +61,44 @@ def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
 
 
 def digest(*values: Any) -> str:
-    """Give a few letters that differ where values or their types do."""
-    state = hashlib.blake2b(digest_size=10)
+    """Give a few letters that differ where values or their types do.
+
+    >>> digest(1) == digest(1), digest(1) == digest(1.0)
+    (True, False)
+    """
+    state = _State()
     for value in values:
         _feed(state, value)
-    return state.hexdigest()
+    return state.hash.hexdigest()
 
 
-def _feed(state: Any, value: Any) -> None:
+class _State:
+    """A hash, and the functions that went into it: those that enclose each other go in once."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b(digest_size=10)
+        self.functions: list[types.FunctionType] = []
+        self.update = self.hash.update
+
+
+def _source(kernel: Kernel) -> bytes | None:
+    """Give the file of the module that a kernel is defined in; None where there is none."""
+    module = sys.modules.get(getattr(kernel.function, "__module__", None) or "")
+    path = getattr(module, "__file__", None)
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+def _versions(call: Call) -> dict[str, str]:
+    """Give the versions of the packages that compute."""
+    names = dict.fromkeys(["stowplan", "numpy", call.target[0]])
+    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
+    return {name: str(version) for name, version in found.items() if version is not None}
+
+
+def _feed(state: _State, value: Any) -> None:
     """Feed a value with its type, so that 1, 1.0 and "1" differ."""
     state.update(f"<{type(value).__name__}>".encode())
     if isinstance(value, Ragged):
@@ -69,7 +110,7 @@ def _feed(state: Any, value: Any) -> None:
     elif is_array_api_obj(value):
         host = np.ascontiguousarray(to_host(value))
         state.update(f"{host.dtype.name}{host.shape}".encode())
-        state.update(host.reshape(-1).view(np.uint8))
+        state.update(host.reshape(-1).view(np.uint8).data)
     elif isinstance(value, Mapping):
         _feed(state, [(key, value[key]) for key in sorted(value, key=str)])
     elif isinstance(value, list | tuple):
@@ -77,7 +118,7 @@ def _feed(state: Any, value: Any) -> None:
         for part in value:
             _feed(state, part)
     elif isinstance(value, types.FunctionType):
-        _feed(state, (value.__code__, value.__defaults__, value.__kwdefaults__))
+        _feed_function(state, value)
     elif isinstance(value, types.CodeType):  # of functions within it, too
         _feed(state, (value.co_code, value.co_names, value.co_consts))
     elif isinstance(value, functools.partial):
@@ -86,7 +127,22 @@ def _feed(state: Any, value: Any) -> None:
         _feed_other(state, value)
 
 
-def _feed_other(state: Any, value: Any) -> None:
+def _feed_function(state: _State, function: types.FunctionType) -> None:
+    """Feed what a function does, with the functions and values that it encloses."""
+    if any(function is other for other in state.functions):
+        return
+    state.functions.append(function)
+    _feed(state, (function.__code__, function.__defaults__, function.__kwdefaults__))
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+        plain = isinstance(value, ENCLOSED) or is_array_api_obj(value)
+        _feed(state, value if plain else type(value).__qualname__)
+
+
+def _feed_other(state: _State, value: Any) -> None:
     if isinstance(value, frozenset | set):
         text = str(sorted(map(repr, value)))
     elif callable(value) and hasattr(value, "__qualname__"):
@@ -99,7 +155,7 @@ def _feed_other(state: Any, value: Any) -> None:
     state.update(text.encode())
 
 
-def _feed_kernel(state: Any, kernel: Kernel) -> None:
+def _feed_kernel(state: _State, kernel: Kernel) -> None:
     declared = {
         "name": kernel.name,
         "signature": kernel.signature.text,

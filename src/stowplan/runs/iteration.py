@@ -174,7 +174,7 @@ def iterate(
         raise SignatureError(
             f"iterate: {step!r} is no kernel. Declare the step: @sp.kernel('(n)->(n)', ragged='n')."
         )
-    columns = bind("iterate", step, data)
+    columns = bind("iterate", step, data, on_disk=True)
     rounds = Rounds(init, until, every, keep)  # type: ignore[arg-type]  # names are checked there
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("iterate", arrays, on, device)

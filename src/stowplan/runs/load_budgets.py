@@ -246,7 +246,8 @@ class _Fit:
         """Say what one row takes that is read ahead, computed and put away."""
         read = self.buffers * max(self.row_bytes)
         kept = f", all results {show_bytes(self.kept_bytes)}" if self.kept_bytes else ""
-        cure = "keep results on disk with out=, " if self.kept_bytes else ""
+        planned = "plan with on_disk=True and " if self.where == "plan" else ""
+        cure = f"{planned}keep results on disk with out=, " if self.kept_bytes else ""
         return BudgetError(
             f"{self.where}: the budget is {self.budget}. Buffers of one row take {read} "
             f"bytes{kept}, and beside these: {error} Give a larger budget, {cure}or cut items "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
 from stowplan.planners.cost import Costs
-from stowplan.runs.columns import Columns
+from stowplan.runs.columns import Columns, check_indices
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.stored_columns import ItemReader, stand_in
 
@@ -71,13 +71,17 @@ class Reads:
         return found
 
     def part(self, kernel: Kernel, plan: Plan, load: Load, values: Sequence[Any]) -> Part:
-        """Give a load as a run of its own, with what was read in place of stored columns."""
+        """Give a load as a run of its own, with what was read in place of stored columns.
 
-        def of_items(place: int, items: NDArray[np.intp]) -> Any:
-            reader = self.readers[place]
-            return None if reader is None else reader.shown(items, values[place])
-
-        return part_of(kernel, self.columns, plan, load.batches, of_items)
+        Raises
+        ------
+        DataError
+            For indices that point outside their item.
+        """
+        part = self._part(kernel, plan, load, values)
+        if any(self.readers[kernel.arguments.index(name)] is not None for name in kernel.index):
+            check_indices("run", kernel, part.columns, items=part.items)
+        return part
 
     def part_without_data(self, kernel: Kernel, plan: Plan, load: Load) -> Part:
         """Give a load as it is planned: by shapes and dtypes, in no memory."""
@@ -85,7 +89,14 @@ class Reads:
             None if reader is None else stand_in(reader.shape_of(load.items), reader.source.dtype)
             for reader in self.readers
         ]
-        return self.part(kernel, plan, load, values)
+        return self._part(kernel, plan, load, values)
+
+    def _part(self, kernel: Kernel, plan: Plan, load: Load, values: Sequence[Any]) -> Part:
+        def of_items(place: int, items: NDArray[np.intp]) -> Any:
+            reader = self.readers[place]
+            return None if reader is None else reader.shown(items, values[place])
+
+        return part_of(kernel, self.columns, plan, load.batches, of_items)
 
 
 def cut_loads(

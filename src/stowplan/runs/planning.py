@@ -132,7 +132,7 @@ def plan(
     >>> sp.plan(total, {"x": [[1.0, 2.0], [5.0]]}, slots=[{"points": 4}]).occupancy()
     0.375
     """
-    columns = bind("plan", kernel, data)
+    columns = bind("plan", kernel, data, on_disk=True)
     arrays = [*columns.arrays, *leaves(list(shared.values()))]
     source, target = find_places("plan", arrays, on, device, absent=True)
     group = None

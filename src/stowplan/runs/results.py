@@ -100,12 +100,17 @@ class OnDisk(Result):
         Items on axis 0 where all have one shape, else flat rows.
     made : bool
         Whether the array is new: it gets its name when all is written.
+    by_items : bool
+        Whether axis 0 counts items, else flat rows.
     """
 
-    def __init__(self, layout: Layout | None, target: StoredArray, *, made: bool) -> None:
+    def __init__(
+        self, layout: Layout | None, target: StoredArray, *, made: bool, by_items: bool
+    ) -> None:
         super().__init__(layout)
         self.target = target
         self.made = made
+        self.by_items = by_items
         rows = target.shape[0] if layout is None else int(layout.counts.sum())
         self.rows_each = rows // target.shape[0] if target.shape[0] else 1
 
@@ -137,7 +142,7 @@ class OnDisk(Result):
 
     def whole(self) -> Any:
         """Give the array, or a Ragged of its rows."""
-        if self.layout is None or self.rows_each > 1:
+        if self.layout is None or self.by_items:
             return self.target
         return Ragged.from_layout(self.target, self.layout)
 

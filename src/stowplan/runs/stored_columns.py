@@ -28,7 +28,7 @@ def may_be_stored(given: Any) -> bool:
     if type(given) is np.ndarray or isinstance(given, list | tuple):
         return isinstance(given, list | tuple) and _names_files(given)
     if isinstance(given, Ragged):
-        return _is_outside(given.values)
+        return may_be_stored(given.values)
     return isinstance(given, str | PathLike | np.memmap) or _is_outside(given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -268,10 +269,12 @@ def _put_away(
 
 
 def _name(given: Any) -> str | None:
-    """Name where an output goes; None for memory."""
+    """Name where an output goes, as it is for one process and another; None for memory."""
     if given is None:
         return None
-    return str(Path(given).absolute()) if isinstance(given, str | PathLike) else str(given.name)
+    if isinstance(given, str | PathLike):
+        return str(Path(given).absolute())
+    return open_array(given, "run").name if is_stored(given) else type(given).__name__
 
 
 def _per_output(out: Out, outputs: int) -> list[Any]:
@@ -304,7 +307,7 @@ def _on_disk(
             given, shape, like.dtype, "run", overwrite=overwrite, resumable=folder is not None,
             resume=folder is not None and bool(folder.numbers()),
         )  # fmt: skip
-        return OnDisk(layout, made, made=True)
+        return OnDisk(layout, made, made=True, by_items=len(shape) > like.ndim)
     if not is_stored(given):
         raise DataError(
             f"run: out={type(given).__name__} is no array on disk. Give a path, or an array of "
@@ -316,7 +319,7 @@ def _on_disk(
             f"run: out= is {array.name} with shape {array.shape} and dtype {array.dtype}; the "
             f"output has {shape} and {like.dtype}."
         )
-    return OnDisk(layout, array, made=False)
+    return OnDisk(layout, array, made=False, by_items=len(array.shape) > like.ndim)
 
 
 @contextmanager

@@ -234,12 +234,7 @@ class _CompiledRows(_Rows):
         arguments, keywords = self.job.gather_rows(self._batch(self.items))
         adapter, device = cast("TracingAdapter", self.adapter), self.job.target.device
 
-        def put(array: Any) -> Any:
-            host = isinstance(array, np.ndarray)
-            return adapter.beside_results(array, device) if host else array
-
-        _replace(keywords, put)
-        self.arguments, self.columns = [put(x) for x in arguments], keywords
+        self.arguments, self.columns = adapter.beside_results((arguments, keywords), device)
 
 
 def _replace(nest: dict[str, Any], change: Callable[[Any], Any]) -> None:

@@ -72,7 +72,13 @@ class FileArray(Indexed):
         self._descriptor = os.open(path, flags) if descriptor is None else descriptor
         self._row_bytes = bytes_of(self.shape[1:], self.dtype)
         self._end = offset + bytes_of(self.shape, self.dtype)
-        self._refuse_changed()
+        try:
+            self._refuse_changed()
+        except BaseException:
+            if descriptor is None:
+                os.close(self._descriptor)
+            self._descriptor = -1  # one that was passed is closed by who opened it
+            raise
 
     def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
         """Give rows [start, stop), read straight into where they are wanted."""
@@ -214,6 +220,12 @@ class FileArray(Indexed):
     def close(self) -> None:
         """Close the file."""
         if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        """Close the file of an array that nobody holds any more."""
+        if getattr(self, "_descriptor", -1) >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
