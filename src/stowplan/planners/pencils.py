@@ -16,7 +16,7 @@ from typing import Literal
 from stowplan.errors import BudgetError, PlanError
 from stowplan.memory import show_bytes
 
-__all__ = ["PencilPass", "PencilPlan", "plan_pencils"]
+__all__ = ["PencilPass", "PencilPlan", "least_slab_bytes", "plan_pencils"]
 
 Region = tuple[slice, ...]
 Kind = Literal["forward", "inverse", "solve"]
@@ -354,19 +354,31 @@ def _too_small(
     real: bool,
     budget: int,
 ) -> str:
-    """Say what would be enough: the longest axis alone, whichever one a real field halves."""
-    least = min(
-        max(
-            _slab_bytes(
-                shape, [m if axis in group else 1 for axis, m in enumerate(modes)], itemsize,
-                group[0] if real else None, real and group is order[0],
-            )
-            for group in order
-        )
-        for order in _orders([(axis,) for axis in axes], real)
-        for modes in [_in_modes(shape, order[0][0] if real else None)]
-    )  # fmt: skip
+    """Say what would be enough."""
+    least = least_slab_bytes(shape, itemsize, axes=axes, real=real)
     return (
         f"plan_pencils: no slab of a field {shape} fits into {budget} bytes: one line along each "
         f"of the axes {axes} takes {least}. Pass budget={least} or more."
     )
+
+
+def least_slab_bytes(
+    shape: Sequence[int], itemsize: int, *, axes: Sequence[int] = (0, 1, 2), real: bool = False
+) -> int:
+    """Bytes of the longest line of a field, whichever axis a real one halves: a slab needs them.
+
+    >>> least_slab_bytes((8, 4, 4), 16)
+    128
+    """
+    lengths, along = tuple(map(int, shape)), tuple(map(int, axes))
+    return min(
+        max(
+            _slab_bytes(
+                lengths, [m if axis in group else 1 for axis, m in enumerate(modes)], itemsize,
+                group[0] if real else None, real and group is order[0],
+            )
+            for group in order
+        )
+        for order in _orders([(axis,) for axis in along], real)
+        for modes in [_in_modes(lengths, order[0][0] if real else None)]
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stowplan.errors import BudgetError
 from stowplan.kernels.fields import ring_numbers
 from stowplan.memory import show_bytes
-from stowplan.planners.pencils import PencilPlan, plan_pencils
+from stowplan.planners.pencils import PencilPlan, least_slab_bytes, plan_pencils
 from stowplan.recipes.fields_checks import check_finite, check_mean, refuse_mean
 from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
 from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
@@ -215,10 +215,12 @@ def _planned(job: FieldJob, number: int, kind: Any) -> PencilPlan:
             field.shape, itemsize, budget=max(job.budget.bytes // SLAB_SHARE, 1), axes=job.axes,
             kind=kind, real=real,
         )  # fmt: skip
-    except BudgetError as error:
+    except BudgetError:
+        least = least_slab_bytes(field.shape, itemsize, axes=job.axes, real=real) * SLAB_SHARE
         raise BudgetError(
-            f"{job.where}: the budget is {job.budget}, of which a slab may take one part in "
-            f"{SLAB_SHARE}. Field {number}, {field.name}: {error}"
+            f"{job.where}: the budget is {job.budget}, below one slab of field {number} "
+            f"({field.name}) of shape {tuple(field.shape)}, which takes {least} bytes with its "
+            f"transform. Give budget={least} or more."
         ) from None
 
 
