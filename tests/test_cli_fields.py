@@ -273,23 +273,22 @@ def test_the_slope_of_a_power_law_is_said(tmp_path, capsys):
     words = err.split("slope of the mean power: ")[1].replace(",", "").split()
     low, high = float(words[4]), float(words[6])
     assert low < -11 / 3 < high
-    assert float(words[0]) == pytest.approx(-11 / 3, abs=0.1)
+    assert float(words[0]) == pytest.approx(-11 / 3, abs=0.2)
     np.save(tmp_path / "b.npy", np.fft.ifftn(noise * np.exp(-(np.minimum(size, 9) ** 2) / 4)).real)
     _, err = run(capsys, "spectrum", tmp_path / "b.npy", "--spacing", SPACING)
     assert "no slope: log power scatters" in err
 
 
 @pytest.mark.parametrize("framework", ["jax", "torch"])
-def test_frameworks_give_the_same_table_and_keep_the_dtype(store, framework, tmp_path, capsys):
+def test_frameworks_give_the_same_and_keep_the_dtype(store, framework, tmp_path):
     pytest.importorskip(framework, reason=f"{framework} is not installed")
-    here, there = ([], []), ([], [])
-    here, _ = run(capsys, "spectrum", store, "--spacing", SPACING, "-q")
-    there, _ = run(capsys, "spectrum", store, "--spacing", SPACING, "-q", "--on", framework)
-    np.testing.assert_allclose(column(there, "power"), column(here, "power"), atol=1e-8)
     out = tmp_path / "p.npy"
-    run(capsys, "solve", store / "a.npy", "--spacing", SPACING, "--on", framework, "--out", out,
-        "--no-picture")  # fmt: skip
-    assert np.load(out).dtype == np.float64
+    call = ["--spacing", str(SPACING), "--on", framework, "--out", str(out), "--no-picture"]
+    subprocess.run([*COMMAND, "solve", str(store / "a.npy"), *call, "-q"], check=True)
+    found = np.load(out)
+    assert found.dtype == np.float64
+    wanted = fields.solve(np.load(store / "a.npy"), spacing=SPACING)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-13)
 
 
 # memory, pictures, resume
@@ -366,9 +365,9 @@ def test_an_interrupted_run_is_gone_on_with(store, tmp_path, action, capsys, mon
 
 def test_a_killed_run_is_gone_on_with(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    source = rng.normal(size=(16, 16, 16, 100)).astype(complex)
+    source = rng.normal(size=(8, 8, 8, 200)).astype(complex)
     np.save(tmp_path / "a.npy", source)
-    call = ["solve", str(tmp_path / "a.npy"), "--spacing", "1", "--lam", "1", "--budget", "1MiB",
+    call = ["solve", str(tmp_path / "a.npy"), "--spacing", "1", "--lam", "1", "--budget", "512KiB",
             "--out", str(tmp_path / "x.npy"), "--no-picture",
             "--resume", str(tmp_path / "run")]  # fmt: skip
     process = subprocess.Popen([*COMMAND, *call], stderr=subprocess.DEVNULL)

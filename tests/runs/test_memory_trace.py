@@ -1,0 +1,47 @@
+"""Memory over time: what is held is seen, while it is held, in a bounded number of samples."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from stowplan.host_memory import resident_host_bytes
+from stowplan.runs import memory_trace
+from stowplan.runs.memory_trace import MemoryTrace
+
+pytestmark = pytest.mark.skipif(not resident_host_bytes(), reason="the system does not say")
+MIB = 2**20
+
+
+def test_what_is_held_is_seen_while_it_is_held():
+    with MemoryTrace(every=0.005) as trace:
+        time.sleep(0.05)
+        held = np.ones(64 * MIB // 8)
+        time.sleep(0.05)
+        del held
+        time.sleep(0.05)
+    assert 62 * MIB < trace.peak_bytes < 80 * MIB
+    assert trace.bytes[0] < 8 * MIB
+    assert trace.bytes[-1] < 32 * MIB
+    assert (np.diff(trace.seconds) >= 0).all()
+    assert trace.bytes.max() > 62 * MIB
+
+
+def test_samples_are_thinned_and_keep_the_peak(monkeypatch):
+    monkeypatch.setattr(memory_trace, "MOST_SAMPLES", 16)
+    with MemoryTrace(every=0.001) as trace:
+        held = np.ones(32 * MIB // 8)
+        time.sleep(0.02)
+        del held
+        time.sleep(0.1)
+    assert len(trace.seconds) <= 17
+    assert trace.every > 0.001
+    assert trace.bytes.max() > 30 * MIB
+
+
+def test_an_exception_ends_the_thread():
+    with pytest.raises(ValueError, match="stop"), MemoryTrace() as trace:
+        raise ValueError("stop")
+    assert not trace._thread.is_alive()
