@@ -29,16 +29,17 @@ def test_what_is_held_is_seen_while_it_is_held():
     assert trace.bytes.max() > 62 * MIB
 
 
-def test_samples_are_thinned_and_keep_the_peak(monkeypatch):
+@pytest.mark.parametrize("place", [1, 10, 15, 16, 40])
+def test_samples_are_thinned_and_keep_the_peak(monkeypatch, place):
+    held = iter([100, *[100] * place, 700, *[100] * 90])  # the peak is seen once
     monkeypatch.setattr(memory_trace, "MOST_SAMPLES", 16)
-    with MemoryTrace(every=0.001) as trace:
-        held = np.ones(32 * MIB // 8)
-        time.sleep(0.02)
-        del held
-        time.sleep(0.1)
+    monkeypatch.setattr(memory_trace, "resident_host_bytes", lambda: next(held))
+    with MemoryTrace(every=60.0) as trace:
+        for _ in range(90):
+            trace._sample()
     assert len(trace.seconds) <= 17
-    assert trace.every > 0.001
-    assert trace.bytes.max() > 30 * MIB
+    assert trace.every > 60 * 2**3
+    assert trace.bytes.max() == 600
 
 
 def test_an_exception_ends_the_thread():

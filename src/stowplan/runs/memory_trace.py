@@ -93,7 +93,7 @@ class MemoryTrace:
         size = max(resident_host_bytes() - self.start_bytes, 0)
         self._samples.append((time.perf_counter() - self._began, size))
         if len(self._samples) > MOST_SAMPLES:
-            pairs = zip(self._samples[::2], self._samples[1::2], strict=False)
+            pairs = [self._samples[n : n + 2] for n in range(0, len(self._samples), 2)]
             self._samples = [max(pair, key=lambda sample: sample[1]) for pair in pairs]
             self.every *= 2
 

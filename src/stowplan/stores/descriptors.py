@@ -25,7 +25,7 @@ __all__ = [
     "reserve",
     "sync_folder",
 ]
-__all__ += ["write_from"]
+__all__ += ["write_from", "write_pieces"]
 
 MOST_AT_ONCE = 1 << 30
 """Bytes of one call; systems refuse or cut what is longer than 2 GiB."""
@@ -98,6 +98,26 @@ def write_from(descriptor: int, position: int, buffers: Sequence[memoryview], na
             total += written
     except OSError as error:
         raise disk_error(error, name, needed - total) from error
+
+
+def write_pieces(descriptor: int, positions: Sequence[int], buffer: memoryview, name: str) -> None:
+    """Write equal pieces of a buffer, each to its own position of a file.
+
+    Raises
+    ------
+    StoreError
+        For a full disk, naming the file, what was to be written and what is free.
+    """
+    size = buffer.nbytes // max(len(positions), 1)
+    write = getattr(os, "pwrite", None)
+    for number, position in enumerate(positions):
+        piece = buffer[number * size : (number + 1) * size]
+        try:
+            done = write is not None and write(descriptor, piece, position) == size
+        except OSError:
+            done = False  # the other call says what is wrong
+        if not done:
+            write_from(descriptor, position, [piece], name)
 
 
 def reserve(descriptor: int, size: int, name: str) -> None:

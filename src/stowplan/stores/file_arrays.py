@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
-from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from
+from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from, write_pieces
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
@@ -127,6 +127,9 @@ class FileArray(Indexed):
         if not self.swapped and region.useful(axis) * self.dtype.itemsize >= SMALL_BYTES:
             for position, pieces in self._pieces(region, values):
                 self._write(position, pieces)
+            return
+        if not self.swapped and values.flags.c_contiguous:
+            self._write_apart(region, values)
             return
         for element, lead in region.runs(region.run_axis):
             self._write(self._byte(element), [self._as_in_file(_view(values, lead))])
@@ -280,11 +283,28 @@ class FileArray(Indexed):
             raise _changed(self.name, position + wanted, position + found)
 
     def _write(self, position: int, views: Sequence[memoryview]) -> None:
+        self._refuse_read_only()
+        write_from(self._descriptor, position, views, self.name)
+
+    def _write_apart(self, region: Region, values: NDArray[Any]) -> None:
+        """Write small runs with as little as there can be between two calls."""
+        self._refuse_read_only()
+        size, view, begin = (
+            region.useful(region.run_axis) * self.dtype.itemsize,
+            bytes_view(values),
+            0,
+        )
+        for places in region.places(region.run_axis):
+            end = begin + len(places) * size
+            positions = (self.offset + places * self.dtype.itemsize).tolist()
+            write_pieces(self._descriptor, positions, view[begin:end], self.name)
+            begin = end
+
+    def _refuse_read_only(self) -> None:
         if not self.writable:
             raise DataError(
                 f"{self.name}: it was opened for reading. Write to a new array: out='another.npy'."
             )
-        write_from(self._descriptor, position, views, self.name)
 
     def _refuse_changed(self) -> None:
         facts = os.fstat(self._descriptor)
