@@ -109,11 +109,10 @@ def write_pieces(descriptor: int, positions: Sequence[int], buffer: memoryview, 
         For a full disk, naming the file, what was to be written and what is free.
     """
     size = buffer.nbytes // max(len(positions), 1)
-    write = getattr(os, "pwrite", None)
     for number, position in enumerate(positions):
         piece = buffer[number * size : (number + 1) * size]
         try:
-            done = write is not None and write(descriptor, piece, position) == size
+            done = _pwritev(descriptor, [piece], position) == size
         except OSError:
             done = False  # the other call says what is wrong
         if not done:
