@@ -374,3 +374,21 @@ def test_columns_of_any_width_are_read_beside_each_other(tmp_path, dtype, wide, 
     for table, width in zip(tables, widths, strict=True):
         np.testing.assert_array_equal(table, flat[:, first : first + width])
         first += width
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        np.s_[:, :, 1:3], np.s_[1:4, 2:5, :2], np.s_[2:3, :, 0:1], np.s_[:, 1:2, 1:], np.s_[1:, :, :],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["f4", "c16"])
+def test_small_runs_are_written_where_they_belong(tmp_path, index, dtype):
+    rng = np.random.default_rng(0)
+    wanted = np.zeros((5, 7, 4), dtype)
+    out = create_array(tmp_path / "a.npy", wanted.shape, wanted.dtype, "test")
+    out.write(0, wanted)
+    wanted[index] = rng.normal(size=wanted[index].shape).astype(dtype)
+    out.write_region(index, np.ascontiguousarray(wanted[index]))
+    out.finish()
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), wanted)
