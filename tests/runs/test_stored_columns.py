@@ -55,7 +55,9 @@ def stored(values: np.ndarray, folder: Path, how: str) -> Any:
         h5py = pytest.importorskip("h5py")
         with h5py.File(folder / "a.h5", "w") as file:
             file.create_dataset("deep/er", data=values, chunks=True)
-        return h5py.File(folder / "a.h5")["deep/er"] if how == "dataset" else f"{folder}/a.h5::deep/er"
+        return (
+            h5py.File(folder / "a.h5")["deep/er"] if how == "dataset" else f"{folder}/a.h5::deep/er"
+        )
     elif how in ("pattern", "files"):
         paths = [folder / f"item{number}.npy" for number in range(len(values))]
         for part, value in zip(paths, values, strict=True):
@@ -84,8 +86,10 @@ def same(found: Any, wanted: Any) -> None:
 def on_disk(found: Any) -> Any:
     """Read what is stored, as it was in memory."""
     if isinstance(found, tuple):
-        return type(found)(*map(on_disk, found)) if hasattr(found, "_fields") else tuple(
-            map(on_disk, found)
+        return (
+            type(found)(*map(on_disk, found))
+            if hasattr(found, "_fields")
+            else tuple(map(on_disk, found))
         )
     if isinstance(found, sp.Ragged):
         return found.map_values(on_disk)
@@ -196,9 +200,12 @@ def test_items_of_one_shape_keep_their_axes_in_an_output(tmp_path, kernels):
     sp.run(kernels.weigh, [images, weights], rows=2, out=out)
     assert np.load(out[0]).shape == (5, 3, 2) and np.load(out[1]).shape == (5, 2)
     for path, output in zip(out, wanted, strict=True):
-        assert np.load(path).ravel().tobytes() == np.asarray(
-            output.compact().values if isinstance(output, sp.Ragged) else output
-        ).tobytes()
+        assert (
+            np.load(path).ravel().tobytes()
+            == np.asarray(
+                output.compact().values if isinstance(output, sp.Ragged) else output
+            ).tobytes()
+        )
 
 
 def test_no_items_give_empty_results(tmp_path, kernels):
@@ -401,9 +408,7 @@ def test_outputs_that_are_no_arrays_are_refused(tmp_path, kernels, bad, monkeypa
 
 
 @pytest.mark.parametrize("on", ["numpy", "torch", "jax"])
-def test_an_output_that_is_its_input_is_written_before_that_is_read_over(
-    tmp_path, monkeypatch, on
-):
+def test_an_output_that_is_its_input_is_written_before_that_is_read_over(tmp_path, monkeypatch, on):
     pytest.importorskip(on)
     if on == "jax":
         pytest.importorskip("jax").config.update("jax_enable_x64", True)

@@ -13,11 +13,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from stowplan.errors import DataError
+from stowplan.errors import DataError, PlanError
 from stowplan.kernels import fields as kernels
 from stowplan.planners.batches import Plan
 from stowplan.recipes.fields_checks import check_finite, check_mean, check_numbers
@@ -26,6 +27,7 @@ from stowplan.recipes.fields_rings import RadialSums, RingSums, ShellSums, bins,
 from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
 from stowplan.recipes.fields_targets import FieldTargets
 from stowplan.stores.manifest import has_records
+from stowplan.stores.run_folder import LARGE
 
 __all__ = ["Profiles", "radial", "solve", "spectrum", "tail"]
 
@@ -155,12 +157,14 @@ def solve(
     rules += [check_mean] if lam == 0 else []
     targets = FieldTargets.make(
         where, job.store, job.blocks, out, overwrite=overwrite, resumable=resume is not None,
-        resume=resume is not None and has_records(resume), back=job.given_back,
+        resume=resume is not None and (has_records(resume) or has_records(Path(resume) / LARGE)),
+        back=job.given_back,
     )  # fmt: skip
     try:
         job.solve(targets.fields, rules, rows, resume, progress, mu=mu, beta=beta, lam=lam)
-    except BaseException:
-        targets.abandon(keep=resume is not None)
+    except BaseException as error:
+        refused = type(error) is PlanError  # a folder of another run: nothing was written
+        targets.abandon(keep=resume is not None, new=not refused)
         raise
     return targets.finish()
 

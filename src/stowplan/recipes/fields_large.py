@@ -22,7 +22,7 @@ from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
 from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
 from stowplan.runs.fingerprints import digest
 from stowplan.runs.side_by_side import progress_of
-from stowplan.stores.run_folder import RunFolder
+from stowplan.stores.run_folder import LARGE, RunFolder
 from stowplan.stores.scratch import Scratch
 from stowplan.stores.space import require_space
 
@@ -246,7 +246,7 @@ def _folder(
     identity = {name: digest(value) for name, value in parts.items()}
     path = Path(resume)
     path.mkdir(exist_ok=True)
-    return RunFolder(path / "large", identity, job.where, batches=len(numbers))
+    return RunFolder(path / LARGE, identity, job.where, batches=len(numbers))
 
 
 def _is_done(folder: RunFolder, number: int, target: Any, job: FieldJob) -> bool:

@@ -142,10 +142,10 @@ class FieldTargets:
             array.finish()
         return self.found()
 
-    def abandon(self, *, keep: bool) -> None:
-        """Let go of what is not finished; remove it unless it is to be kept."""
+    def abandon(self, *, keep: bool, new: bool = True) -> None:
+        """Let go of what is not finished; remove it unless it is to be kept, what is new, too."""
         for array in self.made:
-            if keep:
+            if keep and (new or array.resumed):
                 array.close()
             else:
                 array.discard()

@@ -36,6 +36,9 @@ __all__ = ["run_on_disk"]
 
 _log = logging.getLogger("stowplan")
 
+LEAST_PARTS = 64
+"""A run that can be resumed is kept in as many parts, if it has the batches."""
+
 Out = Any
 """A path or an array on disk; several outputs take a sequence of these, None for memory."""
 
@@ -56,7 +59,8 @@ def run_on_disk(
     progress: bool = False,
 ) -> Any:
     """Give what `run` gives, reading one part of the data while another is computed."""
-    stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile)
+    resumable = resume is not None
+    stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile, resumable)
     with _opened(stream, resume, out) as folder:
         results, kind = stream.results(out, overwrite, folder)
         try:
@@ -100,11 +104,14 @@ class _Stream:
     statics: Mapping[str, Any]
     traced: Mapping[str, Any]
     compile: bool
+    resumable: bool
 
     def __post_init__(self) -> None:
         self.reads = Reads(self.columns)
         memory = self.plan.memory
         most = memory.read_bytes if memory is not None and memory.read_bytes else MOST_READ
+        if self.resumable:
+            most = min(most, self.reads.bytes_of(np.arange(self.columns.items)) // LEAST_PARTS)
         self.loads = cut_loads(self.plan, self.reads, most)
 
     def identity(self, out: Out) -> dict[str, str]:
