@@ -18,6 +18,8 @@ import stowplan as sp
 from stowplan.runs import streaming
 
 MIB = 1 << 20
+OBJECTS = 1 << 16
+"""Bytes of lists, threads and the like, beside arrays."""
 
 
 @sp.kernel("(x,y,z,lines)->()", ragged=("x", "y", "z", "lines"), exact=("x", "y", "z", "lines"))
@@ -74,7 +76,7 @@ def test_measured_memory_is_within_what_is_planned_and_that_within_the_budget(
     sp.run(kernel, data, plan, **out)
     measured = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert measured <= planned
+    assert measured <= min(planned + OBJECTS, budget)
     assert job != "fields" or planned <= 1.25 * measured
 
 

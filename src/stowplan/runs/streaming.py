@@ -173,7 +173,8 @@ class _Stream:
             _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
         most = max((self.loads[number].bytes for number in waiting), default=0)
         buffers = [np.empty(most, np.uint8) for _ in range(BUFFERS)]
-        written: Future[None] | None = None
+        kept = len(done)
+        written: list[tuple[int, Future[None]]] = []
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
             ThreadPoolExecutor(1, "stowplan-write") as writer,
@@ -185,25 +186,29 @@ class _Stream:
                     load, buffer = self.loads[waiting[place]], buffers[place % BUFFERS]
                     ahead.append(reader.submit(self.reads.fill, load, buffer))
 
+            def settle() -> None:
+                nonlocal kept
+                for number, future in written:
+                    with self._noted(number, lambda: kept, folder):
+                        future.result()
+                    kept += 1
+                written.clear()
+
             place = 0
             read_ahead()
             for place, number in enumerate(waiting, start=1):
                 load = self.loads[number]
-                try:
+                with self._noted(number, lambda: kept + len(written), folder):
                     values = ahead.pop().result()
                     read_ahead()
                     part = self.reads.part(self.kernel, self.plan, load, values)
                     outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
-                    if written is not None:
-                        written.result()
-                except Exception as error:
-                    error.add_note(self._note(number, len(done) + place - 1, folder))
-                    raise
-                written = writer.submit(_put_away, results, number, part.items, outputs, folder)
-                del outputs
+                settle()
+                put = (_put_away, results, number, part.items, outputs, folder)
+                written.append((number, writer.submit(*put)))
+                del outputs, put
                 advance(load.bytes)
-            if written is not None:
-                written.result()
+            settle()
 
     def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
         """Take up what is kept of a run that was cut off; what is damaged counts as not done."""
@@ -222,6 +227,17 @@ class _Stream:
             else:
                 done.add(number)
         return done
+
+    @contextmanager
+    def _noted(
+        self, number: int, done: Callable[[], int], folder: RunFolder | None
+    ) -> Iterator[None]:
+        """Say with an error which part it was, and what is done."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(self._note(number, done(), folder))
+            raise
 
     def _note(self, number: int, done: int, folder: RunFolder | None) -> str:
         items = self.loads[number].items
