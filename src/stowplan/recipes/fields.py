@@ -22,6 +22,7 @@ from stowplan.errors import DataError, PlanError
 from stowplan.kernels import fields as kernels
 from stowplan.planners.batches import Plan
 from stowplan.recipes.fields_checks import check_finite, check_mean, check_numbers
+from stowplan.recipes.fields_estimate import FieldEstimate, estimate
 from stowplan.recipes.fields_job import FieldJob
 from stowplan.recipes.fields_rings import RadialSums, RingSums, ShellSums, bins, shells
 from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
@@ -29,7 +30,7 @@ from stowplan.recipes.fields_targets import FieldTargets
 from stowplan.stores.manifest import has_records
 from stowplan.stores.run_folder import LARGE
 
-__all__ = ["Profiles", "radial", "solve", "spectrum", "tail"]
+__all__ = ["FieldEstimate", "Profiles", "estimate", "radial", "solve", "spectrum", "tail"]
 
 Spacing = float | Sequence[float]
 Resume = str | PathLike[str] | None

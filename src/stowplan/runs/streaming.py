@@ -181,7 +181,7 @@ class _Stream:
         ):
             ahead: list[Future[list[Any]]] = []
 
-            def read_ahead() -> None:
+            def read_ahead(place: int) -> None:
                 if place < len(waiting):
                     load, buffer = self.loads[waiting[place]], buffers[place % BUFFERS]
                     ahead.append(reader.submit(self.reads.fill, load, buffer))
@@ -194,13 +194,12 @@ class _Stream:
                     kept += 1
                 written.clear()
 
-            place = 0
-            read_ahead()
+            read_ahead(0)
             for place, number in enumerate(waiting, start=1):
                 load = self.loads[number]
                 with self._noted(number, lambda: kept + len(written), folder):
                     values = ahead.pop().result()
-                    read_ahead()
+                    read_ahead(place)
                     part = self.reads.part(self.kernel, self.plan, load, values)
                     outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
                 settle()
