@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel, kernel
-from stowplan.errors import BudgetError, DataError, FrameworkError, PlanError
+from stowplan.errors import BudgetError, DataError, FrameworkError
 from stowplan.host_memory import free_host_bytes
 from stowplan.layout import Layout
 from stowplan.memory import Budget, resolve_budget, show_bytes
@@ -446,13 +446,7 @@ class FieldBatch:
                 return self._plan(declared, data, target, shared, left, out), out
             except BudgetError as error:
                 refusal = error
-            if out is None and resume is not None:
-                raise PlanError(
-                    f"FieldBatch.run: resume={fspath(resume)!r} without out=, but the results do "
-                    f"not fit the budget, and those in a private folder are gone with the process: "
-                    f"{refusal} Name an output: out='results.npy'."
-                )
-            if out is None:
+            if out is None and resume is None:
                 try:
                     made = self._plan(declared, data, target, shared, left, "disk")
                 except BudgetError as error:
@@ -460,6 +454,11 @@ class FieldBatch:
                 else:
                     return made, self._result_files(declared)
             if not self._evict():
+                if out is None and resume is not None:
+                    raise BudgetError(
+                        f"{refusal} With resume= results that have no file are kept in memory: name "
+                        "one, out='results.npy'."
+                    ) from None
                 raise refusal from None
 
     def _plan(
