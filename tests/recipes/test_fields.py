@@ -169,12 +169,12 @@ def test_chunked_sums_and_solves_equal_unchunked_ones(tmp_path, budget, dtype):
 
 def test_memory_of_a_solve_stays_within_the_budget(tmp_path):
     rng = np.random.default_rng(0)
-    for number in range(4):
-        np.save(tmp_path / f"s{number}.npy", rng.normal(size=(16, 16, 16, 256)))  # 8 MiB
+    for number in range(3):
+        np.save(tmp_path / f"s{number}.npy", rng.normal(size=(16, 16, 16, 128)))  # 4 MiB
     store = str(tmp_path / "s*.npy")
     how: dict[str, Any] = {"spacing": 1.0, "lam": 1.0, "overwrite": True, "out": tmp_path / "o.npy"}
-    fields.solve(store, budget="16 MiB", **how)
-    for budget in (6 << 20, 16 << 20):
+    fields.solve(store, budget="8 MiB", **how)
+    for budget in (3 << 20, 8 << 20):
         tracemalloc.start()
         fields.solve(store, budget=budget, **how)
         fields.spectrum(store, spacing=1.0, budget=budget)
@@ -252,7 +252,7 @@ def test_a_solve_of_a_field_of_terabytes_is_refused_before_its_first_byte(tmp_pa
     begin = time.perf_counter()
     with pytest.raises(sp.StoreError, match=r"1717986918400 bytes .*are needed.*are free"):
         fields.solve(path, spacing=1.0, lam=1.0, out=tmp_path / "o.npy", budget="1 GiB")
-    assert time.perf_counter() - begin < 5
+    assert time.perf_counter() - begin < 2
     assert os.listdir(tmp_path) == ["s.npy"]
 
 
@@ -310,7 +310,7 @@ def test_a_mean_with_lam_0_is_refused_naming_field_and_place(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("budget", ["2 MiB", "10 KiB"])
+@pytest.mark.parametrize("budget", ["2 MiB", "8 KiB"])
 def test_what_is_not_finite_is_named_by_field_and_index(tmp_path, value, budget):
     values = made(3)
     values[2][3, 1, 2, 1] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -38,7 +39,7 @@ BLOCKS_IN_BUDGET = 16
 """Blocks are cut so that a budget holds as many."""
 SLAB_SHARE = 2
 """A slab takes one part in so many of a budget."""
-LEAST_BLOCKS = 10
+LEAST_BLOCKS = 14
 """A budget with fewer blocks of one line has no room for them: two are read, some computed."""
 
 
@@ -76,8 +77,13 @@ class FieldJob:
         self.names = [field.name for field in store.fields]
         shapes = [tuple(field.shape) for field in store.fields]
         self.grids = [_grid(shape, axes) for shape in shapes]
-        most = block_bytes(target.adapter, target.device, budget.bytes)
-        self.blocks = cut_fields(shapes, axes, store.dtype.itemsize, most)
+
+    @functools.cached_property
+    def blocks(self) -> list[Block]:
+        """What the fields are cut into: for terabytes some 100 000."""
+        shapes = [tuple(field.shape) for field in self.store.fields]
+        most = block_bytes(self.target.adapter, self.target.device, self.budget.bytes)
+        return cut_fields(shapes, self.axes, self.store.dtype.itemsize, most)
 
     @classmethod
     def of(
