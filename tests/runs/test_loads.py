@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_every_batch_is_in_one_load_and_no_load_is_larger_than_asked(sizes, slot
         assert load.bytes == sum(math.ceil(size / ALIGNMENT) * ALIGNMENT for size in (x, y))
         alone = [reads.bytes_of(batch.items[: batch.count]) for batch in held]
         assert sum(alone) <= max(most, *alone[:1])
-    for one, other in zip(loads, loads[1:], strict=False):  # as few as can be
+    for one, other in pairwise(loads):  # as few as can be
         first = plan.batches[other.batches[0]]
         together = one.bytes + reads.bytes_of(first.items[: first.count])
         same_slot = plan.batches[one.batches[0]].slot == first.slot
@@ -108,12 +109,12 @@ def test_a_plan_stays_within_its_budget_or_is_refused_with_one_that_is_enough(
     how: dict[str, Any] = {"slots": min(slots, len(set(sizes))), "on_disk": not keep}
     try:
         plan = sp.plan(summed, data, budget=budget, peak=(512, 40 * 64), **how)
-    except sp.BudgetError as error:
-        assert str(budget) in str(error) or "KiB" in str(error)
+    except sp.BudgetError:
         sp.plan(summed, data, budget=budget * 64, peak=(512, 40 * 64), **how)
         return
     memory = plan.memory
-    assert memory is not None and memory.peak_bytes is not None
+    assert memory is not None
+    assert memory.peak_bytes is not None
     assert memory.peak_bytes <= budget
     reads = Reads(columns)
     loads = cut_loads(plan, reads, memory.read_bytes)
@@ -150,7 +151,8 @@ def test_some_batches_alone_are_cut_to_loads_of_these():
     data, columns = columns_of([2] * 9)
     plan = sp.plan(summed, data, rows=1)
     (load,) = cut_loads(plan, Reads(columns), 0, [4])
-    assert load.items.tolist() == [4] and load.batches == range(4, 5)
+    assert load.items.tolist() == [4]
+    assert load.batches == range(4, 5)
 
 
 def test_items_that_lie_end_to_end_are_read_at_once():
@@ -172,7 +174,7 @@ def test_runs_are_consecutive_places(places):
     runs = runs_of(np.array(places, np.int64))
     assert [place for start, stop, _ in runs for place in range(start, stop)] == places
     assert all(places[first] == start for start, _, first in runs)
-    assert all(one[1] < other[0] for one, other in zip(runs, runs[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in pairwise(runs))
 
 
 @pytest.mark.parametrize("shape", [(0,), (5,), (2, 0, 3), (10**6, 10**6)])

@@ -50,7 +50,9 @@ def moved(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None)
-@given(cut=cuts(), kind=st.sampled_from(["npy", "fortran", "big", "zarr", "memory"]), data=st.data())
+@given(
+    cut=cuts(), kind=st.sampled_from(["npy", "fortran", "big", "zarr", "memory"]), data=st.data()
+)
 def test_blocks_are_read_as_slices_are(tmp_path_factory, cut, kind, data):
     shape, axes, most = cut
     folder = tmp_path_factory.mktemp("blocks")

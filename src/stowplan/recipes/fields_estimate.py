@@ -194,9 +194,7 @@ def _disk(path: Path) -> int:
     return path.stat().st_dev
 
 
-def _fitting(
-    shape: tuple[int, ...], axes: tuple[int, ...], places: int
-) -> tuple[int, ...] | None:
+def _fitting(shape: tuple[int, ...], axes: tuple[int, ...], places: int) -> tuple[int, ...] | None:
     """Cut a shape along its other axes, the slowest first, to at most so many places."""
     if places < 1:
         return None

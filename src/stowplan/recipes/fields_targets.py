@@ -83,7 +83,9 @@ class FieldTargets:
         if path.suffix.lower() not in ONE_FILE:
             return cls._folder(where, store, shapes, blocks(), path, how)
         if store.single:
-            made = create_array(out, shapes[0], store.dtype, where, chunks=_chunk(blocks(), 0), **how)
+            made = create_array(
+                out, shapes[0], store.dtype, where, chunks=_chunk(blocks(), 0), **how
+            )
             return cls([made], [made], lambda: made)
         if len(set(shapes)) > 1:
             other = next(n for n, shape in enumerate(shapes) if shape != shapes[0])

@@ -217,7 +217,9 @@ class FieldBatch:
             )
         adapter = get_adapter(framework_of([field]) or "numpy")
         if adapter.is_traced(field) or adapter.requires_grad(field):
-            why = "is traced (jit, grad, vmap)" if adapter.is_traced(field) else "requires a gradient"
+            why = (
+                "is traced (jit, grad, vmap)" if adapter.is_traced(field) else "requires a gradient"
+            )
             raise FrameworkError(
                 f"FieldBatch.add: field {number} {why}, which is not followed here. Detach it, or "
                 "run the kernel outside of the trace."
