@@ -358,7 +358,7 @@ def test_stores_of_mixed_fields_are_refused_by_number(change, message):
 def test_fields_of_several_shapes_go_to_a_folder(tmp_path):
     values = [made(1, shape)[0] for shape in ((4, 4, 4), (6, 4, 2, 3), (4, 4, 4))]
     wanted = [fields.solve(v, spacing=1.0, lam=1.0) for v in values]
-    with pytest.raises(sp.DataError, match="field 1 has shape.*Name a folder"):
+    with pytest.raises(sp.DataError, match=r"field 1 has shape.*Name a folder"):
         fields.solve(values, spacing=1.0, lam=1.0, out=tmp_path / "o.npy")
     found = fields.solve(values, spacing=1.0, lam=1.0, out=tmp_path / "o")
     for one, other in zip(found, wanted, strict=True):

@@ -100,8 +100,8 @@ def batch(folder: Path, resume: Any) -> list[np.ndarray]:
 def solve(folder: Path, resume: Any) -> list[np.ndarray]:
     out = folder / ("killed.npy" if resume else "whole.npy")
     fields.solve(
-        str(folder / "field*.npy"), spacing=0.5, out=out, resume=resume, overwrite=True, budget=200_000,
-        rows=1,
+        str(folder / "field*.npy"), spacing=0.5, out=out, resume=resume, overwrite=True,
+        budget=200_000, rows=1,
     )  # fmt: skip
     return [np.load(out)]
 
@@ -136,7 +136,7 @@ def main() -> None:
         if not pid:
             try:
                 child(job, folder)
-            except BaseException:
+            except BaseException:  # noqa: BLE001  a child must not go on as its parent
                 import traceback
 
                 traceback.print_exc()

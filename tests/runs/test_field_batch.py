@@ -115,7 +115,7 @@ def test_batches_take_the_most_rows_that_fit_and_use_the_budget(on, tmp_path):
         peak = plan.memory.peak_bytes
         assert 0.8 * budget <= held + peak <= budget
         (rows,) = plan.rows
-        source, target = find_places("test", [put(np.zeros(1), on)], None, None)
+        _, target = find_places("test", [put(np.zeros(1), on)], None, None)
         batch_bytes = max(plan.memory.batch_bytes)
         more = batch_bytes // rows + 2 * BYTES  # a row more that is computed, and read twice
         assert held + peak + more > usable_bytes(budget - held, target.adapter) + held

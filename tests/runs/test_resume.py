@@ -298,7 +298,7 @@ def test_a_run_directory_that_cannot_be_written_is_refused_before_anything(
         os, "access",
         lambda path, mode, **how: Path(path) != tmp_path / "run" and writable(path, mode, **how),
     )  # fmt: skip
-    with pytest.raises(sp.PlanError, match="read-only.*Nothing was computed"):
+    with pytest.raises(sp.PlanError, match=r"read-only.*Nothing was computed"):
         job(out)
     assert not CALLS
     assert set(names(tmp_path)) == {"run", "x.npy"}

@@ -158,7 +158,7 @@ def solve(
     rules += [check_mean] if lam == 0 else []
     targets = FieldTargets.make(
         where, job.store, lambda: job.blocks, out, overwrite=overwrite, resumable=resume is not None,
-        resume=resume is not None and (has_records(resume) or has_records(Path(resume) / LARGE)),
+        resume=resume is not None and any(map(has_records, (resume, Path(resume) / LARGE))),
         back=job.given_back,
     )  # fmt: skip
     try:

@@ -228,8 +228,8 @@ class FieldBatch:
             dtype = np.dtype(str(field.dtype).rpartition(".")[2])
         except TypeError:
             raise DataError(
-                f"FieldBatch.add: field {number} has dtype {field.dtype}, which NumPy does not know "
-                "and no file can hold. Convert it first."
+                f"FieldBatch.add: field {number} has dtype {field.dtype}, which no file of NumPy "
+                "holds. Convert it first."
             ) from None
         self._check(tuple(field.shape), dtype)
         self._put(field, tuple(field.shape), dtype)
@@ -458,7 +458,7 @@ class FieldBatch:
             if not self._evict():
                 if out is None and resume is not None:
                     raise BudgetError(
-                        f"{refusal} With resume= results that have no file are kept in memory: name "
+                        f"{refusal} With resume= results without a file are kept in memory: name "
                         "one, out='results.npy'."
                     ) from None
                 raise refusal from None

@@ -133,8 +133,9 @@ class OnDisk(Result):
             )
 
     def whole(self) -> Any:
-        alike = self.layout is None or self.by_items
-        return self.target if alike else Ragged.from_layout(self.target, self.layout)
+        if self.layout is None or self.by_items:
+            return self.target
+        return Ragged.from_layout(self.target, self.layout)
 
     def finish(self) -> None:
         """Bring everything to the disk; give a new array its name."""

@@ -189,7 +189,7 @@ class _Stream:
             def settle() -> None:
                 nonlocal kept
                 for number, future in written:
-                    with self._noted(number, lambda: kept, folder):
+                    with self._noted(number, lambda: kept, folder):  # noqa: B023  as it is then
                         future.result()
                     kept += 1
                 written.clear()
@@ -203,9 +203,9 @@ class _Stream:
                     part = self.reads.part(self.kernel, self.plan, load, values)
                     outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
                 settle()
-                put = (_put_away, results, number, part.items, outputs, folder)
-                written.append((number, writer.submit(*put)))
-                del outputs, put
+                future = writer.submit(_put_away, results, number, part.items, outputs, folder)
+                written.append((number, future))
+                del outputs
                 advance(load.bytes)
             settle()
 
