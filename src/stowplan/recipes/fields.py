@@ -13,21 +13,24 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from stowplan.errors import DataError
+from stowplan.errors import DataError, PlanError
 from stowplan.kernels import fields as kernels
 from stowplan.planners.batches import Plan
 from stowplan.recipes.fields_checks import check_finite, check_mean, check_numbers
+from stowplan.recipes.fields_estimate import FieldEstimate, estimate
 from stowplan.recipes.fields_job import FieldJob
 from stowplan.recipes.fields_rings import RadialSums, RingSums, ShellSums, bins, shells
 from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
 from stowplan.recipes.fields_targets import FieldTargets
 from stowplan.stores.manifest import has_records
+from stowplan.stores.run_folder import LARGE
 
-__all__ = ["Profiles", "radial", "solve", "spectrum", "tail"]
+__all__ = ["FieldEstimate", "Profiles", "estimate", "radial", "solve", "spectrum", "tail"]
 
 Spacing = float | Sequence[float]
 Resume = str | PathLike[str] | None
@@ -154,13 +157,15 @@ def solve(
     rules = [check_finite] if check else []
     rules += [check_mean] if lam == 0 else []
     targets = FieldTargets.make(
-        where, job.store, job.blocks, out, overwrite=overwrite, resumable=resume is not None,
-        resume=resume is not None and has_records(resume), back=job.given_back,
+        where, job.store, lambda: job.blocks, out, overwrite=overwrite, resumable=resume is not None,
+        resume=resume is not None and any(map(has_records, (resume, Path(resume) / LARGE))),
+        back=job.given_back,
     )  # fmt: skip
     try:
         job.solve(targets.fields, rules, rows, resume, progress, mu=mu, beta=beta, lam=lam)
-    except BaseException:
-        targets.abandon(keep=resume is not None)
+    except BaseException as error:
+        refused = type(error) is PlanError  # a folder of another run: nothing was written
+        targets.abandon(keep=resume is not None, new=not refused)
         raise
     return targets.finish()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.adapters import get_adapter
+from stowplan.adapters import Adapter, get_adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
 from stowplan.kernels import fields as kernels
@@ -26,7 +27,7 @@ from stowplan.runs.places import Place, find_places
 from stowplan.runs.planning import plan
 from stowplan.stores.field_blocks import Block, FieldBlocks, cut_fields
 
-__all__ = ["FieldJob"]
+__all__ = ["FieldJob", "SLAB_SHARE", "block_bytes", "passes_by_slabs", "slab_budget"]
 
 Rule = Callable[..., None]
 """Refuses values that it is given, with where, name, field and where the field begins."""
@@ -36,7 +37,9 @@ CACHED_PARTS = {"numpy": 1}
 OTHERS_PARTS = 4
 BLOCKS_IN_BUDGET = 16
 """Blocks are cut so that a budget holds as many."""
-LEAST_BLOCKS = 10
+SLAB_SHARE = 2
+"""A slab takes one part in so many of a budget."""
+LEAST_BLOCKS = 14
 """A budget with fewer blocks of one line has no room for them: two are read, some computed."""
 
 
@@ -74,10 +77,13 @@ class FieldJob:
         self.names = [field.name for field in store.fields]
         shapes = [tuple(field.shape) for field in store.fields]
         self.grids = [_grid(shape, axes) for shape in shapes]
-        adapter = target.adapter
-        liked = adapter.batch_bytes(target.device) // CACHED_PARTS.get(adapter.name, OTHERS_PARTS)
-        most = min(liked, budget.bytes // BLOCKS_IN_BUDGET)
-        self.blocks = cut_fields(shapes, axes, store.dtype.itemsize, most)
+
+    @functools.cached_property
+    def blocks(self) -> list[Block]:
+        """What the fields are cut into: for terabytes some 100 000."""
+        shapes = [tuple(field.shape) for field in self.store.fields]
+        most = block_bytes(self.target.adapter, self.target.device, self.budget.bytes)
+        return cut_fields(shapes, self.axes, self.store.dtype.itemsize, most)
 
     @classmethod
     def of(
@@ -226,8 +232,24 @@ class FieldJob:
         return [
             number
             for number, grid in enumerate(self.grids)
-            if math.prod(grid) * size * LEAST_BLOCKS > self.budget.bytes
+            if passes_by_slabs(math.prod(grid) * size, self.budget.bytes)
         ]
+
+
+def block_bytes(adapter: Adapter, device: Any, budget: int) -> int:
+    """Bytes of a block that are liked: as a cache likes a batch, and several in a budget."""
+    liked = adapter.batch_bytes(device) // CACHED_PARTS.get(adapter.name, OTHERS_PARTS)
+    return min(liked, budget // BLOCKS_IN_BUDGET)
+
+
+def passes_by_slabs(place_bytes: int, budget: int) -> bool:
+    """Whether the points at one place of the other axes are too much for blocks in a budget."""
+    return place_bytes * LEAST_BLOCKS > budget
+
+
+def slab_budget(budget: int) -> int:
+    """Bytes of a slab: transforms need room of their own."""
+    return max(budget // SLAB_SHARE, 1)
 
 
 def _grid(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:

@@ -19,12 +19,13 @@ from stowplan.kernels.fields import ring_numbers
 from stowplan.memory import show_bytes
 from stowplan.planners.pencils import PencilPlan, least_slab_bytes, plan_pencils
 from stowplan.recipes.fields_checks import check_finite, check_mean, refuse_mean
+from stowplan.recipes.fields_job import SLAB_SHARE, slab_budget
 from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
 from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
 from stowplan.runs.fingerprints import digest
 from stowplan.runs.side_by_side import progress_of
 from stowplan.stores.descriptors import bytes_view
-from stowplan.stores.run_folder import RunFolder
+from stowplan.stores.run_folder import LARGE, RunFolder
 from stowplan.stores.scratch import Scratch
 from stowplan.stores.space import require_space
 
@@ -35,10 +36,8 @@ __all__ = ["radial_of_large", "solve_large", "spectrum_of_large"]
 
 Region = tuple[slice, ...]
 
-SLAB_SHARE = 2
-"""A slab takes one part in so many of a budget: transforms need room of their own."""
 READ_SHARE = 8
-"""And what is read to be summed."""
+"""What is read to be summed takes one part in so many of a budget."""
 
 
 def solve_large(
@@ -212,7 +211,7 @@ def _planned(job: FieldJob, number: int, kind: Any) -> PencilPlan:
     itemsize = _complex(job.store.dtype).itemsize
     try:
         return plan_pencils(
-            field.shape, itemsize, budget=max(job.budget.bytes // SLAB_SHARE, 1), axes=job.axes,
+            field.shape, itemsize, budget=slab_budget(job.budget.bytes), axes=job.axes,
             kind=kind, real=real,
         )  # fmt: skip
     except BudgetError:
@@ -261,7 +260,7 @@ def _folder(
     identity = {name: digest(value) for name, value in parts.items()}
     path = Path(resume)
     path.mkdir(exist_ok=True)
-    return RunFolder(path / "large", identity, job.where, batches=len(numbers))
+    return RunFolder(path / LARGE, identity, job.where, batches=len(numbers))
 
 
 def _is_done(folder: RunFolder, number: int, target: Any, job: FieldJob) -> bool:

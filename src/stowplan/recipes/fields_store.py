@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
-from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +11,8 @@ from numpy.typing import NDArray
 
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.errors import DataError
-from stowplan.extras import import_extra
 from stowplan.stores.arrays import is_stored, open_array
+from stowplan.stores.listing import list_arrays
 
 __all__ = ["ArrayField", "FieldOfStack", "FieldStore", "open_fields"]
 
@@ -125,8 +122,8 @@ def open_fields(store: Any, where: str) -> FieldStore:
     ----------
     store
         A path of one field (``.npy``, ``.zarr``, ``.h5::dataset``), a pattern such as
-        ``"run/*.npy"``, a zarr group or the path of one, whose arrays are fields in the order of
-        their names; an array, which is one field; or a list of paths and arrays.
+        ``"run/*.npy"``, a folder of ``.npy`` files, a zarr group or the path of one, whose arrays
+        are fields in the natural order of their names; an array, which is one field; or a list of paths and arrays.
     where
         The caller, for messages.
 
@@ -135,14 +132,7 @@ def open_fields(store: Any, where: str) -> FieldStore:
     DataError
         For a store without fields, one that is no array of numbers, and fields of two dtypes.
     """
-    if isinstance(store, str | PathLike):
-        parts, single = _of_path(fspath(store), where)
-    elif hasattr(store, "arrays") and callable(store.arrays):
-        parts, single = [array for _, array in sorted(store.arrays())], False
-    elif isinstance(store, list | tuple):
-        parts, single = list(store), False
-    else:
-        parts, single = [store], True
+    parts, single = list_arrays(store, where)
     if not parts:
         raise DataError(f"{where}: there are no fields in {store!r}. Give paths or arrays.")
     fields: list[Any] = []
@@ -171,31 +161,6 @@ def open_fields(store: Any, where: str) -> FieldStore:
     if places:
         framework, _, device = places.pop()
     return FieldStore(fields, single=single, framework=framework, device=device)
-
-
-def _of_path(text: str, where: str) -> tuple[list[Any], bool]:
-    """Give what a path names, and whether that is one field."""
-    if glob.has_magic(text) and not Path(text).exists():
-        found = sorted(glob.glob(text))  # noqa: PTH207  a pattern from the root
-        if not found:
-            raise DataError(f"{where}: no file is named like {text!r}. Give another pattern.")
-        return list(found), False
-    path = Path(text)
-    if path.is_dir() and path.suffix != ".zarr":
-        found = sorted(map(str, path.glob("*.npy")))
-        if not found:
-            raise DataError(
-                f"{where}: the folder {text} holds no .npy files. Give the path of a field, a "
-                "pattern, or a zarr group."
-            )
-        return list(found), False
-    if path.suffix == ".zarr" and path.is_dir():
-        zarr = import_extra("zarr", "zarr", f"{where}: {text}")
-        opened = zarr.open(text, mode="r")
-        if hasattr(opened, "arrays"):
-            return [array for _, array in sorted(opened.arrays())], False
-        return [opened], True
-    return [text], True
 
 
 def _refuse_mixed(where: str, fields: Sequence[Any]) -> None:

@@ -46,7 +46,7 @@ class FieldTargets:
         cls,
         where: str,
         store: FieldStore,
-        blocks: Sequence[Block],
+        blocks: Callable[[], Sequence[Block]],
         out: Any,
         *,
         overwrite: bool,
@@ -81,9 +81,11 @@ class FieldTargets:
         size = sum(_bytes(shape, store.dtype) for shape in shapes)
         require_space([(path.parent, size, f"output {out}")], where)
         if path.suffix.lower() not in ONE_FILE:
-            return cls._folder(where, store, shapes, blocks, path, how)
+            return cls._folder(where, store, shapes, blocks(), path, how)
         if store.single:
-            made = create_array(out, shapes[0], store.dtype, where, chunks=_chunk(blocks, 0), **how)
+            made = create_array(
+                out, shapes[0], store.dtype, where, chunks=_chunk(blocks(), 0), **how
+            )
             return cls([made], [made], lambda: made)
         if len(set(shapes)) > 1:
             other = next(n for n, shape in enumerate(shapes) if shape != shapes[0])
@@ -93,7 +95,7 @@ class FieldTargets:
                 "gets a file for each."
             )
         made = create_array(
-            out, (len(shapes), *shapes[0]), store.dtype, where, chunks=(1, *_chunk(blocks, 0)),
+            out, (len(shapes), *shapes[0]), store.dtype, where, chunks=(1, *_chunk(blocks(), 0)),
             **how,
         )  # fmt: skip
         return cls([FieldOfStack(made, n) for n in range(len(shapes))], [made], lambda: made)
@@ -142,10 +144,10 @@ class FieldTargets:
             array.finish()
         return self.found()
 
-    def abandon(self, *, keep: bool) -> None:
-        """Let go of what is not finished; remove it unless it is to be kept."""
+    def abandon(self, *, keep: bool, new: bool = True) -> None:
+        """Let go of what is not finished; remove it unless it is to be kept, what is new, too."""
         for array in self.made:
-            if keep:
+            if keep and (new or array.resumed):
                 array.close()
             else:
                 array.discard()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel, kernel
-from stowplan.errors import BudgetError, DataError
+from stowplan.errors import BudgetError, DataError, FrameworkError
 from stowplan.host_memory import free_host_bytes
 from stowplan.layout import Layout
 from stowplan.memory import Budget, resolve_budget, show_bytes
@@ -24,12 +23,15 @@ from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind
+from stowplan.runs.engine import saved_plan
 from stowplan.runs.execution import run
+from stowplan.runs.fingerprints import digest
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared
 from stowplan.runs.side_by_side import map_results
 from stowplan.stores.arrays import StoredArray, is_stored, open_column
+from stowplan.stores.listing import list_arrays
 from stowplan.stores.scratch import Scratch
 
 __all__ = ["FieldBatch", "FieldUsage"]
@@ -48,6 +50,14 @@ class _Field:
     tier: str
     value: Any  # an array of a framework, or a StoredArray
     own: bool = False  # whether it was spilled here, so that its file goes with it
+
+    def read(self, into: NDArray[Any]) -> NDArray[Any]:
+        """Give the values, wherever they are."""
+        if isinstance(self.value, StoredArray):
+            self.value.read(0, self.shape[0], into)
+        else:
+            into[...] = get_adapter(framework_of([self.value]) or "numpy").to_host(self.value)
+        return into
 
     @property
     def held(self) -> bool:
@@ -105,8 +115,9 @@ class FieldBatch:
 
     Parameters
     ----------
-    fields : iterable, optional
-        First ones, see `add`.
+    fields : optional
+        First ones: a list or another iterable of them, see `add`; or what is on disk, a path of one
+        field, a pattern such as ``"run/*.npy"``, a folder of ``.npy`` files, a zarr group.
     budget
         Most bytes on the device: fields, and the batches of a run. Bytes, text or a share of what
         is free; 0.8 by default.
@@ -117,6 +128,11 @@ class FieldBatch:
     scratch
         Folder of spilled fields: a path, ``"default"`` for ``STOWPLAN_SCRATCH`` or the system's, or
         None, which forbids files.
+
+    Attributes
+    ----------
+    plan : Plan or None
+        That of the last run.
 
     Examples
     --------
@@ -150,12 +166,12 @@ class FieldBatch:
         self._budget: Budget | None = None
         self._host_budget: Budget | None = None
         self._runs = 0
+        self.plan: Plan | None = None
         self.loads = self.loaded_bytes = self.evictions = self.evicted_bytes = 0
         if isinstance(fields, str | PathLike) or is_stored(fields):
-            self._add_all_of(fields)
-        else:
-            for field in fields:
-                self.add(field)
+            fields, _ = list_arrays(fields, "FieldBatch")
+        for field in fields:
+            self.add(field)
 
     def __len__(self) -> int:
         return len(self._fields)
@@ -199,7 +215,22 @@ class FieldBatch:
                 f"FieldBatch.add: field {number} is a {type(field).__name__}; give an array with "
                 "at least one axis, or a path."
             )
-        dtype = np.dtype(str(field.dtype).rpartition(".")[2])
+        adapter = get_adapter(framework_of([field]) or "numpy")
+        if adapter.is_traced(field) or adapter.requires_grad(field):
+            why = (
+                "is traced (jit, grad, vmap)" if adapter.is_traced(field) else "requires a gradient"
+            )
+            raise FrameworkError(
+                f"FieldBatch.add: field {number} {why}, which is not followed here. Detach it, or "
+                "run the kernel outside of the trace."
+            )
+        try:
+            dtype = np.dtype(str(field.dtype).rpartition(".")[2])
+        except TypeError:
+            raise DataError(
+                f"FieldBatch.add: field {number} has dtype {field.dtype}, which no file of NumPy "
+                "holds. Convert it first."
+            ) from None
         self._check(tuple(field.shape), dtype)
         self._put(field, tuple(field.shape), dtype)
 
@@ -252,9 +283,9 @@ class FieldBatch:
         ragged = len(declared.ragged_dims(declared.signature.inputs[0]))
         column = _Stack(self._fields, ragged, self._count_load).column()
         data = {declared.arguments[0]: column}
-        made, out = self._planned(declared, data, target, shared, out)
+        self.plan, out = self._planned(declared, data, target, shared, out, resume)
         found = run(
-            declared, data, made, on=target.adapter.name, device=target.device, out=out,
+            declared, data, self.plan, on=target.adapter.name, device=target.device, out=out,
             overwrite=overwrite, resume=resume, progress=progress, **shared,
         )  # fmt: skip
         return map_results(self._given_back, found)
@@ -286,14 +317,6 @@ class FieldBatch:
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
-
-    def _add_all_of(self, store: Any) -> None:
-        """Add the files that a pattern names, or the entries of one array."""
-        if isinstance(store, str | PathLike) and glob.has_magic(fspath(store)):
-            for path in sorted(glob.glob(fspath(store))):  # noqa: PTH207  a pattern from the root
-                self.add(path)
-            return
-        self.add(store)
 
     def _places(self, field: Any = None) -> tuple[Place, Place]:
         """Say where fields are and where they are computed: by the first one, or as asked."""
@@ -402,9 +425,20 @@ class FieldBatch:
         target: Place,
         shared: Mapping[str, Any],
         out: Any,
+        resume: str | PathLike[str] | None,
     ) -> tuple[Plan, Any]:
-        """Plan beside what stays on the device; what leaves no room for a batch goes."""
+        """Plan beside what stays on the device; what leaves no room for a batch goes.
+
+        A run that goes on keeps its plan, as long as that fits the budget.
+        """
         budget = self._limit().bytes
+        saved = saved_plan(resume)
+        if saved is not None and saved.memory is not None:
+            peak = saved.memory.peak_bytes or 0
+            while peak <= budget and budget - self._held("device") < peak and self._evict():
+                pass
+            if budget - self._held("device") >= peak:
+                return saved, out
         room = min(target.adapter.batch_bytes(target.device), budget // ROOM_SHARE)
         while budget - self._held("device") < room and self._evict():
             pass
@@ -414,7 +448,7 @@ class FieldBatch:
                 return self._plan(declared, data, target, shared, left, out), out
             except BudgetError as error:
                 refusal = error
-            if out is None:
+            if out is None and resume is None:
                 try:
                     made = self._plan(declared, data, target, shared, left, "disk")
                 except BudgetError as error:
@@ -422,6 +456,11 @@ class FieldBatch:
                 else:
                     return made, self._result_files(declared)
             if not self._evict():
+                if out is None and resume is not None:
+                    raise BudgetError(
+                        f"{refusal} With resume= results without a file are kept in memory: name "
+                        "one, out='results.npy'."
+                    ) from None
                 raise refusal from None
 
     def _plan(
@@ -547,10 +586,7 @@ class _Stack:
             field, end = self.fields[number], int(self.stops[number])
             rows = into[begin - start : end - start].reshape(field.shape)
             self.count(field)
-            if isinstance(field.value, StoredArray):
-                field.value.read(0, field.shape[0], rows)
-            else:
-                rows[...] = get_adapter(framework_of([field.value]) or "numpy").to_host(field.value)
+            field.read(rows)
             begin, number = end, number + 1
         return into
 
@@ -573,12 +609,12 @@ class _Stack:
         raise DataError("FieldBatch: fields are read, not written.")
 
     def identity(self) -> tuple[Any, ...]:
-        """Give what the fields are: their files, or their values."""
+        """Give what the fields are: their files, or what their values come to, one by one."""
         return tuple(
             field.value.identity()
             if isinstance(field.value, StoredArray) and not field.own
-            else self.read(end - math.prod(field.shape[: self.ragged]), end)
-            for field, end in zip(self.fields, self.stops.tolist(), strict=True)
+            else digest(field.read(np.empty(field.shape, field.dtype)))
+            for field in self.fields
         )
 
     def close(self) -> None:

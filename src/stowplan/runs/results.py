@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
-from stowplan.runs.parts import flat_rows_of
-from stowplan.runs.stored_columns import runs_of
+from stowplan.runs.stored_columns import runs_of, runs_of_items
 from stowplan.runs.tasks import to_host
 from stowplan.stores.descriptors import bytes_view
 
@@ -34,11 +33,9 @@ class Result:
     def __init__(self, layout: Layout | None) -> None:
         self.layout = layout
 
-    def places(self, items: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Flat rows of some rising items."""
-        if self.layout is None:
-            return items.astype(np.int64)
-        return flat_rows_of(self.layout, items)
+    def runs(self, items: NDArray[np.intp]) -> list[tuple[int, int, int]]:
+        """Give runs of the flat rows of some rising items: see `runs_of`."""
+        return runs_of(items) if self.layout is None else runs_of_items(self.layout, items)
 
     def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
         """Put flat rows of some items where they belong."""
@@ -79,7 +76,7 @@ class InMemory(Result):
             self.total = np.empty((self.rows, *values.shape[1:]), values.dtype)
         if self.total.dtype != values.dtype:  # eigenvalues are complex where they must
             self.total = self.total.astype(np.result_type(self.total, values), copy=False)
-        for start, stop, first in runs_of(self.places(items)):
+        for start, stop, first in self.runs(items):
             self.total[start:stop] = values[first : first + stop - start]
 
     def whole(self) -> Any:
@@ -117,7 +114,7 @@ class OnDisk(Result):
     def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
         """Write flat rows of some items."""
         each = self.rows_each
-        for start, stop, first in runs_of(self.places(items)):
+        for start, stop, first in self.runs(items):
             rows = values[first : first + stop - start]
             shape = ((stop - start) // each, *self.target.shape[1:])
             self.target.write(start // each, np.ascontiguousarray(rows).reshape(shape))
@@ -131,7 +128,7 @@ class OnDisk(Result):
             Naming the array.
         """
         total = 0
-        for start, stop, _ in runs_of(self.places(items)):
+        for start, stop, _ in self.runs(items):
             each = self.rows_each
             total = zlib.crc32(bytes_view(self.target.read(start // each, stop // each)), total)
         if total != expected:

@@ -17,7 +17,7 @@ from stowplan.ragged import Ragged
 if TYPE_CHECKING:
     from stowplan.stores.arrays import StoredArray  # most runs read nothing
 
-__all__ = ["ItemReader", "bound", "may_be_stored", "runs_of", "stand_in"]
+__all__ = ["ItemReader", "bound", "may_be_stored", "runs_of", "runs_of_items", "stand_in"]
 
 ALIGNMENT = 64
 """Bytes; what vector units and direct reads ask for."""
@@ -118,13 +118,7 @@ class ItemReader:
         """Give the flat rows of rising items, first and one past the last of each run."""
         if not isinstance(self.column, Ragged):
             return [(start, stop) for start, stop, _ in runs_of(items)]
-        starts = self.column.starts[items]
-        stops = starts + self.column.layout.counts[items]
-        held = stops > starts
-        starts, stops = starts[held], stops[held]
-        breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
-        first, last = _ends(breaks, len(starts))
-        return list(zip(starts[first].tolist(), stops[last].tolist(), strict=True))
+        return [(start, stop) for start, stop, _ in runs_of_items(self.column.layout, items)]
 
     def _counts(self, items: NDArray[np.intp]) -> int:
         if not isinstance(self.column, Ragged):
@@ -141,6 +135,22 @@ def runs_of(places: NDArray[Any]) -> list[tuple[int, int, int]]:
     """
     first, last = _ends(np.flatnonzero(np.diff(places) != 1) + 1, len(places))
     columns = (places[first], places[last] + 1, first)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def runs_of_items(layout: Layout, items: NDArray[np.intp]) -> list[tuple[int, int, int]]:
+    """Give runs of consecutive flat rows of some items: see `runs_of`.
+
+    >>> runs_of_items(Layout([2, 1, 3, 1]), np.array([0, 1, 3]))
+    [(0, 3, 0), (6, 7, 3)]
+    """
+    starts = layout.starts[items]
+    stops = starts + layout.counts[items]
+    held = stops > starts
+    starts, stops = starts[held], stops[held]
+    rows = np.cumsum(stops - starts) - (stops - starts)
+    first, last = _ends(np.flatnonzero(starts[1:] != stops[:-1]) + 1, len(starts))
+    columns = (starts[first], stops[last], rows[first])
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +36,9 @@ __all__ = ["run_on_disk"]
 
 _log = logging.getLogger("stowplan")
 
+LEAST_PARTS = 64
+"""A run that can be resumed is kept in as many parts, if it has the batches."""
+
 Out = Any
 """A path or an array on disk; several outputs take a sequence of these, None for memory."""
 
@@ -57,7 +59,8 @@ def run_on_disk(
     progress: bool = False,
 ) -> Any:
     """Give what `run` gives, reading one part of the data while another is computed."""
-    stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile)
+    resumable = resume is not None
+    stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile, resumable)
     with _opened(stream, resume, out) as folder:
         results = stream.results(out, overwrite, folder)
         try:
@@ -100,11 +103,14 @@ class _Stream:
     statics: Mapping[str, Any]
     traced: Mapping[str, Any]
     compile: bool
+    resumable: bool
 
     def __post_init__(self) -> None:
         self.reads = Reads(self.columns)
         memory = self.plan.memory
         most = memory.read_bytes if memory is not None and memory.read_bytes else MOST_READ
+        if self.resumable:
+            most = min(most, self.reads.bytes_of(np.arange(self.columns.items)) // LEAST_PARTS)
         self.loads = cut_loads(self.plan, self.reads, most)
         self.kind: Any = None  # how the kernel wraps its outputs, once that is known
 
@@ -164,39 +170,43 @@ class _Stream:
         most = max((self.loads[number].bytes for number in waiting), default=0)
         buffer_of = self.target.adapter.host_buffer
         buffers = [buffer_of(most, self.target.device) for _ in range(BUFFERS)]
-        written: Future[None] | None = None
+        kept = len(done)
+        written: list[tuple[int, Future[None]]] = []
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
             ThreadPoolExecutor(1, "stowplan-write") as writer,
         ):
             ahead: list[Future[list[Any]]] = []
 
-            def read_ahead() -> None:
+            def read_ahead(place: int) -> None:
                 if place < len(waiting):
                     load, buffer = self.loads[waiting[place]], buffers[place % BUFFERS]
                     ahead.append(reader.submit(self.reads.fill, load, buffer))
 
-            place = 0
-            read_ahead()
+            def settle() -> None:
+                nonlocal kept
+                for number, future in written:
+                    with self._noted(number, lambda: kept, folder):  # noqa: B023  as it is then
+                        future.result()
+                    kept += 1
+                written.clear()
+
+            read_ahead(0)
             for place, number in enumerate(waiting, start=1):
                 load = self.loads[number]
-                try:
+                with self._noted(number, lambda: kept + len(written), folder):
                     values = ahead.pop().result()
-                    read_ahead()
+                    read_ahead(place)
                     part = self.reads.part(self.kernel, self.plan, load, values)
                     outputs = self._computed(part)
-                    if written is not None:
-                        written.result()
-                except Exception as error:
-                    error.add_note(self._note(number, len(done) + place - 1, folder))
-                    raise
-                written = writer.submit(
+                settle()
+                future = writer.submit(
                     _put_away, results, number, part.items, outputs, folder, self.kind
                 )
+                written.append((number, future))
                 del outputs
                 advance(load.bytes)
-            if written is not None:
-                written.result()
+            settle()
 
     def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
         """Take up what is kept of a run that was cut off; what is damaged counts as not done."""
@@ -216,6 +226,17 @@ class _Stream:
                 done.add(number)
         return done
 
+    @contextmanager
+    def _noted(
+        self, number: int, done: Callable[[], int], folder: RunFolder | None
+    ) -> Iterator[None]:
+        """Say with an error which part it was, and what is done."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(self._note(number, done(), folder))
+            raise
+
     def _note(self, number: int, done: int, folder: RunFolder | None) -> str:
         items = self.loads[number].items
         kept = (
@@ -234,7 +255,10 @@ class _Stream:
         source = self.source if own or not self.columns.stored else self.target
         job = Job("run", self.kernel, part.columns, part.plan, source, self.target)
         compute = job.computation(self.statics, self.traced, compile=self.compile)
-        found = job.execute(compute, progress=False)
+        try:
+            found = job.execute(compute, progress=False)
+        finally:
+            part.plan.cache.clear()  # its index arrays refer to the plan, which refers to them
         self.kind = kind_of(found)
         return [flat_values(output) for output in as_tuple(found)]
 

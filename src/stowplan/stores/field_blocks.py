@@ -14,7 +14,7 @@ from stowplan.errors import DataError
 from stowplan.layout import Layout
 from stowplan.stores.file_arrays import FileArray
 
-__all__ = ["Block", "FieldBlocks", "cut_fields"]
+__all__ = ["Block", "FieldBlocks", "count_blocks", "cut_fields"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +196,32 @@ def _line_ranges(lengths: Sequence[int], most: int) -> Iterator[tuple[slice, ...
             for rest in _line_ranges(lengths[1:], most):
                 yield (slice(first, first + 1), *rest)
         return
-    pieces = -(-lengths[0] // max(most // max(inner, 1), 1))
-    step = -(-lengths[0] // pieces)  # all but the last are equal, as chunks of a grid are
+    step = _step(lengths[0], inner, most)
     for first in range(0, lengths[0], step):
         last = min(first + step, lengths[0])
         yield (slice(first, last), *(slice(0, length) for length in lengths[1:]))
+
+
+def count_blocks(lengths: Sequence[int], lines: int) -> tuple[int, int]:
+    """Count the blocks that axes of lines are cut into, and the lines of the largest.
+
+    >>> count_blocks((4, 6), 12), count_blocks((16, 16, 16, 100), 10**4)
+    ((2, 12), (48, 9600))
+    """
+    if not lengths or math.prod(lengths) <= lines:
+        return 1, math.prod(lengths)
+    inner = math.prod(lengths[1:])
+    if inner > lines:
+        blocks, largest = count_blocks(lengths[1:], lines)
+        return lengths[0] * blocks, largest
+    step = _step(lengths[0], inner, lines)
+    return -(-lengths[0] // step), step * inner
+
+
+def _step(length: int, inner: int, lines: int) -> int:
+    """Places along an axis that a block takes: all but the last are equal, as chunks are."""
+    pieces = -(-length // max(lines // max(inner, 1), 1))
+    return -(-length // pieces)
 
 
 def _block_shape(block: Block, shape: Sequence[int], axes: Sequence[int]) -> list[int]:

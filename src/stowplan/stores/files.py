@@ -17,7 +17,7 @@ from stowplan.layout import Layout
 from stowplan.ragged import Ragged
 from stowplan.stores.stored import Indexed, StoredArray, buffer_of_rows, reading_bytes
 
-__all__ = ["ManyArrays", "join_arrays", "matching_paths"]
+__all__ = ["ManyArrays", "join_arrays", "matching_paths", "natural"]
 
 OPEN_FILES = 32
 """Files that are open at a time; systems allow some hundreds."""
@@ -164,10 +164,11 @@ def matching_paths(pattern: str) -> list[str]:
     found = glob.glob(pattern)  # noqa: PTH207 - patterns may be absolute
     if not found:
         raise DataError(f"{pattern}: there is no such file.")
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural)
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def natural(text: str) -> list[tuple[int, str]]:
+    """Give what names are sorted by, so that numbers in them count as numbers."""
     parts = re.split(r"(\d+)", text)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 

@@ -28,13 +28,15 @@ from stowplan.stores.manifest import (
 )
 from stowplan.stores.unfinished import PART
 
-__all__ = ["LOCK", "MANIFEST", "Record", "RunFolder"]
+__all__ = ["LARGE", "LOCK", "MANIFEST", "Record", "RunFolder"]
 
 _log = logging.getLogger("stowplan")
 
 LOCK = "lock"
 FIRST_MANIFEST = "manifest.json"  # of version 1
-OWN = {MANIFEST, LOCK, MANIFEST + PART, "plan.json", "plan.npz"}
+LARGE = "large"
+"""Within it, the folder of items that are too large for batches."""
+OWN = {MANIFEST, LOCK, MANIFEST + PART, "plan.json", "plan.npz", LARGE}
 """What may lie in a folder that a run is about to make its own."""
 
 
