@@ -39,6 +39,8 @@ ALLOWED = "500MB"  # of a task of cubed, enough for a field
 COPY = "copy.zarr"  # for cubed, a chunk for each field
 PACKAGES = ("stowplan", "numpy", "scipy", "dask", "cubed", "zarr")
 STATES = ("warm", "cold")
+TIMES = "s: median (min-max)"
+COLUMNS = ("side", f"warm {TIMES}", "CPU s", f"cold {TIMES}", "CPU s", "peak MB", "planned MB")
 Function = Callable[[np.ndarray], np.ndarray]
 
 
@@ -91,9 +93,8 @@ def by_scipy(field: np.ndarray) -> np.ndarray:
 class Side:
     """What reads all fields of a folder and gives their sums, (fields, shells)."""
 
-    compiles: Counter[str] = Counter()
-
     def __init__(self, folder: str, small: str) -> None:
+        self.compiles: Counter[str] = Counter()
         self.folder = Path(small)
         self.compute()
         self.folder = Path(folder)
@@ -392,9 +393,8 @@ def judge(records: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def table(records: dict[str, Any]) -> str:
     """Markdown: one line per side."""
     lines = [
-        "| side | warm s: median (min-max) | CPU s | cold s: median (min-max) | CPU s | "
-        "peak MB | planned MB |",
-        "|" + "---|" * 7,
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
     ]
     for name, record in records.items():
         cells = [name]
