@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.adapters.interface import as_tuple
+from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
 from stowplan.layout import Layout
@@ -23,7 +26,7 @@ from stowplan.runs.engine import PLAN, saved_plan
 from stowplan.runs.fingerprints import digest, fingerprints
 from stowplan.runs.indices import Sizes
 from stowplan.runs.jobs import Job
-from stowplan.runs.loads import BUFFERS, MOST_READ, Load, Reads, cut_loads
+from stowplan.runs.loads import MOST_READ, Load, Reads, buffers_for, cut_loads
 from stowplan.runs.parts import Part
 from stowplan.runs.places import Place
 from stowplan.runs.results import InMemory, OnDisk, Result, checksum_of, flat_values
@@ -34,6 +37,8 @@ from stowplan.stores.run_folder import RunFolder
 __all__ = ["run_on_disk"]
 
 _log = logging.getLogger("stowplan")
+
+Outputs = list[NDArray[Any]]
 
 Out = Any
 """A path or an array on disk; several outputs take a sequence of these, None for memory."""
@@ -150,45 +155,64 @@ class _Stream:
         folder: RunFolder | None,
         advance: Callable[[int], object],
     ) -> None:
-        """Read, compute and put away all loads: three at a time, one of each."""
+        """Read, compute and put away all loads at a time: one is read, one or more computed."""
         done = set() if folder is None else self._done(results, folder)
         advance(sum(self.loads[number].bytes for number in done))
         waiting = [number for number in range(len(self.loads)) if number not in done]
         if folder is not None:
             _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
         most = max((self.loads[number].bytes for number in waiting), default=0)
-        buffers = [np.empty(most, np.uint8) for _ in range(BUFFERS)]
+        together = 1 if self.plan.memory is None else self.plan.memory.together
+        buffers = [np.empty(most, np.uint8) for _ in range(buffers_for(together))]
+        computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: Future[None] | None = None
+        put_away = len(done)
+
+        def finish() -> None:
+            nonlocal written, put_away
+            number, outputs = computing.popleft()
+            load = self.loads[number]
+            try:
+                found = outputs.result()
+                if written is not None:
+                    written.result()
+            except Exception as error:
+                error.add_note(self._note(number, put_away, folder))
+                raise
+            written = writer.submit(_put_away, results, number, load.items, found, folder)
+            put_away += 1
+            advance(load.bytes)
+
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
             ThreadPoolExecutor(1, "stowplan-write") as writer,
+            _threads(together) as submit,
         ):
             ahead: list[Future[list[Any]]] = []
 
-            def read_ahead() -> None:
+            def read_ahead(place: int) -> None:
                 if place < len(waiting):
-                    load, buffer = self.loads[waiting[place]], buffers[place % BUFFERS]
+                    load, buffer = self.loads[waiting[place]], buffers[place % len(buffers)]
                     ahead.append(reader.submit(self.reads.fill, load, buffer))
 
-            place = 0
-            read_ahead()
-            for place, number in enumerate(waiting, start=1):
-                load = self.loads[number]
-                try:
-                    values = ahead.pop().result()
-                    read_ahead()
-                    part = self.reads.part(self.kernel, self.plan, load, values)
-                    outputs = [flat_values(output) for output in as_tuple(self._computed(part))]
-                    if written is not None:
-                        written.result()
-                except Exception as error:
-                    error.add_note(self._note(number, len(done) + place - 1, folder))
-                    raise
-                written = writer.submit(_put_away, results, number, part.items, outputs, folder)
-                del outputs
-                advance(load.bytes)
+            read_ahead(0)
+            for place, number in enumerate(waiting):
+                values = ahead.pop()
+                wait([values])
+                read_ahead(place + 1)
+                computing.append((number, submit(self._outputs, number, values)))
+                del values
+                while len(computing) >= together:
+                    finish()
+            while computing:
+                finish()
             if written is not None:
                 written.result()
+
+    def _outputs(self, number: int, values: Future[list[Any]]) -> Outputs:
+        """Compute a load that was read."""
+        part = self.reads.part(self.kernel, self.plan, self.loads[number], values.result())
+        return [flat_values(output) for output in as_tuple(self._computed(part))]
 
     def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
         """Take up what is kept of a run that was cut off; what is damaged counts as not done."""
@@ -233,6 +257,29 @@ class _Stream:
 
     def _back(self, array: NDArray[Any]) -> Any:
         return self.source.adapter.asarray(array, self.source.device)
+
+
+@contextmanager
+def _threads(together: int) -> Iterator[Callable[..., Future[Outputs]]]:
+    """Give what computes a load: this thread, or one of several with one intra-op thread each."""
+    if together > 1:
+        with ThreadPoolExecutor(together, "stowplan-compute") as pool, one_blas_thread():
+
+            def on_a_thread(function: Callable[..., Outputs], *arguments: Any) -> Future[Outputs]:
+                return pool.submit(copy_context().run, function, *arguments)
+
+            yield on_a_thread
+        return
+
+    def here(function: Callable[..., Outputs], *arguments: Any) -> Future[Outputs]:
+        done: Future[Outputs] = Future()
+        try:
+            done.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001  # raised by who asks for the result
+            done.set_exception(error)
+        return done
+
+    yield here
 
 
 def _put_away(
