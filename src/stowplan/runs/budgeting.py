@@ -262,11 +262,15 @@ class _Fit:
             if self.target.adapter.peak_probe == "compiled":
                 return self._by_shapes(split, probes, margin, free=cached is not None)
             left = max(self.usable_bytes - self._held_bytes(), 1)
+            known = cached is None or self.kernel.memory is not None  # rows only become fewer
             models = tuple(
-                probes[slot].model(most_bytes=left) for slot in _probed_for(self.declared)
+                probes[slot].model(most_bytes=left, most_rows=split.rows[slot] if known else None)
+                for slot in _probed_for(self.declared)
             )
             if self.target.adapter.peak_probe == "real":
-                self.of_views = self._models_of_views(probes, left, margin)
+                self.of_views = self._models_of_views(
+                    probes, left, split if known else None, margin
+                )
         except PlanError as error:
             if self.request.budget is not None or isinstance(error, BudgetError):
                 raise
@@ -274,12 +278,13 @@ class _Fit:
         return self._by_models(split, cached, models, margin=margin)
 
     def _models_of_views(
-        self, probes: Sequence[Probe], left: int, margin: float
+        self, probes: Sequence[Probe], left: int, split: Plan | None, margin: float
     ) -> tuple[PeakModel, ...]:
         """Give the peaks of batches whose arguments are views of the data, which are no copies."""
         models = []
         for slot in _probed_for(self.declared):
-            model = probes[slot].model(most_bytes=left, gathering=False)
+            most = None if split is None else split.rows[slot]
+            model = probes[slot].model(most_bytes=left, most_rows=most, gathering=False)
             each = Fraction(model.bytes_per_row) - self.footprint.row_inputs[slot]
             models.append(_widened(replace(model, bytes_per_row=max(each, Fraction(1))), margin))
         return tuple(models)

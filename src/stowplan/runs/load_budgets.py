@@ -23,7 +23,7 @@ from stowplan.runs.places import Place
 
 __all__ = ["fit_loads"]
 
-READ_SHARE = 3
+READ_SHARE = 2
 """All buffers take at most one part in so many of a budget, so that most is left to batches."""
 TRIES = 4
 """Times that rows are cut for one size of buffers."""

@@ -19,6 +19,7 @@ from stowplan.adapters.interface import as_tuple
 from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
+from stowplan.host_memory import give_back_host
 from stowplan.layout import Layout
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
@@ -163,6 +164,7 @@ class _Stream:
             _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
         most = max((self.loads[number].bytes for number in waiting), default=0)
         together = 1 if self.plan.memory is None else self.plan.memory.together
+        give_back_host()  # what planning left in the heap
         buffers = [np.empty(most, np.uint8) for _ in range(buffers_for(together))]
         computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: Future[None] | None = None
