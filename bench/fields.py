@@ -384,7 +384,8 @@ def judge(records: dict[str, Any]) -> Iterator[dict[str, Any]]:
         most = max(rise["max"] for rise in rises)
         budget, planned = facts["budget_bytes"], facts["planned_bytes"]
         yield claim(f"{name}: peak in MB <= budget", most / 1e6, most <= budget)
-        yield claim(f"{name}: measured over planned <= 1", most / planned, most <= planned)
+        yield claim(f"{name}: measured over planned <= 1.05", most / planned,
+                    most <= 1.05 * planned)  # fmt: skip
         median = max(rise["median"] for rise in rises)
         yield claim(f"{name}: planned over measured <= 1.25", planned / median,
                     planned <= 1.25 * median)  # fmt: skip
@@ -414,17 +415,22 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="passes of each side, warm and cold")
     parser.add_argument("--sides", nargs="+", default=DEFAULT, choices=list(SIDES))
     parser.add_argument("--folder", type=Path, help="where the fields lie while it runs (5 GB)")
+    parser.add_argument("--made", type=Path, help="a folder with fields of an earlier --keep")
+    parser.add_argument("--keep", type=Path, help="make the fields there, and leave them")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/fields.json")
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
     os.environ.update(ONE_THREAD)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     load = os.getloadavg()
-    with tempfile.TemporaryDirectory(dir=options.folder) as held:
-        folder, small = Path(held) / "fields", Path(held) / "small"
-        make_fields(folder, COUNT, SHAPE)
-        make_fields(small, *SMALL)
-        os.sync()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        held = options.made or options.keep or Path(temporary)
+        folder, small = held / "fields", held / "small"
+        if not options.made:
+            held.mkdir(exist_ok=True)
+            make_fields(folder, COUNT, SHAPE)
+            make_fields(small, *SMALL)
+            os.sync()
         records = measure(folder, small, options.sides, options.rounds)
     verdicts = list(judge(records))
     print("\n" + table(records) + "\n")

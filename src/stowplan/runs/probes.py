@@ -138,6 +138,7 @@ def make_probes(
         probes.append(
             Probe(where, kernel, target, capacity, statics, arguments, keywords, shared, wanted)
         )
+    job.plan.cache.clear()  # refers to the plan, so that index arrays would stay for a while
     return probes
 
 

@@ -251,7 +251,10 @@ class _Stream:
         source = self.source if own or not self.columns.stored else self.target
         job = Job("run", self.kernel, part.columns, part.plan, source, self.target)
         compute = job.computation(self.statics, self.traced, compile=self.compile)
-        return job.execute(compute, progress=False)
+        try:
+            return job.execute(compute, progress=False)
+        finally:
+            part.plan.cache.clear()  # refers to the plan, so that index arrays would stay
 
     def _part_without_items(self) -> Part:
         load = Load(range(0), np.zeros(0, np.intp), 0)
