@@ -109,11 +109,12 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the library against its peers, on one thread."""
     install(session, "bench", extras="all-cpu")
-    names = [name for name in ("ewald", "transport", "overlay") if name in session.posargs]
+    all_names = ("ewald", "transport", "overlay", "fields")
+    names = [name for name in all_names if name in session.posargs]
     others = [option for option in session.posargs if option not in names]
     # of what shepherd-score asks for, point clouds of surfaces alone need open3d, which is large
     session.install("--no-deps", "shepherd-score>=1.4", "pandas>=2")
-    for name in names or ("ewald", "transport", "overlay"):
+    for name in names or all_names:
         session.run("python", "-m", f"bench.{name}", *others, env=ONE_THREAD)
 
 

@@ -146,7 +146,10 @@ class Forecast:
     in_flight : bool
         Whether a batch that is compiled may be computed while the rows of the last are put away.
     read_bytes : int
-        Most that is read from disk at once, into one of two buffers; 0 for data in memory.
+        Most that is read from disk at once, into one of several buffers; 0 for data in memory.
+    together : int
+        Loads that are computed at once, each on a thread, with a batch each. `held_bytes` and
+        `idle_bytes` are of all of them.
     """
 
     budget: Budget
@@ -156,13 +159,14 @@ class Forecast:
     idle_bytes: int = 0
     in_flight: bool = True
     read_bytes: int = 0
+    together: int = 1
 
     @property
     def peak_bytes(self) -> int | None:
         """Peak of the whole run; None where no batch was probed."""
         if not self.batch_bytes:
             return None
-        return max(self.held_bytes + max(self.batch_bytes), self.idle_bytes)
+        return max(self.held_bytes + self.together * max(self.batch_bytes), self.idle_bytes)
 
     def lines(self) -> list[str]:
         """What the table of a plan says of memory."""
@@ -172,6 +176,8 @@ class Forecast:
         if self.peak_bytes is None:
             return [f"memory     {self.budget}; {reasons}"]
         largest = f"{show_bytes(max(self.batch_bytes))} a batch"
+        if self.together > 1:
+            largest += f", {self.together} at once"
         if self.read_bytes:
             largest = f"{show_bytes(self.read_bytes)} read ahead, {largest}"
         return [

@@ -157,7 +157,8 @@ def solve(
     rules = [check_finite] if check else []
     rules += [check_mean] if lam == 0 else []
     targets = FieldTargets.make(
-        where, job.store, lambda: job.blocks, out, overwrite=overwrite, resumable=resume is not None,
+        where, job.store, lambda: job.blocks, out, overwrite=overwrite,
+        resumable=resume is not None,
         resume=resume is not None and any(map(has_records, (resume, Path(resume) / LARGE))),
         back=job.given_back,
     )  # fmt: skip

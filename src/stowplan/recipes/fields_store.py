@@ -123,7 +123,8 @@ def open_fields(store: Any, where: str) -> FieldStore:
     store
         A path of one field (``.npy``, ``.zarr``, ``.h5::dataset``), a pattern such as
         ``"run/*.npy"``, a folder of ``.npy`` files, a zarr group or the path of one, whose arrays
-        are fields in the natural order of their names; an array, which is one field; or a list of paths and arrays.
+        are fields in the natural order of their names; an array, which is one field; or a list of
+        paths and arrays.
     where
         The caller, for messages.
 

@@ -201,6 +201,7 @@ class _Fit:
         self.spare = _exact(target.adapter.spare_share)
         self.usable_bytes = usable_bytes(self.budget.bytes, target.adapter)
         self.widths: tuple[int, ...] | None = None
+        self.of_views: tuple[PeakModel, ...] | None = None
         self.footprint = self._footprint(made)
 
     def fitted(self, split: Plan, cached: Sequence[int] | None) -> Plan:
@@ -261,14 +262,32 @@ class _Fit:
             if self.target.adapter.peak_probe == "compiled":
                 return self._by_shapes(split, probes, margin, free=cached is not None)
             left = max(self.usable_bytes - self._held_bytes(), 1)
+            known = cached is None or self.kernel.memory is not None  # rows only become fewer
             models = tuple(
-                probes[slot].model(most_bytes=left) for slot in _probed_for(self.declared)
+                probes[slot].model(most_bytes=left, most_rows=split.rows[slot] if known else None)
+                for slot in _probed_for(self.declared)
             )
+            if self.target.adapter.peak_probe == "real":
+                self.of_views = self._models_of_views(
+                    probes, left, split if known else None, margin
+                )
         except PlanError as error:
             if self.request.budget is not None or isinstance(error, BudgetError):
                 raise
             return self._unprobed(split, f"not probed: {error}")
         return self._by_models(split, cached, models, margin=margin)
+
+    def _models_of_views(
+        self, probes: Sequence[Probe], left: int, split: Plan | None, margin: float
+    ) -> tuple[PeakModel, ...]:
+        """Give the peaks of batches whose arguments are views of the data, which are no copies."""
+        models = []
+        for slot in _probed_for(self.declared):
+            most = None if split is None else split.rows[slot]
+            model = probes[slot].model(most_bytes=left, most_rows=most, gathering=False)
+            each = Fraction(model.bytes_per_row) - self.footprint.row_inputs[slot]
+            models.append(_widened(replace(model, bytes_per_row=max(each, Fraction(1))), margin))
+        return tuple(models)
 
     def _by_models(
         self,
@@ -357,6 +376,10 @@ class _Fit:
 
     def _with_forecast(self, split: Plan, models: Sequence[PeakModel]) -> Plan:
         self.footprint = self._footprint(split)
+        if self.of_views is not None:
+            pairs = enumerate(zip(models, self.of_views, strict=True))
+            viewed = self.footprint.viewed
+            models = [own if slot in viewed else model for slot, (model, own) in pairs]
         used = [0] * len(split.slots)
         for batch in split.batches:
             used[batch.slot] = len(batch.items)

@@ -172,7 +172,8 @@ def _refuse_outside(
         allowed = f"are 0 to {sizes[item] - 1} and" if sizes[item] else "is only"
         raise DataError(
             f"{where}: {int(outside.sum())} indices along {dim!r} point outside their item. Item "
-            f"{item if items is None else items[item]} has {dim}={sizes[item]} and an index {table[row, entry]}; allowed {allowed} "
+            f"{item if items is None else items[item]} has {dim}={sizes[item]} and an index "
+            f"{table[row, entry]}; allowed {allowed} "
             f"{fill} for none. Count the {dim} of every item from 0."
         )
 

@@ -70,6 +70,8 @@ class Footprint:
         Of one row in each slot: columns, outputs, and which places of the latter are real.
     row_gathered
         Of one row in each slot while its last columns are gathered: taken, then filled in a copy.
+    viewed
+        Slots all of whose batches are views of the data.
     """
 
     index_bytes: int
@@ -83,6 +85,7 @@ class Footprint:
     row_outputs: tuple[int, ...]
     row_masks: tuple[int, ...]
     row_gathered: tuple[int, ...]
+    viewed: frozenset[int] = frozenset()
 
     def held_bytes(self, result_sets: int = 3) -> int:
         """Alive beside a batch once all is put away.
@@ -181,6 +184,7 @@ def measure_footprint(
     scattered += outputs if wanted is not None else []
     gathered = {*inputs, *((dim,) for dim in columns.segments)}
     index = locating = 0
+    copying = set()
     for batch in plan.batches:
         rows, capacity = len(batch.items), batch.capacity
         found = _end_to_end(batch, plan, columns, inputs) if views else {}
@@ -194,6 +198,7 @@ def measure_footprint(
         )
         index += MASK_BYTES * rows * sum(capacity) if kernel.takes_mask else 0
         if copied:
+            copying.add(batch.slot)
             most = max(padded(dims, capacity) for dims in copied)
             locating = max(locating, INDEX_BYTES * rows * most)
     put_away = tuple(
@@ -220,6 +225,7 @@ def measure_footprint(
         row_outputs=of_rows(outputs, output_bytes),
         row_masks=of_rows(outputs, [MASK_BYTES] * len(outputs)),
         row_gathered=tuple(map(max, zip(*taken_and_filled, strict=True))),
+        viewed=frozenset(batch.slot for batch in plan.batches) - copying,
     )
 
 

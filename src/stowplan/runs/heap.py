@@ -26,7 +26,7 @@ class HeapLimit:
         if self.active:
             assert memory is not None
             self.start = resident_host_bytes()
-            self.most = memory.budget.bytes - 2 * max(memory.batch_bytes)
+            self.most = memory.budget.bytes - (memory.together + 1) * max(memory.batch_bytes)
             self.to_come = memory.held_bytes
             self.batches = len(plan.batches)
             self.tight = self.most < memory.held_bytes

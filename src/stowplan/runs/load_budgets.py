@@ -18,13 +18,13 @@ from stowplan.planners.chunks import split_chunks
 from stowplan.runs.budgeting import MemoryRequest, resolved_budget, usable_bytes
 from stowplan.runs.columns import Columns
 from stowplan.runs.footprint import measure_footprint
-from stowplan.runs.loads import BUFFERS, MOST_READ, Load, Reads, cut_loads
+from stowplan.runs.loads import MOST_READ, Load, Reads, buffers_for, cut_loads, most_together
 from stowplan.runs.places import Place
 
 __all__ = ["fit_loads"]
 
-READ_SHARE = 6
-"""A buffer takes at most one part in so many of a budget, so that most is left to batches."""
+READ_SHARE = 2
+"""All buffers take at most one part in so many of a budget, so that most is left to batches."""
 TRIES = 4
 """Times that rows are cut for one size of buffers."""
 
@@ -93,11 +93,28 @@ class _Fit:
         self.row_bytes = [_largest_read(self.reads, self.split, slot) for slot in self._slots()]
         self.kept_bytes = self._results(self.columns, self.split) if self.keep else 0
         kind = self.target.adapter.kind_of(self.target.device)
-        self.buffers = BUFFERS if kind == "cpu" else 0  # others take memory of the host alone
+        self.on_host = kind == "cpu"
+        self.together = 1
+
+    @property
+    def buffers(self) -> int:
+        """Buffers that count: those of other devices take memory of the host alone."""
+        return buffers_for(self.together) if self.on_host else 0
 
     def cached(self, usable: int) -> Plan:
-        """Plan batches that a cache likes, read in loads of many."""
-        most = min(MOST_READ, max((usable - self.kept_bytes) // READ_SHARE, 1))
+        """Plan batches that a cache likes, read in loads of many, as many at once as fit."""
+        for together in range(most_together(self.target), 1, -1):
+            self.together = together
+            try:
+                return self._cached(usable)
+            except BudgetError:
+                continue
+        self.together = 1
+        return self._cached(usable)
+
+    def _cached(self, usable: int) -> Plan:
+        share = READ_SHARE * buffers_for(self.together)
+        most = min(MOST_READ, max((usable - self.kept_bytes) // share, 1))
         least = max(self.row_bytes)
         while True:
             try:
@@ -216,6 +233,7 @@ class _Fit:
         if left < 1:
             raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read.")
         given = self.request.budget is not None or self.request.peak is not None
+        left //= self.together
         request = replace(self.request, budget=left) if given else self.request
         by_hand = self.rows if rows is None else rows
         if isinstance(by_hand, Sequence):
@@ -234,12 +252,13 @@ class _Fit:
                 max(memories[slot].batch_bytes) if slot in memories else 0 for slot in self._slots()
             )
         sources = tuple(dict.fromkeys(s for memory in memories.values() for s in memory.sources))
-        held = max((memory.held_bytes for memory in memories.values()), default=0)
-        idle = max((memory.idle_bytes for memory in memories.values()), default=0)
+        held = self.together * max((memory.held_bytes for memory in memories.values()), default=0)
+        idle = self.together * max((memory.idle_bytes for memory in memories.values()), default=0)
         in_flight = all(memory.in_flight for memory in memories.values())
         memory = Forecast(
-            self.budget, beside + held, peaks, sources, beside + idle, in_flight, max(most, 1)
-        )
+            self.budget, beside + held, peaks, sources, beside + idle, in_flight, max(most, 1),
+            self.together,
+        )  # fmt: skip
         return replace(split, memory=memory)
 
     def _refusal(self, error: BudgetError) -> BudgetError:

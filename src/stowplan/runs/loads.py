@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,33 @@ from stowplan.planners.batches import Plan
 from stowplan.planners.cost import Costs
 from stowplan.runs.columns import Columns, check_indices
 from stowplan.runs.parts import Part, part_of
+from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
 
-__all__ = ["BUFFERS", "MOST_READ", "Load", "Reads", "cut_loads"]
+__all__ = ["MOST_READ", "Load", "Reads", "buffers_for", "cut_loads", "most_together"]
 
 MOST_READ = 2**26
 """Bytes that are read together at most: larger reads are no faster."""
 MOST_SECONDS = 1.0
 """Predicted time of what is read together."""
-BUFFERS = 2
-"""One is computed while the other is filled."""
+MOST_TOGETHER = 4
+"""Loads that are computed at once at most: more are done sooner than they are read."""
+
+
+def buffers_for(together: int) -> int:
+    """Count the buffers for so many loads computed at once: one more is filled meanwhile."""
+    return together + 1
+
+
+def most_together(target: Place) -> int:
+    """Say how many loads may be computed at once: on NumPy one for each core, up to a few.
+
+    Other frameworks have threads, or a device, of their own.
+    """
+    if target.adapter.name != "numpy":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MOST_TOGETHER)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -138,6 +138,7 @@ def make_probes(
         probes.append(
             Probe(where, kernel, target, capacity, statics, arguments, keywords, shared, wanted)
         )
+    job.plan.cache.clear()  # refers to the plan, so that index arrays would stay for a while
     return probes
 
 
@@ -165,7 +166,12 @@ class Probe:
     wanted: Wanted | None
 
     def model(
-        self, rows: int | None = None, *, most_bytes: int | None = None, gathering: bool = True
+        self,
+        rows: int | None = None,
+        *,
+        most_bytes: int | None = None,
+        most_rows: int | None = None,
+        gathering: bool = True,
     ) -> PeakModel:
         """Give the peak as a line in the rows, or where shapes are compiled for these rows.
 
@@ -177,6 +183,8 @@ class Probe:
             Of the smallest probe, or of the compiled shape.
         most_bytes
             What probes that allocate may take.
+        most_rows
+            Of a batch: probes that allocate take no more.
         gathering
             Give no less than gathering the arguments takes.
 
@@ -186,7 +194,7 @@ class Probe:
             In torch for a kernel that reads values or uses other tensors than its parameters.
         """
         try:
-            found = self._probed(rows, most_bytes)
+            found = self._probed(rows, most_bytes, most_rows)
         except PlanError as error:
             raise type(error)(f"{self.where}: {error}") from error
         least = self._gathered_bytes() if gathering else 0
@@ -211,7 +219,7 @@ class Probe:
             self.kernel, static_key(self.statics), repr(given), *place, repr(self.wanted), rows
         )  # fmt: skip
 
-    def _probed(self, rows: int | None, most_bytes: int | None) -> PeakModel:
+    def _probed(self, rows: int | None, most_bytes: int | None, most_rows: int | None) -> PeakModel:
         how = self.target.adapter.peak_probe
         at = f" at {self.capacity}" if self.capacity else ""
         what = "gradient of " if self.wanted is not None else ""
@@ -223,7 +231,7 @@ class Probe:
         if how == "fake":
             least = rows or DRY_ROWS
             return self._line([least, 2 * least, 3 * least], f"fake {place}")
-        return self._real_line(rows, most_bytes, f"real {place}")
+        return self._real_line(rows, most_bytes, most_rows, f"real {place}")
 
     def _line(self, counts: Sequence[int], source: str, smaller: Sequence[int] = ()) -> PeakModel:
         peaks = [self._peak(count) for count in counts]
@@ -231,15 +239,23 @@ class Probe:
             return PeakModel(0, Fraction(peaks[0], counts[0]), source)
         return fit_peak(counts, peaks, source, smaller={n: self._peak(n) for n in smaller})
 
-    def _real_line(self, rows: int | None, most_bytes: int | None, source: str) -> PeakModel:
+    def _real_line(
+        self, rows: int | None, most_bytes: int | None, most_rows: int | None, source: str
+    ) -> PeakModel:
         one = self._peak(1)
         least = rows or self._real_rows(one)
         if most_bytes is not None:
             least = max(min(least, most_bytes // (3 * one)), 1)
+        if most_rows is not None:
+            least = max(min(least, most_rows), 1)
         counts = [
             count
             for count in (least, 2 * least, 3 * least)
-            if count == 1 or most_bytes is None or count * one <= most_bytes
+            if count == least
+            or (
+                (most_bytes is None or count * one <= most_bytes)
+                and (most_rows is None or count <= most_rows)
+            )
         ]
         return self._line(counts, source, self._fewer(least))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.adapters.interface import as_tuple
+from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
+from stowplan.host_memory import give_back_host
 from stowplan.layout import Layout
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
@@ -24,7 +28,7 @@ from stowplan.runs.engine import PLAN, saved_plan
 from stowplan.runs.fingerprints import digest, fingerprints
 from stowplan.runs.indices import Sizes
 from stowplan.runs.jobs import Job
-from stowplan.runs.loads import BUFFERS, MOST_READ, Load, Reads, cut_loads
+from stowplan.runs.loads import MOST_READ, Load, Reads, buffers_for, cut_loads
 from stowplan.runs.parts import Part
 from stowplan.runs.places import Place
 from stowplan.runs.results import InMemory, OnDisk, Result, checksum_of, flat_values
@@ -38,6 +42,8 @@ _log = logging.getLogger("stowplan")
 
 LEAST_PARTS = 64
 """A run that can be resumed is kept in as many parts, if it has the batches."""
+
+Outputs = list[NDArray[Any]]
 
 Out = Any
 """A path or an array on disk; several outputs take a sequence of these, None for memory."""
@@ -161,52 +167,68 @@ class _Stream:
         folder: RunFolder | None,
         advance: Callable[[int], object],
     ) -> None:
-        """Read, compute and put away all loads: three at a time, one of each."""
+        """Read, compute and put away all loads: one is read, one or more computed, one written."""
         done = set() if folder is None else self._done(results, folder)
         advance(sum(self.loads[number].bytes for number in done))
         waiting = [number for number in range(len(self.loads)) if number not in done]
         if folder is not None:
             _log.info("run: %d of %d parts are done.", len(done), len(self.loads))
         most = max((self.loads[number].bytes for number in waiting), default=0)
+        together = 1 if self.plan.memory is None else self.plan.memory.together
+        give_back_host()  # what planning left in the heap
         buffer_of = self.target.adapter.host_buffer
-        buffers = [buffer_of(most, self.target.device) for _ in range(BUFFERS)]
-        kept = len(done)
+        buffers = [buffer_of(most, self.target.device) for _ in range(buffers_for(together))]
+        computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: list[tuple[int, Future[None]]] = []
+        kept = len(done)
+
+        def settle() -> None:
+            nonlocal kept
+            for number, future in written:
+                with self._noted(number, kept, folder):
+                    future.result()
+                kept += 1
+            written.clear()
+
+        def finish() -> None:
+            number, outputs = computing.popleft()
+            with self._noted(number, kept + len(written), folder):
+                found = outputs.result()
+            settle()
+            load = self.loads[number]
+            future = writer.submit(_put_away, results, number, load.items, found, folder, self.kind)
+            written.append((number, future))
+            advance(load.bytes)
+
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
             ThreadPoolExecutor(1, "stowplan-write") as writer,
+            _threads(together) as submit,
         ):
             ahead: list[Future[list[Any]]] = []
 
             def read_ahead(place: int) -> None:
                 if place < len(waiting):
-                    load, buffer = self.loads[waiting[place]], buffers[place % BUFFERS]
+                    load, buffer = self.loads[waiting[place]], buffers[place % len(buffers)]
                     ahead.append(reader.submit(self.reads.fill, load, buffer))
 
-            def settle() -> None:
-                nonlocal kept
-                for number, future in written:
-                    with self._noted(number, lambda: kept, folder):  # noqa: B023  as it is then
-                        future.result()
-                    kept += 1
-                written.clear()
-
             read_ahead(0)
-            for place, number in enumerate(waiting, start=1):
-                load = self.loads[number]
-                with self._noted(number, lambda: kept + len(written), folder):
-                    values = ahead.pop().result()
-                    read_ahead(place)
-                    part = self.reads.part(self.kernel, self.plan, load, values)
-                    outputs = self._computed(part)
-                settle()
-                future = writer.submit(
-                    _put_away, results, number, part.items, outputs, folder, self.kind
-                )
-                written.append((number, future))
-                del outputs
-                advance(load.bytes)
+            for place, number in enumerate(waiting):
+                values = ahead.pop()
+                wait([values])
+                read_ahead(place + 1)
+                computing.append((number, submit(self._outputs, number, values)))
+                del values
+                while len(computing) >= together:
+                    finish()
+            while computing:
+                finish()
             settle()
+
+    def _outputs(self, number: int, values: Future[list[Any]]) -> Outputs:
+        """Compute a load that was read."""
+        part = self.reads.part(self.kernel, self.plan, self.loads[number], values.result())
+        return self._computed(part)
 
     def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
         """Take up what is kept of a run that was cut off; what is damaged counts as not done."""
@@ -227,14 +249,12 @@ class _Stream:
         return done
 
     @contextmanager
-    def _noted(
-        self, number: int, done: Callable[[], int], folder: RunFolder | None
-    ) -> Iterator[None]:
+    def _noted(self, number: int, done: int, folder: RunFolder | None) -> Iterator[None]:
         """Say with an error which part it was, and what is done."""
         try:
             yield
         except Exception as error:
-            error.add_note(self._note(number, done(), folder))
+            error.add_note(self._note(number, done, folder))
             raise
 
     def _note(self, number: int, done: int, folder: RunFolder | None) -> str:
@@ -268,6 +288,29 @@ class _Stream:
 
     def _back(self, array: NDArray[Any]) -> Any:
         return self.source.adapter.asarray(array, self.source.device)
+
+
+@contextmanager
+def _threads(together: int) -> Iterator[Callable[..., Future[Outputs]]]:
+    """Give what computes a load: this thread, or one of several with one intra-op thread each."""
+    if together > 1:
+        with ThreadPoolExecutor(together, "stowplan-compute") as pool, one_blas_thread():
+
+            def on_a_thread(function: Callable[..., Outputs], *arguments: Any) -> Future[Outputs]:
+                return pool.submit(copy_context().run, function, *arguments)
+
+            yield on_a_thread
+        return
+
+    def here(function: Callable[..., Outputs], *arguments: Any) -> Future[Outputs]:
+        done: Future[Outputs] = Future()
+        try:
+            done.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001  # raised by who asks for the result
+            done.set_exception(error)
+        return done
+
+    yield here
 
 
 def _put_away(

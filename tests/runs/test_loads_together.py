@@ -1,0 +1,145 @@
+"""Loads that are computed at once: what they give, what they take, and when there is one alone."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import stowplan as sp
+from stowplan.adapters import get_adapter
+from stowplan.layout import Layout
+from stowplan.runs import load_budgets
+from stowplan.runs.loads import most_together
+from stowplan.runs.places import Place
+from stowplan.stores.arrays import open_array
+
+ITEMS, WIDTH = 24, 64
+SIZES = 200 + 100 * (np.arange(ITEMS) % 3)
+BAD = 1e100
+
+
+class Watch:
+    """What the kernel does beside its sums, while a test looks at it."""
+
+    def __init__(self):
+        self.meet = None  # a barrier that each batch waits at
+        self.pause = 0.0
+        self.changed = 0
+
+
+watch = Watch()
+
+
+@sp.kernel("(n,64)->(64)", ragged="n", fill={"x": 0})
+def square_sums(x):
+    """Sum squares over rows, ``(n,64)->(64)``."""
+    xp = array_namespace(x)
+    before = xp.sum(x * x, axis=-2)
+    if watch.meet is not None and bool(xp.any(x != 0)):  # no batch of padding
+        watch.meet.wait(20)
+    if watch.pause:
+        time.sleep(watch.pause)
+        watch.changed += bool(xp.any(xp.sum(x * x, axis=-2) != before))
+    if bool(xp.any(x == BAD)):
+        raise ValueError("a bad number")
+    return before
+
+
+@pytest.fixture(autouse=True)
+def _nobody_watches():
+    yield
+    watch.__init__()
+
+
+@pytest.fixture
+def given():
+    rng = np.random.default_rng(3)
+    return [rng.normal(size=(size, WIDTH)) for size in SIZES.tolist()]
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Give a function: items into one file, and a plan to compute so many loads of it at once."""
+
+    def plan(items, together, budget="6 MiB"):
+        monkeypatch.setattr(load_budgets, "most_together", lambda target: together)
+        monkeypatch.setattr(load_budgets, "MOST_READ", 1)  # each item by itself
+        np.save(tmp_path / "x.npy", np.concatenate(items))
+        rows = open_array(tmp_path / "x.npy", "test")
+        data = {"x": sp.Ragged.from_layout(rows, Layout(SIZES[:, None]))}
+        return data, sp.plan(square_sums, data, on="numpy", budget=budget, rows=1)
+
+    return plan
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_results_are_those_of_each_item_alone(given, planned, together):
+    data, plan = planned(given, together)
+    assert plan.memory.together == together
+    found = sp.run(square_sums, data, plan, on="numpy")
+    for item, sums in zip(given, found, strict=True):
+        np.testing.assert_array_equal(sums, np.sum(item * item, axis=0))
+
+
+@pytest.mark.parametrize("together", [2, 3])
+def test_as_many_loads_as_planned_are_computed_at_once(given, planned, together):
+    data, plan = planned(given, together)
+    watch.meet = threading.Barrier(together)  # nobody goes on before all are there
+    sp.run(square_sums, data, plan, on="numpy")
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_no_load_is_overwritten_while_it_is_computed(given, planned, together):
+    data, plan = planned(given, together)
+    watch.pause = 0.01
+    sp.run(square_sums, data, plan, on="numpy")
+    assert watch.changed == 0
+
+
+def test_each_load_at_once_is_a_batch_and_a_buffer_more(given, planned):
+    _, one = planned(given, 1)
+    _, three = planned(given, 3)
+    (batch,) = {*one.memory.batch_bytes} & {*three.memory.batch_bytes}
+    more = three.memory.peak_bytes - one.memory.peak_bytes
+    item = max(x.nbytes for x in given)
+    assert 2 * (batch + item) <= more <= 1.05 * 2 * (batch + item)
+
+
+def test_a_budget_without_room_for_several_takes_one(given, planned):
+    _, two = planned(given, 2)
+    _, one = planned(given, 1)
+    most = two.memory.peak_bytes
+    assert planned(given, 2, f"{6 * most // 5} B")[1].memory.together == 2
+    tight = planned(given, 2, f"{most - most // 50} B")[1]
+    assert tight.memory.together == 1
+    assert tight.memory.peak_bytes == one.memory.peak_bytes
+
+
+def test_frameworks_with_threads_of_their_own_compute_one_load_at_a_time():
+    torch = pytest.importorskip("torch")
+    host = get_adapter("numpy")
+    assert most_together(Place(get_adapter("torch"), torch.device("cpu"))) == 1
+    assert 1 <= most_together(Place(host, host.devices()[0])) <= 4
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_a_load_that_fails_is_named_and_those_before_it_are_kept(
+    given, planned, tmp_path, together
+):
+    given[13][5, 5] = BAD
+    data, plan = planned(given, together)
+    with pytest.raises(ValueError, match="a bad number") as caught:
+        sp.run(square_sums, data, plan, on="numpy", resume=tmp_path / "run")
+    number = [batch.items[0] for batch in plan.batches].index(13)
+    (note,) = caught.value.__notes__
+    assert f"part {number} of {ITEMS} (items 13 to 13)" in note
+    assert f"{number} parts were" in note
+
+
+def test_settings_of_numpy_hold_in_the_threads(given, planned):
+    given[3][0, 0] = 1e200  # its square overflows
+    data, plan = planned(given, 2)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        sp.run(square_sums, data, plan, on="numpy")
