@@ -316,9 +316,11 @@ def test_an_exception_of_a_function_leaves_the_fields_and_no_file(tmp_path):
             batch.run(fails)
         assert not list(tmp_path.rglob("*results*"))
         np.testing.assert_allclose(read(batch.run(norms)[1]), [f.max() for f in fields])
-    with FieldBatch(fields, budget=8 * BYTES, scratch=tmp_path) as batch:
-        with pytest.raises(ZeroDivisionError):
-            batch.run(fails, out=tmp_path / "o.npy")
+    with (
+        FieldBatch(fields, budget=8 * BYTES, scratch=tmp_path) as batch,
+        pytest.raises(ZeroDivisionError),
+    ):
+        batch.run(fails, out=tmp_path / "o.npy")
     assert not names(tmp_path)
 
 

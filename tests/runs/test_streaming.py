@@ -127,7 +127,8 @@ def test_resident_memory_of_a_process_stays_within_the_budget(tmp_path):
     for budget in (10 * MIB, 24 * MIB):
         done = subprocess.run(
             [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path), str(budget)],
-            check=False, capture_output=True, text=True, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+            check=False, capture_output=True, text=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         planned, measured = map(int, done.stdout.split())
