@@ -205,7 +205,7 @@ def _filtered_by_fft(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any
 
 
 def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
-    half = half_length(a)
+    half = _half_on_host(a)
     found = np.zeros((*a.shape[:-4], half, *a.shape[-3:-1]), a.real.dtype)
     rows = found.reshape(-1, *found.shape[-3:])
     for row, total in zip(_rows(a), rows, strict=True):
@@ -229,6 +229,12 @@ def _add_power_by_fft(row: NDArray[Any], total: NDArray[Any]) -> None:
             modes = np.ascontiguousarray(modes)
         components = modes.view(real)
         total += np.vecdot(components, components)
+
+
+def _half_on_host(a: NDArray[Any]) -> int:
+    """Give `half_length` of an array of NumPy, whose namespace need not be looked for."""
+    x = int(a.shape[-4])
+    return x if a.dtype.kind == "c" else x // 2 + 1
 
 
 def _rows(a: NDArray[Any]) -> NDArray[Any]:
@@ -257,7 +263,7 @@ def _blocks(row: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], NDArray[An
     """Cut one row (x, y, z, lines) into lines that a cache holds, with two scratch arrays."""
     x, y, z, lines = row.shape
     dtype = row.real.dtype
-    numbers = max(x if row.dtype.kind == "f" else 0, 2 * half_length(row)) * y * z  # of a line
+    numbers = max(x if row.dtype.kind == "f" else 0, 2 * _half_on_host(row)) * y * z  # of a line
     step = min(lines, max(8, _CACHED_BYTES // (numbers * dtype.itemsize)))
     one, other = np.empty(numbers * step, dtype), np.empty(numbers * step, dtype)
     for start in range(0, lines, step):
@@ -287,7 +293,7 @@ def _multiplied(
 def _to_modes(a: NDArray[Any], scratch: list[NDArray[Any]]) -> NDArray[Any]:
     """Transform lines (x, y, z, l) into (half, y, z, 2 l): re and im of each mode in turn."""
     x, y, z, l = a.shape  # noqa: E741
-    real, half = a.dtype.kind == "f", half_length(a)
+    real, half = a.dtype.kind == "f", _half_on_host(a)
     found = scratch[0][: (1 if real else 2) * a.size].reshape(-1, x, y, z, l)
     found[0] = a.real
     if not real:

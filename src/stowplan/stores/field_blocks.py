@@ -71,6 +71,7 @@ class FieldBlocks:
         self.dtype = fields[0].dtype
         names = [fields[0].name, *([f"and {len(fields) - 1} more"] if len(fields) > 1 else [])]
         self.name = " ".join(names)
+        self._announced: set[int] = set()
         self._leading = self.axes == tuple(range(len(self.axes)))
 
     def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -120,6 +121,7 @@ class FieldBlocks:
 
     def _read_group(self, blocks: Sequence[Block], places: Sequence[NDArray[Any]]) -> None:
         field = self.fields[blocks[0].field]
+        self._announce(blocks[0].field)
         if self._leading and isinstance(field, FileArray):
             self._scatter(field, blocks, places)
             return
@@ -129,6 +131,14 @@ class FieldBlocks:
                 field.read_region(block.index, into)
             else:
                 into[...] = field.read_region(block.index, None)
+
+    def _announce(self, number: int) -> None:
+        """Let the system read a field that is begun, and the next one meanwhile."""
+        for ahead in (number, number + 1):
+            if ahead < len(self.fields) and ahead not in self._announced:
+                self._announced.add(ahead)
+                if isinstance(self.fields[ahead], FileArray):
+                    self.fields[ahead].will_read()
 
     def _scatter(
         self, field: FileArray, blocks: Sequence[Block], places: Sequence[NDArray[Any]]

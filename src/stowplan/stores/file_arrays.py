@@ -23,6 +23,8 @@ SMALL_BYTES = 8192
 """Pieces below this are read together and sorted out in memory: a call costs as much."""
 BOUNCE_BYTES = 1 << 20
 """The most that is read together for that."""
+MOST_AHEAD = 1 << 28
+"""The largest file that is read ahead as a whole into memory of the system."""
 WASTE = 16
 """Bytes read for one that is wanted, at most."""
 NARROW_BYTES = 4096
@@ -155,6 +157,16 @@ class FileArray(Indexed):
         self._read(position, views)
         for view in views if self.swapped else ():
             np.frombuffer(view, self.dtype).byteswap(inplace=True)
+
+    def will_read(self) -> None:
+        """Let the system read ahead all of a file of a few hundred MiB, in one go.
+
+        A few pieces of each row, as `read_columns` takes them, would have the disk seek.
+        """
+        size = self._end - self.offset
+        advise = getattr(os, "posix_fadvise", None)
+        if advise is not None and size <= MOST_AHEAD:
+            advise(self._descriptor, self.offset, size, os.POSIX_FADV_WILLNEED)
 
     def read_columns(self, first: int, columns: Sequence[NDArray[Any]]) -> None:
         """Fill tables (rows, n_i), which lie beside each other in the last axis of a 2-D view.
