@@ -37,12 +37,14 @@ def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
     found = {
         "the kernel": digest(call.kernel),
         "the module of the kernel": digest(_source(call.kernel)),
-        **{f"the version of {name}": version for name, version in _versions(call).items()},
+        **{f"the version of {name}": str(_version(name)) for name in ("stowplan", "numpy")},
         "the plan": digest(
             plan.dims, plan.lengths, plan.offsets,
             [(batch.items, batch.count, batch.capacity) for batch in plan.batches],
         ),
-        "the framework": digest(call.target[0], call.settings.get(call.target[0])),
+        "the framework": digest(
+            call.target[0], call.settings.get(call.target[0]), _version(call.target[0])
+        ),
     }  # fmt: skip
     sources = columns.sources or (None,) * len(columns.values)
     for name, column, stored in zip(call.kernel.arguments, columns.values, sources, strict=True):
@@ -91,11 +93,8 @@ def _source(kernel: Kernel) -> bytes | None:
         return None
 
 
-def _versions(call: Call) -> dict[str, str]:
-    """Give the versions of the packages that compute."""
-    names = dict.fromkeys(["stowplan", "numpy", call.target[0]])
-    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in names}
-    return {name: str(version) for name, version in found.items() if version is not None}
+def _version(package: str) -> str | None:
+    return getattr(sys.modules.get(package), "__version__", None)
 
 
 def _feed(state: _State, value: Any) -> None:
