@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,19 @@ class FieldOfStack:
     def write_region(self, index: Region, values: NDArray[Any]) -> None:
         """Write a hyper-rectangle."""
         self.stack.write_region(self._whole(index), values[None])
+
+    def __getattr__(self, name: str) -> Any:
+        """Write columns where the array of all fields can."""
+        if name != "write_columns":
+            raise AttributeError(name)
+        write = self.stack.write_columns
+        size = math.prod(self.shape)
+
+        def write_columns(first: int, columns: Sequence[NDArray[Any]]) -> None:
+            width = size // len(columns[0])
+            write(self.number * size + first, columns, width)
+
+        return write_columns
 
     def identity(self) -> tuple[Any, ...]:
         """Give what the array gives, and which entry it is."""

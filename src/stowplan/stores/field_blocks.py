@@ -88,9 +88,14 @@ class FieldBlocks:
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write the flat rows of whole blocks."""
         for group in self._groups(start, start + len(values)):
-            for block, first, last in group:
-                field = self.fields[block.field]
-                flat = values[first - start : last - start]
+            field = self.fields[group[0][0].field]
+            blocks = [block for block, _, _ in group]
+            places = [values[first - start : last - start] for _, first, last in group]
+            if self._leading and hasattr(field, "write_columns"):
+                for first, tables in self._neighbours(field, blocks, places):
+                    field.write_columns(first, tables)
+                continue
+            for block, flat in zip(blocks, places, strict=True):
                 field.write_region(block.index, self._as_in_field(block, flat))
 
     def identity(self) -> tuple[Any, ...]:
@@ -144,6 +149,13 @@ class FieldBlocks:
         self, field: FileArray, blocks: Sequence[Block], places: Sequence[NDArray[Any]]
     ) -> None:
         """Read, point by point, what lies end to end in the file into several blocks."""
+        for first, tables in self._neighbours(field, blocks, places):
+            field.read_columns(first, tables)
+
+    def _neighbours(
+        self, field: Any, blocks: Sequence[Block], places: Sequence[NDArray[Any]]
+    ) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+        """Give runs of blocks whose lines follow each other: first line and (points, lines)."""
         points = math.prod(field.shape[: len(self.axes)])
         firsts = [self._first_line(block, field.shape) for block in blocks]
         tables = [flat.reshape(points, -1) for flat in places]
@@ -151,7 +163,7 @@ class FieldBlocks:
         for end in range(1, len(blocks) + 1):
             if end < len(blocks) and firsts[end] == firsts[end - 1] + tables[end - 1].shape[1]:
                 continue
-            field.read_columns(firsts[begin], tables[begin:end])
+            yield firsts[begin], tables[begin:end]
             begin = end
 
     def _first_line(self, block: Block, shape: Sequence[int]) -> int:

@@ -194,6 +194,29 @@ class FileArray(Indexed):
         for table in columns:
             self._turn(table)
 
+    def write_columns(
+        self, first: int, columns: Sequence[NDArray[Any]], width: int | None = None
+    ) -> None:
+        """Write tables (rows, n_i) beside each other, as `read_columns` reads them.
+
+        ``width`` is the elements of a row, where the tables belong to a part of the array.
+        """
+        rows, size = len(columns[0]), self.dtype.itemsize
+        width = math.prod(self.shape) // rows if width is None else width
+        together = sum(table.shape[1] for table in columns)
+        step = max(BOUNCE_BYTES // max(together * size, 1), 1)
+        for begin in range(0, rows, step):
+            tables = [table[begin : begin + step] for table in columns]
+            joined = tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
+            view = self._as_in_file(joined)
+            position = self._byte(first + begin * width)
+            if together == width:
+                self._write(position, [view])
+                continue
+            self._refuse_read_only()
+            places = range(position, position + len(joined) * width * size, width * size)
+            write_pieces(self._descriptor, places, view, self.name)
+
     def _columns_by_row(
         self, position: int, width: int, rows: int, views: Sequence[tuple[memoryview, int]]
     ) -> None:
