@@ -13,7 +13,7 @@ nox.options.sessions = ["tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 FILES = (  # no frameworks
-    "structures,arrow,zarr,hdf5,reflections,images,masks,pictures,molecules,executor"
+    "structures,arrow,zarr,hdf5,reflections,images,masks,pictures,report,molecules,executor"
 )
 BACKENDS = {  # extras and dependency groups that bring one framework each
     "array-api-strict": ([], ["strict"]),

@@ -99,6 +99,6 @@ def occupancy_curve(plan: Plan, max_count: int = 8) -> Curve | None:
     occupancy = np.array([point.occupancy for point in points])
     return Curve(
         tuple(point.slots for point in points), padded, occupancy, padded * costs.work_seconds,
-        counts * costs.launch_seconds, plan.kernels * counts * costs.compile_seconds,
+        counts * costs.launch_seconds, counts * costs.compile_seconds,
         find_knee(counts, occupancy),
     )  # fmt: skip
