@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -157,10 +158,10 @@ def _shown_by(axis: Any, show: Callable[[float], str], bins: int = 4) -> None:
 
 def _whole(value: float) -> str:
     """Show 4096 as it is and a million in short."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
-    return f"{value:.4g}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= max(size, 1e5):
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.5g}"
 
 
 def _size_axis(axes: Any, which: str, lengths: NDArray[np.int64], capacity: int) -> bool:
@@ -173,7 +174,7 @@ def _size_axis(axes: Any, which: str, lengths: NDArray[np.int64], capacity: int)
     if log:
         getattr(axes, f"set_{which}scale")("log", base=2 if high < 2**7 * low else 10)
         set_limits(low / 1.3, high * 1.3)
-        axis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_minor_locator(ticker.NullLocator())
     else:
         edge = max(0.06 * (high - low), 0.6)
         set_limits(max(low - edge, 0), high + edge)
@@ -226,7 +227,7 @@ def _sizes(plan: Plan, dim: str) -> Picture:
 def _shown_counts(axes: Any) -> None:
     ticker = import_extra("report", "matplotlib.ticker", "report")
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: _whole(value)))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _pairs(plan: Plan) -> list[tuple[str, str]]:
@@ -393,7 +394,11 @@ def _curve(plan: Plan, curve: Curve) -> Picture:
 def _whole_ticks(axes: Any, first: int, last: int) -> None:
     ticker = import_extra("report", "matplotlib.ticker", "report")
     axes.set_xlim(first - 0.6, max(last, first) + 0.6)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(
+        ticker.FixedLocator(range(first, last + 1))
+        if last - first < 12
+        else ticker.MaxNLocator(8, integer=True, min_n_ticks=1)
+    )
 
 
 def _seconds(plan: Plan, curve: Curve) -> Picture:
@@ -447,9 +452,12 @@ def _memory(plan: Plan) -> Picture | None:
         caption = "Peak of each batch against the budget."
     else:
         caption = f"The budget, {show_bytes(budget)}, is {budget / top:.0f} times the highest bar."
-    axes.set_ylim(0, 1.1 * max(top, budget if budget <= 20 * top else 0))
+    top = max(top, budget if budget <= 20 * top else 0)
+    step = 2 ** max(math.ceil(math.log2(max(top, 1) / 5)), 0)
+    steps = np.arange(0, 1.1 * top, step).tolist()
+    axes.set_yticks(steps, [show_bytes(value) if value else "0" for value in steps])
+    axes.set_ylim(0, 1.1 * top)
     _whole_ticks(axes, 0, len(peaks) - 1)
-    _shown_by(axes.yaxis, lambda value: show_bytes(round(value)) if value else "0")
     _label(axes, "batch", "predicted bytes")
     _legend(figure)
     return Picture("Memory of each batch", f"{caption} {'; '.join(forecast.sources[:2])}.", figure)

@@ -13,7 +13,16 @@ from stowplan.expressions import Expression
 from stowplan.planners.batches import Plan
 from stowplan.planners.offsets import real_items
 
-__all__ = ["Causes", "Padding", "find_causes", "item_padding", "measure_padding", "most_padded"]
+__all__ = [
+    "Carriers",
+    "Causes",
+    "Padding",
+    "find_carriers",
+    "find_causes",
+    "item_padding",
+    "measure_padding",
+    "most_padded",
+]
 
 By: TypeAlias = Literal["work", "rows", "bytes"]
 Array: TypeAlias = NDArray[np.float64]
@@ -53,6 +62,14 @@ class Padding:
         """All slots together, as one."""
         parts = (self.useful, self.slot_padding, self.row_padding)
         return Padding(*(np.array([part.sum()]) for part in parts))
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """The items that are padded most: so many of them carry such a share of all padding."""
+
+    items: int
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +141,29 @@ def most_padded(plan: Plan, count: int) -> NDArray[np.intp]:
     return chosen[np.lexsort((chosen, -padding[chosen]))]
 
 
+def find_carriers(plan: Plan) -> Carriers:
+    """Say on how few items the padding of slots lies: where their share exceeds their number most.
+
+    >>> from stowplan.planners import assign_slots
+    >>> plan = assign_slots({"atoms": [1, 4, 4, 4, 5]}, [{"atoms": 5}])
+    >>> find_carriers(plan)
+    Carriers(items=1, share=0.5714...)
+    """
+    padding = np.sort(item_padding(plan))[::-1]
+    lost = _lost(plan)
+    if not len(padding) or not lost:
+        return Carriers(0, 0.0)
+    carried = np.cumsum(padding) / lost
+    place = int((carried - np.arange(1, len(padding) + 1) / len(padding)).argmax())
+    return Carriers(place + 1, float(carried[place]))
+
+
+def _lost(plan: Plan) -> float:
+    """Work that is padded and not useful."""
+    total = measure_padding(plan).total
+    return float(total.slot_padding[0] + total.row_padding[0])
+
+
 def find_causes(plan: Plan) -> Causes:
     """Find the items that make their slots as large as they are.
 
@@ -151,8 +191,7 @@ def find_causes(plan: Plan) -> Causes:
             saved += gain
             items.append(out)
             fits[slot] = fit
-    total = measure_padding(plan).total
-    lost = float(total.slot_padding[0] + total.row_padding[0])
+    lost = _lost(plan)
     return Causes(np.concatenate(items), saved / lost if lost else 0.0, fits)
 
 

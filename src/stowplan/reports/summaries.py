@@ -8,12 +8,13 @@ from stowplan.planners.cost import Costs
 from stowplan.planners.shards import summarise_shards
 from stowplan.planners.tables import format_seconds
 from stowplan.reports.curves import Curve
-from stowplan.reports.padding import find_causes, measure_padding
+from stowplan.reports.padding import find_carriers, find_causes, measure_padding
 from stowplan.reports.records import RunRecord
 
 __all__ = ["count", "percent", "sentences"]
 
 GAIN = 1.1  # less is no reason to change a plan
+LEAST = 0.05  # by which a share of the padding exceeds that of its items, to be worth a sentence
 
 
 def percent(share: float) -> str:
@@ -72,12 +73,13 @@ def _padding(plan: Plan) -> list[str]:
     if slot + row <= 0:
         return ["Nothing is padded."]
     told = []
-    causes = find_causes(plan)
-    if causes.share >= 0.01:
-        items, several = len(causes.items), len(causes.items) != 1
+    causes, carriers = find_causes(plan), find_carriers(plan)
+    few = len(causes.items) / len(plan.lengths)
+    if causes.share - few >= max(carriers.share - carriers.items / len(plan.lengths), LEAST):
+        several = len(causes.items) != 1
         sentence = (
-            f"{count(items, 'item')} ({percent(items / len(plan.lengths))} of all) "
-            f"{'cause' if several else 'causes'} {percent(causes.share)} of the padding"
+            f"{_some(plan, len(causes.items))} {'cause' if several else 'causes'} "
+            f"{percent(causes.share)} of the padding"
         )
         if len(causes.fits) == 1:
             (fit,) = causes.fits.values()
@@ -85,10 +87,19 @@ def _padding(plan: Plan) -> list[str]:
             without = "them" if several else "it"
             sentence += f": without {without} the others would fit a slot of {size}"
         told.append(sentence + ".")
+    elif carriers.share - carriers.items / len(plan.lengths) >= LEAST:
+        verb = "carry" if carriers.items != 1 else "carries"
+        told.append(
+            f"{_some(plan, carriers.items)} {verb} {percent(carriers.share)} of the padding."
+        )
     if row >= 0.05 * (slot + row):
         share = percent(row / (slot + row))
         told.append(f"{share} of the padding is rows without an item.")
     return told
+
+
+def _some(plan: Plan, items: int) -> str:
+    return f"{count(items, 'item')} ({percent(items / len(plan.lengths))} of all)"
 
 
 def _other_counts(plan: Plan, curve: Curve, used: int) -> list[str]:
@@ -136,11 +147,11 @@ def _memory(plan: Plan) -> list[str]:
 def _devices(plan: Plan) -> list[str]:
     if len(plan.devices) < 2:
         return []
-    imbalance = summarise_shards(plan).imbalance
-    return [
-        f"The last of {count(len(plan.devices), 'device')} is done {imbalance:.2f} times as late "
-        "as all are on average."
-    ]
+    shards = summarise_shards(plan)
+    idle = int((shards.batches == 0).sum())
+    devices = count(len(plan.devices), "device")
+    told = f"The last of {devices} is done {shards.imbalance:.2f} times as late as all on average"
+    return [told + (f"; {idle} of them {'has' if idle == 1 else 'have'} no batch." if idle else ".")]
 
 
 def _run(run: RunRecord | None) -> list[str]:

@@ -83,12 +83,13 @@ def item_table(plan: Plan, names: Sequence[str] | None, most: int = SHOWN_ITEMS)
         slot_of[batch.items[: batch.count]] = batch.slot
     rows = []
     for item in chosen.tolist():
-        name = f"item {item}" if names is None else str(names[item])
-        cells = [Cell(name), _number(item), *map(_number, plan.lengths[item].tolist())]
+        cells = [] if names is None else [Cell(str(names[item]))]
+        cells += [_number(item), *map(_number, plan.lengths[item].tolist())]
         cells += [_number(int(slot_of[item])), _short(own[item]), _short(own[item] + padding[item])]
         cells += [_short(padding[item]), _share(padding[item] / total)]
         rows.append(tuple(cells))
-    columns = ["name", "item", *plan.dims, "slot", "work", "padded", "padding", "of all"]
+    columns = [*([] if names is None else ["name"]), "item", *plan.dims, "slot"]
+    columns += ["work", "padded", "padding", "of all"]
     note = ""
     if len(chosen) < len(plan.lengths):
         note = f"The first {len(chosen)} of {len(plan.lengths)} items."
@@ -167,7 +168,10 @@ def _number(value: float) -> Cell:
 
 
 def _short(value: float) -> Cell:
-    return Cell(f"{value:.4g}", float(value))
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= max(size, 1e5):
+            return Cell(f"{value / size:.4g} {letter}", float(value))
+    return Cell(f"{value:.5g}", float(value))
 
 
 def _share(share: float) -> Cell:
