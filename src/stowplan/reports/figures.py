@@ -125,21 +125,21 @@ def _axes(height: float = HEIGHT, columns: int = 1) -> tuple[Any, Any]:
         for side, spine in one.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(GRID)
-        one.tick_params(which="both", colors=MUTED, labelsize=8.5, length=3, color=GRID)
+        one.tick_params(which="both", colors=MUTED, labelsize=9, length=3, color=GRID)
         one.grid(axis="y", color=GRID, linewidth=0.6)
         one.set_axisbelow(True)
     return figure, axes[0] if columns == 1 else axes
 
 
 def _label(axes: Any, x: str = "", y: str = "") -> None:
-    axes.set_xlabel(x, color=INK, fontsize=9)
-    axes.set_ylabel(y, color=INK, fontsize=9)
+    axes.set_xlabel(x, color=INK, fontsize=9.5)
+    axes.set_ylabel(y, color=INK, fontsize=9.5)
 
 
 def _legend(figure: Any, columns: int = 3) -> None:
     """Put the legend below the axes, where it hides nothing."""
     figure.legend(
-        loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK,
+        loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK,
         handlelength=1.2, columnspacing=1.2, borderpad=0.2,
     )  # fmt: skip
 
@@ -460,7 +460,8 @@ def _memory(plan: Plan) -> Picture | None:
     _whole_ticks(axes, 0, len(peaks) - 1)
     _label(axes, "batch", "predicted bytes")
     _legend(figure)
-    return Picture("Memory of each batch", f"{caption} {'; '.join(forecast.sources[:2])}.", figure)
+    caption += f" From {'; '.join(forecast.sources[:2])}."
+    return Picture("Memory of each batch", caption, figure)
 
 
 def _timeline(plan: Plan) -> Picture:
