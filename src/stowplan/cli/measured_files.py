@@ -120,7 +120,6 @@ def _structures(path: str, accuracy: float) -> Measured:
     from stowplan.recipes.ewald import grid_sizes
 
     structures = files.read(path)
-    files.validate(structures)
     sizes = grid_sizes(structures, accuracy=accuracy)
     names = [
         f"{number} {atoms.get_chemical_formula('metal')}" for number, atoms in enumerate(structures)
