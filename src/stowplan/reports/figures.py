@@ -172,7 +172,7 @@ def _size_axis(axes: Any, which: str, lengths: NDArray[np.int64], capacity: int)
     set_limits = getattr(axes, f"set_{which}lim")
     log = high > WIDE * low
     if log:
-        getattr(axes, f"set_{which}scale")("log", base=2 if high < 2**7 * low else 10)
+        getattr(axes, f"set_{which}scale")("log", base=2 if high < 2**9 * low else 10)
         set_limits(low / 1.3, high * 1.3)
         axis.set_minor_locator(ticker.NullLocator())
     else:
@@ -249,18 +249,18 @@ def _scatter(plan: Plan, x: str, y: str) -> Picture:
     ]
     if len(plan.lengths) <= POINTS:
         axes.plot(
-            *lengths, linestyle="none", marker="o", markersize=3, color=USEFUL, alpha=0.55,
-            markeredgewidth=0, label="items",
+            *lengths, linestyle="none", marker="o", markersize=4, color=USEFUL, alpha=0.6,
+            markeredgewidth=0, label="items", zorder=3,
         )  # fmt: skip
         caption = "Each point is an item; "
     else:
         _density(axes, lengths, logs)
-        caption = "The darker, the more items, on a logarithmic scale; "
+        caption = "The stronger the colour, the more items, on a logarithmic scale; "
     (left, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     outlines = slots if len(slots) <= SHOWN_OUTLINES else slots[:: -(-len(slots) // SHOWN_OUTLINES)]
     for number, slot in enumerate(outlines):
         axes.plot(
-            [left, slot[x], slot[x]], [slot[y], slot[y], bottom], color=SLOT, linewidth=1.3,
+            [left, slot[x], slot[x]], [slot[y], slot[y], bottom], color=SLOT, linewidth=1.1,
             label="slots" if not number else None, solid_joinstyle="miter",
         )  # fmt: skip
     _label(axes, x, y)

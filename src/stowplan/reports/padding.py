@@ -207,7 +207,7 @@ def _best_cut(
     largest = np.maximum.accumulate(lengths[order], axis=0)
     held = np.arange(1, len(own) + 1)
     saves = held * (plan.measure.cost(capacity)[0] - plan.measure.cost(largest))
-    saves[: len(own) // 2 - 1] = 0.0  # the others are the half at least
+    saves[: -(-len(own) // 2) - 1] = 0.0  # the others are the half at least
     place = int(saves.argmax())
     fit = dict(zip(plan.dims, largest[place].tolist(), strict=True))
     return float(saves[place]), own[order[place + 1 :]], fit

@@ -123,8 +123,7 @@ def _other_counts(plan: Plan, curve: Curve, used: int) -> list[str]:
             f"{slots} would compute {_times(padded, other)}, at {percent(curve.occupancy[knee])} "
             "occupancy; by the costs of this plan their launches and compiles take as long."
         ]
-    most = count(int(curve.counts[-1]), "slot")
-    return [f"No number of slots up to {most} would be a tenth cheaper."]
+    return [f"No number of slots up to {int(curve.counts[-1])} would be a tenth cheaper."]
 
 
 def _times(padded: float, other: float) -> str:
