@@ -142,7 +142,7 @@ def test_names_are_text_and_never_a_script(tmp_path):
         sp.assign_slots({"n": [0]}, [{"n": 1}]),
         sp.assign_slots({"n": [5, 5, 5]}, [{"n": 5}]),
         sp.assign_slots({"n": [1, 10**12]}, [{"n": 10}, {"n": 10**12}]),
-        sp.assign_slots({"n": range(1, 400)}, [{"n": n} for n in range(1, 400)]),
+        sp.assign_slots({"n": range(1, 250)}, [{"n": n} for n in range(1, 250)]),
         sp.assign_slots(
             {"n1": [2, 3], "n2": [2, 3], "n3": [3, 3]}, [{}], exact=["n1", "n3"],
             derived={"k": "n1 * n2 * n3"}, work="k + 1",
@@ -165,14 +165,14 @@ def test_any_plan_has_a_report(plan, tmp_path):
     assert len(text) < 2e6
 
 
-def test_six_plans_of_many_slots_and_batches_stay_below_2_mb(tmp_path):
+def test_four_plans_of_many_dims_slots_and_batches_stay_below_2_mb(tmp_path):
     random = np.random.default_rng(1)
-    sizes = {dim: random.integers(1, 10**4, 5000) for dim in ("a", "b", "c", "d")}
+    sizes = {dim: random.integers(1, 10**4, 5000) for dim in ("a", "b", "c", "d", "e", "f")}
     plan = sp.assign_slots(sizes, [{dim: 250 * n for dim in sizes} for n in range(1, 41)])
     plan = sp.split_chunks(replace(plan, item_bytes="8 * a"), rows=5)
     names = [f"item with a name of some length {item}" for item in range(5000)]
-    path = sp.report([sp.share_devices(plan, 8)] * 6, tmp_path / "r.html", names=names, max_slots=2)
-    assert path.stat().st_size < 2e6
+    path = sp.report(sp.share_devices(plan, 8), tmp_path / "r.html", names=names, max_slots=2)
+    assert 4 * path.stat().st_size < 2e6
 
 
 def test_a_page_is_written_whole_and_in_no_missing_folder(tmp_path):
@@ -190,8 +190,8 @@ def test_what_is_no_plan_is_refused(tmp_path):
         sp.report([plan, "plan.json"], tmp_path / "r.html")
     with pytest.raises(PlanError, match="report: plan is a int"):
         sp.report(3, tmp_path / "r.html")
-    with pytest.raises(PlanError, match="7 plans; a page holds 1 to 6"):
-        sp.report([plan] * 7, tmp_path / "r.html")
+    with pytest.raises(PlanError, match="5 plans; a page holds 1 to 4"):
+        sp.report([plan] * 5, tmp_path / "r.html")
     with pytest.raises(PlanError, match="0 plans"):
         sp.report([], tmp_path / "r.html")
 
@@ -222,6 +222,7 @@ def test_figures_are_written_as_pictures_one_by_one(finished, tmp_path):
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
-def test_the_same_plan_gives_the_same_page(finished, tmp_path):
+def test_the_same_plan_gives_the_same_page(tmp_path):
+    finished = sp.assign_slots({"n": [1, 2, 3]}, [{"n": 2}, {"n": 3}])
     one, two = (sp.report(finished, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert one == two

@@ -13,6 +13,8 @@ __all__ = ["inline_svg"]
 
 _FONT = re.compile(r"font: ((?:\d+ )?[\d.]+px)[^;\"]*")
 _IDS = re.compile(r'(\bid="|url\(#|xlink:href="#|\bhref="#)')
+_TAG = re.compile(r"<[^>]*>")
+_DIGITS = re.compile(r"(\d\.\d\d)\d+")
 _COLOUR = re.compile("|".join(COLOURS), re.IGNORECASE)
 _FIXED = {"text.usetex": False, "svg.fonttype": "none", "svg.hashsalt": "stowplan"}
 
@@ -40,6 +42,7 @@ def inline_svg(figure: Any, name: str, title: str) -> str:
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
     svg = re.sub(r'^<svg ([^>]*?)(?:width|height)="[^"]*"', r"<svg \1", svg)
     svg = re.sub(r'^<svg ([^>]*?)(?:width|height)="[^"]*"', r"<svg \1", svg)
+    svg = _TAG.sub(lambda tag: _DIGITS.sub(r"\1", tag[0]), svg)  # hundredths of a point
     svg = _FONT.sub(r"font-size: \1; font-family: inherit", svg)
     svg = _IDS.sub(rf"\g<1>{name}-", svg)
     svg = _COLOUR.sub(lambda found: f"var(--{COLOURS[found[0].lower()]})", svg)

@@ -5,7 +5,8 @@ for (const part of document.querySelectorAll(".table")) {
   const heads = [...part.querySelectorAll("thead th")];
   const value = (row, column) => {
     const cell = row.cells[column];
-    return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+    if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
+    return cell.className ? cell.textContent : Number(cell.textContent.replaceAll("\u00a0", ""));
   };
   const compare = (a, b) =>
     typeof a === "number" && typeof b === "number"

@@ -38,7 +38,7 @@ Reported: TypeAlias = Plan | RunRecord
 Names: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | None
 
 HERE = Path(__file__).parent
-MOST_PLANS = 6  # a page stays below 2 MB
+MOST_PLANS = 4  # a page stays below 2 MB
 
 
 class _Tile(NamedTuple):
@@ -106,7 +106,7 @@ def report(
     DataError
         For a path whose folder is not there, and names that are not one for each item.
     PlanError
-        For no plan, more than six, and what is no plan.
+        For no plan, more than four, and what is no plan.
     MissingDependencyError
         Without Jinja2 or matplotlib: ``pip install 'stowplan[report]'``.
 

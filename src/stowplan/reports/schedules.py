@@ -13,7 +13,7 @@ from stowplan.planners.shards import summarise_shards
 
 __all__ = ["Span", "schedule"]
 
-MOST_SPANS = 400
+MOST_SPANS = 300
 
 
 class Span(NamedTuple):

@@ -20,8 +20,7 @@ from stowplan.reports.summaries import percent
 
 __all__ = ["Cell", "Table", "batch_table", "curve_table", "device_table", "item_table", "slot_table"]
 
-SHOWN_ROWS = 300
-SHOWN_ITEMS = 200
+SHOWN_ROWS = 200
 
 
 class Cell(NamedTuple):
@@ -32,8 +31,10 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The number in digits, for the page."""
-        return "" if self.value is None else f"{self.value:.12g}"
+        """The number in digits, where the text is none."""
+        if self.value is None or self.text.replace("\N{NO-BREAK SPACE}", "").isdecimal():
+            return ""
+        return f"{self.value:.6g}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def slot_table(plan: Plan) -> Table:
     return _cut("Slots", columns, rows, note)
 
 
-def item_table(plan: Plan, names: Sequence[str] | None, most: int = SHOWN_ITEMS) -> Table:
+def item_table(plan: Plan, names: Sequence[str] | None, most: int = SHOWN_ROWS) -> Table:
     """Give the items that are padded by most work, by name."""
     chosen = most_padded(plan, most)
     padding, own = item_padding(plan), plan.measure.cost(plan.lengths)
