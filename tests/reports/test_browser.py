@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -36,7 +37,8 @@ for (const svg of document.querySelectorAll("svg")) {
   const texts = boxes(svg.querySelectorAll("text"));
   texts.forEach(([one, box], number) => {
     if (!within(box, frame)) seen.faults.push(`${title}: ${one.textContent} is clipped`);
-    if (box.height < 8) seen.faults.push(`${title}: ${one.textContent} is ${box.height} high`);
+    if (Math.max(box.width, box.height) < 9)
+      seen.faults.push(`${title}: ${one.textContent} is ${box.height} high`);
     for (const [other, there] of texts.slice(number + 1))
       if (meet(box, there))
         seen.faults.push(`${title}: ${one.textContent} meets ${other.textContent}`);
@@ -54,7 +56,7 @@ const table = [...document.querySelectorAll(".table")].find((t) => t.querySelect
 const column = (name) =>
   [...table.querySelectorAll("th")].findIndex((head) => head.textContent === name);
 const shown = (name) =>
-  [...table.tBodies ?? table.querySelectorAll("tbody tr")]
+  [...table.querySelectorAll("tbody tr")]
     .filter((row) => !row.hidden)
     .map((row) => row.cells[column(name)].textContent);
 const click = (name) => table.querySelectorAll("th button")[column(name)].click();
@@ -69,10 +71,17 @@ filter.value = "STRUCTURE 11";
 filter.dispatchEvent(new Event("input"));
 seen.filtered = shown("name");
 seen.left = table.querySelector("output").textContent;
-document.body.dataset.seen = JSON.stringify(seen);
 console.log("looked at");
+parent.postMessage(JSON.stringify(seen), "*");
 </script>
 """
+FRAME = """<!doctype html>
+<html style="color-scheme: light dark"><body style="margin: 0">
+<iframe src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe>
+<script>onmessage = (event) => { document.body.dataset.seen = event.data; };</script>
+</body></html>
+"""
+"""A window is no narrower than 500 pixels; a frame is."""
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +96,20 @@ def page(finished, tmp_path_factory):
 
 def look_at(page, width, scheme, tmp_path):
     """What the page says of itself, and what the browser logs."""
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.replace("{width}", str(width)), encoding="utf-8")
     command = [
         BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
         "--no-first-run", "--disable-extensions", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1500,1000",
         f"--blink-settings=preferredColorScheme={scheme}", "--virtual-time-budget=4000",
-        "--dump-dom", page.as_uri(),
+        "--dump-dom", frame.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     logged = re.findall(r"CONSOLE[^\n]*", done.stderr)
     assert found, done.stderr[-2000:]
-    return json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&")), logged
+    return json.loads(html.unescape(found[1])), logged
 
 
 @pytest.mark.parametrize(
