@@ -126,9 +126,7 @@ def test_a_million_items_are_counted_in_bins(tmp_path):
 def test_names_are_text_and_never_a_script(tmp_path):
     plan = sp.assign_slots({"n": [1, 2]}, [{"n": 3}])
     bad = '<script>alert("x")</script>'
-    path = sp.report(
-        {bad: plan, "b": plan}, tmp_path / "r.html", names=[bad, "&"], title=bad
-    )
+    path = sp.report({bad: plan, "b": plan}, tmp_path / "r.html", names=[bad, "&"], title=bad)
     text = path.read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert text.count("&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;") >= 4
@@ -168,7 +166,7 @@ def test_any_plan_has_a_report(plan, tmp_path):
 def test_four_plans_of_many_dims_slots_and_batches_stay_below_2_mb(tmp_path):
     random = np.random.default_rng(1)
     sizes = {dim: random.integers(1, 10**4, 5000) for dim in ("a", "b", "c", "d", "e", "f")}
-    plan = sp.assign_slots(sizes, [{dim: 250 * n for dim in sizes} for n in range(1, 41)])
+    plan = sp.assign_slots(sizes, [dict.fromkeys(sizes, 250 * n) for n in range(1, 41)])
     plan = sp.split_chunks(replace(plan, item_bytes="8 * a"), rows=5)
     names = [f"item with a name of some length {item}" for item in range(5000)]
     path = sp.report(sp.share_devices(plan, 8), tmp_path / "r.html", names=names, max_slots=2)

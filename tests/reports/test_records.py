@@ -56,5 +56,8 @@ def test_results_are_waited_for_and_given_back():
 
 
 def test_a_record_of_no_plan_is_refused():
-    with pytest.raises(PlanError, match=r"record: list is no plan.*sp\.record\(plan\)"), sp.record([]):
+    with (
+        pytest.raises(PlanError, match=r"record: list is no plan.*sp\.record\(plan\)"),
+        sp.record([]),
+    ):
         pass

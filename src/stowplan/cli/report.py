@@ -26,7 +26,6 @@ from stowplan.cli.arguments import (
 from stowplan.cli.measured_files import KINDS, Measured, kind_of, measure_files
 from stowplan.cli.plan import named_dims
 from stowplan.errors import BudgetError, DataError
-from stowplan.expressions import Expression
 from stowplan.host_memory import free_host_bytes
 from stowplan.memory import Budget, resolve_budget
 from stowplan.peaks import Forecast, PeakModel
@@ -63,10 +62,14 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(command=write)
     add = parser.add_argument
     add("files", metavar="FILE", nargs="+", help="sizes, a plan, structures, molecules or masks")
-    add("--out", type=html_file, default=Path("report.html"), metavar="REPORT.html", help="the page")
+    add(
+        "--out", type=html_file, default=Path("report.html"), metavar="REPORT.html", help="the page"
+    )
     add("--title", default="Occupancy report", help="heading of the page")
     add("--as", dest="kind", choices=KINDS, help="what the files hold (default: by suffix)")
-    add("--max-slots", type=natural, default=8, metavar="N", help="most slots compared (default: 8)")
+    add(
+        "--max-slots", type=natural, default=8, metavar="N", help="most slots compared (default: 8)"
+    )
     planning = parser.add_argument_group("planning (of sizes, not of a saved plan)")
     add_slots(planning)
     add = planning.add_argument
@@ -107,6 +110,9 @@ def write(arguments: argparse.Namespace) -> None:
     refuse_unwritable(arguments.out)
     if arguments.budget is not None and arguments.bytes is None:
         raise DataError('--budget needs --bytes, the bytes of an item: --bytes "24*atoms + 12*k"')
+    twice = [path for path in arguments.files if arguments.files.count(path) > 1]
+    if twice:
+        raise DataError(f"{twice[0]!r} is given twice")
     plans: dict[str, Plan] = {}
     names: dict[str, Sequence[str]] = {}
     for path in arguments.files:
@@ -128,11 +134,7 @@ def write(arguments: argparse.Namespace) -> None:
 def _name(path: str, taken: dict[str, Plan]) -> str:
     """Name a plan by its file, and by its path where two are called alike."""
     name = "standard input" if path == "-" else Path(path).stem or path
-    if name in taken:
-        name = path
-    if name in taken:
-        raise DataError(f"{path!r} is given twice")
-    return name
+    return path if name in taken else name
 
 
 def _saved(path: str, arguments: argparse.Namespace) -> Plan:
@@ -170,6 +172,7 @@ def _planned(found: Measured, arguments: argparse.Namespace) -> Plan:
     made = assign_slots(found.sizes, slots, order="given", **terms)
     made = replace(made, mode="given" if arguments.slot else "chosen", costs=costs)
     if arguments.bytes is not None:
+        arguments.bytes.require(made.measure.names)
         made = replace(made, item_bytes=arguments.bytes.text)
     if arguments.budget is None:
         made = split_chunks(made, rows=arguments.rows)
@@ -180,9 +183,10 @@ def _planned(found: Measured, arguments: argparse.Namespace) -> Plan:
 
 def _within(plan: Plan, budget: Budget, arguments: argparse.Namespace) -> Plan:
     """Give the batches so many rows that what they hold of columns stays within a budget."""
-    expression = Expression.parse(arguments.bytes.text, plan.measure.names)
     capacities = np.array([[slot[dim] for dim in plan.dims] for slot in plan.slots], np.int64)
-    each = plan.measure.evaluate(expression, capacities.reshape(len(plan.slots), len(plan.dims)))
+    each = plan.measure.evaluate(
+        arguments.bytes, capacities.reshape(len(plan.slots), len(plan.dims))
+    )
     models = [PeakModel(0, float(size), "--bytes") for size in each.tolist()]
     most = [model.rows(budget.bytes) for model in models]
     if most and min(most) < 1:

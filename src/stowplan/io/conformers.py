@@ -15,7 +15,8 @@ from stowplan.io.molecule_files import MoleculeRecord
 
 __all__ = [
     "Fragments",
-    "coordinates", "count_heavy",
+    "coordinates",
+    "count_heavy",
     "draw_structure",
     "embed",
     "has_coordinates",

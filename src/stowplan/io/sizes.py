@@ -183,7 +183,11 @@ def _integers(column: Column, name: str, unit: str) -> NDArray[np.int64]:
             f"{name}: {len(wrong)} of {len(sizes)} entries are no size; {unit} "
             f"{places[wrong[0]]} {'is empty' if empty else f'has {cell!r}'}{also}. "
             "A size is a whole number from 0."
-            + (" Is the column one of sizes? Name those that are." if len(wrong) == len(sizes) else "")
+            + (
+                " Is the column one of sizes? Name those that are."
+                if len(wrong) == len(sizes)
+                else ""
+            )
         )
     return np.array(sizes, np.int64)
 

@@ -474,7 +474,9 @@ def _timeline(plan: Plan) -> Picture:
     for span in spans:
         if span.device < shown:
             groups.setdefault(span.slot, []).append(span)
-    for slot, group in sorted(groups.items(), key=lambda entry: -1 if entry[0] is None else entry[0]):
+    for slot, group in sorted(
+        groups.items(), key=lambda entry: -1 if entry[0] is None else entry[0]
+    ):
         colour = GRID if slot is None else CYCLE[slot % len(CYCLE)]
         label = "compiling" if slot is None else f"slot {slot}" if len(slots) <= 6 else None
         stops = np.array([[span.device, span.start, span.stop] for span in group])

@@ -234,7 +234,9 @@ def _tiles(plan: Plan, run: RunRecord | None) -> list[_Tile]:
         _Tile("Slot padding", percent(float(work.slot_padding[0]) / (padded or 1.0)), "of work"),
         _Tile("Row padding", percent(float(work.row_padding[0]) / (padded or 1.0)), "of work"),
         _Tile(
-            "Rows used", percent(plan.rows_occupancy), count(sum(len(b.items) for b in plan.batches), "row")
+            "Rows used",
+            percent(plan.rows_occupancy),
+            count(sum(len(b.items) for b in plan.batches), "row"),
         ),
     ]
     if plan.item_bytes:
@@ -243,9 +245,7 @@ def _tiles(plan: Plan, run: RunRecord | None) -> list[_Tile]:
         used = percent(float(held.useful[0]) / size if size else 1.0)
         tiles.append(_Tile("Bytes used", used, f"of {show_bytes(size)}"))
     shapes = len(plan.shapes)
-    tiles.append(
-        _Tile("Predicted", format_seconds(plan.predicted_seconds), count(shapes, "shape"))
-    )
+    tiles.append(_Tile("Predicted", format_seconds(plan.predicted_seconds), count(shapes, "shape")))
     if plan.devices:
         imbalance = summarise_shards(plan).imbalance
         tiles.append(_Tile("Imbalance", f"{imbalance:.2f}", count(len(plan.devices), "device")))
@@ -277,7 +277,9 @@ def _comparison(plans: Mapping[str, Reported]) -> Table:
         cells += [Cell(format_seconds(seconds), seconds)]
         cells += [Cell("-", -1.0) if peak is None else Cell(show_bytes(peak), float(peak))]
         cells += [
-            Cell("-", -1.0) if run.seconds is None else Cell(format_seconds(run.seconds), run.seconds)
+            Cell("-", -1.0)
+            if run.seconds is None
+            else Cell(format_seconds(run.seconds), run.seconds)
         ]
         rows.append(tuple(cells))
     return Table("Plans", tuple(columns), tuple(rows))

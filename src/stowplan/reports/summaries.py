@@ -39,9 +39,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{digits} {noun if number == 1 else plural or noun + 's'}"
 
 
-def sentences(
-    plan: Plan, curve: Curve | None = None, run: RunRecord | None = None
-) -> list[str]:
+def sentences(plan: Plan, curve: Curve | None = None, run: RunRecord | None = None) -> list[str]:
     """Give the summary on top of a report, a sentence or two for each matter.
 
     >>> from stowplan.planners import assign_slots
@@ -150,7 +148,9 @@ def _devices(plan: Plan) -> list[str]:
     idle = int((shards.batches == 0).sum())
     devices = count(len(plan.devices), "device")
     told = f"The last of {devices} is done {shards.imbalance:.2f} times as late as all on average"
-    return [told + (f"; {idle} of them {'has' if idle == 1 else 'have'} no batch." if idle else ".")]
+    return [
+        told + (f"; {idle} of them {'has' if idle == 1 else 'have'} no batch." if idle else ".")
+    ]
 
 
 def _run(run: RunRecord | None) -> list[str]:

@@ -18,7 +18,15 @@ from stowplan.reports.curves import Curve
 from stowplan.reports.padding import item_padding, measure_padding, most_padded
 from stowplan.reports.summaries import percent
 
-__all__ = ["Cell", "Table", "batch_table", "curve_table", "device_table", "item_table", "slot_table"]
+__all__ = [
+    "Cell",
+    "Table",
+    "batch_table",
+    "curve_table",
+    "device_table",
+    "item_table",
+    "slot_table",
+]
 
 SHOWN_ROWS = 200
 
