@@ -92,11 +92,12 @@ def test_several_files_become_one_page(table, tmp_path, drawn):
 
 
 def test_a_parquet_table_is_read(tmp_path, drawn):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    import pyarrow.parquet
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow as pa
+    from pyarrow import parquet
 
     path = tmp_path / "sizes.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"title": ["a", "b"], "n": [3, 4]}), path)
+    parquet.write_table(pa.table({"title": ["a", "b"], "n": [3, 4]}), path)
     page_of(tmp_path, str(path), "--names", "title")
     ((plans, options),) = drawn
     assert plans["sizes"].sizes["n"].tolist() == [3, 4]

@@ -44,7 +44,7 @@ for (const svg of document.querySelectorAll("svg")) {
         seen.faults.push(`${title}: ${one.textContent} meets ${other.textContent}`);
   });
 }
-const parts = boxes(document.querySelectorAll(".tiles > div, figure, h1, .table, .summary, .facts"));
+const parts = boxes(document.querySelectorAll(".tiles > div, figure, h1, .table, .summary"));
 parts.forEach(([one, box], number) => {
   if (box.left < 0 || box.right > innerWidth) seen.faults.push(`${one.tagName} leaves the page`);
   for (const [other, there] of parts.slice(number + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_devices_are_done_when_the_planner_says(lengths, devices, by, compile_se
     done = np.zeros(devices)
     for device in range(devices):
         own = sorted(span for span in spans if span.device == device)
-        assert all(a.stop == pytest.approx(b.start) for a, b in zip(own, own[1:], strict=False))
+        assert all(a.stop == pytest.approx(b.start) for a, b in itertools.pairwise(own))
         done[device] = own[-1].stop if own else 0.0
     np.testing.assert_allclose(done, summarise_shards(plan).seconds)
     batches = sum(span.batches for span in spans)

@@ -162,7 +162,7 @@ def test_the_few_items_that_carry_the_padding_are_the_place_of_most_contrast(pla
 
 def test_bytes_of_a_plan_that_does_not_know_them_are_refused():
     plan = sp.assign_slots({"atoms": [1]}, [{"atoms": 4}])
-    with pytest.raises(PlanError, match="does not know the bytes.*item_bytes="):
+    with pytest.raises(PlanError, match=r"does not know the bytes.*item_bytes="):
         measure_padding(plan, "bytes")
     with pytest.raises(PlanError, match='"work", "rows" and "bytes"'):
         measure_padding(plan, "seconds")

@@ -196,7 +196,7 @@ def test_what_is_no_plan_is_refused(tmp_path):
 
 def test_names_have_to_be_one_for_each_item(tmp_path):
     plan = sp.assign_slots({"n": [1, 2]}, [{"n": 2}])
-    with pytest.raises(DataError, match="3 names for the 2 items of plan.*one for each item"):
+    with pytest.raises(DataError, match=r"3 names for the 2 items of plan.*one for each item"):
         sp.report(plan, tmp_path / "r.html", names=["a", "b", "c"])
     other = sp.assign_slots({"n": [1]}, [{"n": 2}])
     with pytest.raises(DataError, match=r"2 names for the 1 items of b.*names=\{'b': \[\.\.\.\]\}"):

@@ -132,12 +132,12 @@ def _masks(path: str, labels: Any, threshold: float | None) -> Measured:
     from stowplan.io.masks import read_with_places
 
     found = read_with_places(path, labels=labels, threshold=threshold)
-    spans = [[_span(mask.any(axis=1 - axis)) for axis in (0, 1)] for _, mask in found]
+    spans = [[_span(np.any(mask, axis=1 - axis)) for axis in (0, 1)] for _, mask in found]
     lengths = np.array(spans, np.int64).reshape(-1, 2)
     return Measured({"y": lengths[:, 0], "x": lengths[:, 1]}, mask_names([p for p, _ in found]))
 
 
-def _span(filled: NDArray[np.bool_]) -> int:
+def _span(filled: NDArray[np.bool_] | np.bool_) -> int:
     """Length from the first filled line to the last."""
     places = np.flatnonzero(filled)
     return int(places[-1] - places[0] + 1) if len(places) else 0

@@ -21,7 +21,7 @@ BAR = (
 
 
 def html_table(plan: Plan) -> str:
-    """Give slots with their occupancy, and what the plan takes, without a script or a colour scheme.
+    """Give slots with their occupancy, and what the plan takes, in any colour scheme.
 
     Other plans are not tried, unlike in ``print(plan)``, so that it is shown at once.
 

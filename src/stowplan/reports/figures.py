@@ -279,7 +279,7 @@ def _density(axes: Any, lengths: list[NDArray[np.int64]], logs: list[bool]) -> N
         _bins(float(values.min()), float(values.max()), log, most)
         for values, log, most in zip(lengths, logs, BINS, strict=True)
     ]
-    counts, *_ = np.histogram2d(*lengths, bins=edges)
+    counts, *_ = np.histogramdd(np.stack(lengths, axis=1), bins=edges)
     level = np.ceil(LEVELS * np.log1p(counts) / np.log1p(counts.max())).astype(int)
     for number in range(1, LEVELS + 1):
         places = np.argwhere(level == number)

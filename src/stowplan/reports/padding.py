@@ -54,8 +54,9 @@ class Padding:
     @property
     def occupancy(self) -> Array:
         """Useful / padded of each slot, NaN where a slot is empty."""
-        padded = self.padded
-        return np.divide(self.useful, padded, out=np.full(len(padded), np.nan), where=padded > 0)
+        padded, found = self.padded, np.full(len(self.useful), np.nan)
+        np.divide(self.useful, padded, out=found, where=padded > 0)
+        return found
 
     @property
     def total(self) -> Padding:
@@ -115,9 +116,10 @@ def measure_padding(plan: Plan, by: By = "work") -> Padding:
     rows = np.array([len(batch.items) for batch in batches], np.int64)
     capacities = np.array([batch.capacity for batch in batches], np.int64)
     row = _price(plan, capacities.reshape(len(batches), len(plan.dims)), by)
-    useful = np.bincount(np.repeat(where, counts), each[real_items(batches)], slots)
-    held = np.bincount(where, counts * row, slots)
-    padded = np.bincount(where, rows * row, slots)
+    own = np.repeat(where, counts)
+    useful: Array = np.bincount(own, each[real_items(batches)], slots).astype(np.float64)
+    held: Array = np.bincount(where, counts * row, slots).astype(np.float64)
+    padded: Array = np.bincount(where, rows * row, slots).astype(np.float64)
     return Padding(useful, held - useful, padded - held)
 
 

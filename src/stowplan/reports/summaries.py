@@ -54,10 +54,9 @@ def sentences(plan: Plan, curve: Curve | None = None, run: RunRecord | None = No
     if not len(plan.lengths):
         return ["This plan has no items."]
     used = sum(1 for rows in plan.rows if rows)
-    told = [
-        f"{percent(plan.occupancy())} of the work of {count(len(plan.lengths), 'item')} in "
-        f"{count(used, 'slot')} and {count(len(plan.batches), 'batch', 'batches')} is useful."
-    ]
+    held = f"{count(used, 'slot')} and {count(len(plan.batches), 'batch', 'batches')}"
+    items = count(len(plan.lengths), "item")
+    told = [f"{percent(plan.occupancy())} of the work of {items} in {held} is useful."]
     told += _padding(plan)
     if curve is not None:
         told += _other_counts(plan, curve, used)
@@ -111,15 +110,19 @@ def _other_counts(plan: Plan, curve: Curve, used: int) -> list[str]:
     if gain >= GAIN:
         compiles = "" if not costs.compile_seconds else " and compiles"
         return [
-            f"{slots} would be {gain:.2g}x cheaper by the costs of this plan, launches{compiles} "
-            f"included: {_times(padded, other)} at {percent(curve.occupancy[best])} occupancy."
+            (
+                f"{slots} would be {gain:.2g}x cheaper by the costs of this plan, launches{compiles} "
+                f"included: {_times(padded, other)} at {percent(curve.occupancy[best])} occupancy."
+            )
         ]
     knee = curve.knee
     if padded >= GAIN * float(curve.padded_work[knee]):
         slots, other = count(int(curve.counts[knee]), "slot"), float(curve.padded_work[knee])
         return [
-            f"{slots} would compute {_times(padded, other)}, at {percent(curve.occupancy[knee])} "
-            "occupancy; by the costs of this plan their launches and compiles take as long."
+            (
+                f"{slots} would compute {_times(padded, other)}, at {percent(curve.occupancy[knee])} "
+                "occupancy; by the costs of this plan their launches and compiles take as long."
+            )
         ]
     return [f"No number of slots up to {int(curve.counts[-1])} would be a tenth cheaper."]
 
@@ -136,8 +139,10 @@ def _memory(plan: Plan) -> list[str]:
         return []
     peak, budget = forecast.peak_bytes, forecast.budget.bytes
     return [
-        f"The run is predicted to take {show_bytes(peak)} at its peak, {percent(peak / budget)} "
-        f"of its budget of {show_bytes(budget)}."
+        (
+            f"The run is predicted to take {show_bytes(peak)} at its peak, {percent(peak / budget)} "
+            f"of its budget of {show_bytes(budget)}."
+        )
     ]
 
 

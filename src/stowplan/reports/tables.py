@@ -143,11 +143,10 @@ def device_table(plan: Plan) -> Table:
         plan.devices, shards.batches.tolist(), shards.items.tolist(), shards.shapes.tolist(),
         shards.seconds.tolist(), strict=True,
     )  # fmt: skip
-    rows = [
-        (Cell(name), _number(batches), _number(items), _number(shapes),
-         Cell(format_seconds(seconds), seconds), _share(1 - seconds / last))
-        for name, batches, items, shapes, seconds in columns
-    ]  # fmt: skip
+    rows: list[tuple[Cell, ...]] = []
+    for name, *counts, seconds in columns:
+        done = Cell(format_seconds(seconds), seconds)
+        rows.append((Cell(name), *map(_number, counts), done, _share(1 - seconds / last)))
     return _cut("Devices", ["device", "batches", "items", "shapes", "done in", "idle"], rows, "")
 
 
