@@ -109,21 +109,19 @@ def _other_counts(plan: Plan, curve: Curve, used: int) -> list[str]:
     gain = own / float(curve.seconds[best]) if curve.seconds[best] else 1.0
     if gain >= GAIN:
         compiles = "" if not costs.compile_seconds else " and compiles"
-        return [
-            (
-                f"{slots} would be {gain:.2g}x cheaper by the costs of this plan, launches{compiles} "
-                f"included: {_times(padded, other)} at {percent(curve.occupancy[best])} occupancy."
-            )
-        ]
+        told = (
+            f"{slots} would be {gain:.2g}x cheaper by the costs of this plan, launches{compiles} "
+        )
+        share = percent(curve.occupancy[best])
+        return [told + f"included: {_times(padded, other)} at {share} occupancy."]
     knee = curve.knee
     if padded >= GAIN * float(curve.padded_work[knee]):
         slots, other = count(int(curve.counts[knee]), "slot"), float(curve.padded_work[knee])
-        return [
-            (
-                f"{slots} would compute {_times(padded, other)}, at {percent(curve.occupancy[knee])} "
-                "occupancy; by the costs of this plan their launches and compiles take as long."
-            )
-        ]
+        told = (
+            f"{slots} would compute {_times(padded, other)}, at {percent(curve.occupancy[knee])} "
+        )
+        told += "occupancy; by the costs of this plan their launches and compiles take as long."
+        return [told]
     return [f"No number of slots up to {int(curve.counts[-1])} would be a tenth cheaper."]
 
 
@@ -138,12 +136,9 @@ def _memory(plan: Plan) -> list[str]:
     if forecast is None or forecast.peak_bytes is None:
         return []
     peak, budget = forecast.peak_bytes, forecast.budget.bytes
-    return [
-        (
-            f"The run is predicted to take {show_bytes(peak)} at its peak, {percent(peak / budget)} "
-            f"of its budget of {show_bytes(budget)}."
-        )
-    ]
+    share, limit = percent(peak / budget), show_bytes(budget)
+    told = f"The run is predicted to take {show_bytes(peak)} at its peak, {share} of its budget "
+    return [told + f"of {limit}."]
 
 
 def _devices(plan: Plan) -> list[str]:
