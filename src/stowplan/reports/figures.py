@@ -40,6 +40,7 @@ LEVELS = 6
 SHOWN_DIMS, SHOWN_PAIRS = 6, 3
 SHOWN_SLOTS, SHOWN_OUTLINES = 14, 24
 SHOWN_DEVICES, SHOWN_BATCHES = 24, 200
+UNITS = (3600.0, 60.0, 1.0, 1e-3, 1e-6)  # of format_seconds
 WIDE = 20.0  # longest / shortest from which on an axis is logarithmic
 
 
@@ -147,13 +148,17 @@ def _legend(figure: Any, columns: int = 3) -> None:
 def _percents(axis: Any) -> None:
     """Show shares of one."""
     ticker = import_extra("report", "matplotlib.ticker", "report")
-    axis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
 
 
-def _shown_by(axis: Any, show: Callable[[float], str], bins: int = 4) -> None:
-    ticker = import_extra("report", "matplotlib.ticker", "report")
-    axis.set_major_locator(ticker.MaxNLocator(bins))
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: show(value)))
+def _time_ticks(axes: Any, which: str, top: float) -> None:
+    """Put ticks at round numbers of the unit that the longest time is shown in."""
+    unit = next((unit for unit in UNITS if top >= unit), UNITS[-1])
+    step = 10.0 ** math.floor(math.log10(top / unit / 2)) if top > 0 else 1.0
+    step *= next((times for times in (1, 2, 5) if top / unit <= 5 * times * step), 10)
+    steps = np.arange(0, top, step * unit).tolist()
+    names = [format_seconds(value) if value else "0" for value in steps]
+    getattr(axes, f"set_{which}ticks")(steps, names)
 
 
 def _whole(value: float) -> str:
@@ -198,10 +203,15 @@ def _shown_slots(plan: Plan) -> list[dict[str, int]]:
     return [slot for slot, rows in zip(plan.slots, plan.rows, strict=True) if rows]
 
 
+def _line(count: int) -> float:
+    """Width of a line among so many, which hide what is below them."""
+    return max(1.3 * min(1.0, 8 / max(count, 1)), 0.35)
+
+
 def _sizes(plan: Plan, dim: str) -> Picture:
     lengths = np.maximum(plan.sizes[dim], 1)
     capacities = sorted({slot[dim] for slot in _shown_slots(plan)})
-    figure, axes = _axes(2.6)
+    figure, axes = _axes()
     log = _size_axis(axes, "x", lengths, max(capacities, default=1))
     edges = _bins(float(lengths.min()), float(lengths.max()), log, 40)
     counts, edges = np.histogram(lengths, edges)
@@ -212,7 +222,7 @@ def _sizes(plan: Plan, dim: str) -> Picture:
         axes.set_ylim(0.7, 1.6 * counts.max())
     for number, capacity in enumerate(capacities):
         axes.axvline(
-            capacity, color=SLOT, linewidth=1.3, linestyle=(0, (4, 2)),
+            capacity, color=SLOT, linewidth=_line(len(capacities)), linestyle=(0, (4, 2)),
             label="capacities of slots" if not number else None,
         )  # fmt: skip
     _shown_counts(axes)
@@ -260,7 +270,8 @@ def _scatter(plan: Plan, x: str, y: str) -> Picture:
     outlines = slots if len(slots) <= SHOWN_OUTLINES else slots[:: -(-len(slots) // SHOWN_OUTLINES)]
     for number, slot in enumerate(outlines):
         axes.plot(
-            [left, slot[x], slot[x]], [slot[y], slot[y], bottom], color=SLOT, linewidth=1.1,
+            [left, slot[x], slot[x]], [slot[y], slot[y], bottom],
+            color=SLOT, linewidth=_line(len(outlines)),
             label="slots" if not number else None, solid_joinstyle="miter",
         )  # fmt: skip
     _label(axes, x, y)
@@ -416,7 +427,7 @@ def _seconds(plan: Plan, curve: Curve) -> Picture:
     _whole_ticks(axes, int(curve.counts[0]), int(curve.counts[-1]))
     if bottom.max() > 0:
         axes.set_ylim(0, 1.08 * bottom.max())
-    _shown_by(axes.yaxis, lambda value: format_seconds(value) if value else "0")
+    _time_ticks(axes, "y", 1.08 * float(bottom.max()))
     _label(axes, "slots", "predicted time")
     _legend(figure)
     best = int(curve.counts[curve.cheapest])
@@ -491,7 +502,7 @@ def _timeline(plan: Plan) -> Picture:
     axes.grid(visible=False)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_xlim(0, last * 1.02 or 1.0)
-    _shown_by(axes.xaxis, lambda value: format_seconds(value) if value > 0 else "0")
+    _time_ticks(axes, "x", last * 1.02)
     _label(axes, "predicted time")
     if axes.get_legend_handles_labels()[0]:
         _legend(figure, 4)

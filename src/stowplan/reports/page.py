@@ -282,4 +282,13 @@ def _comparison(plans: Mapping[str, Reported]) -> Table:
             else Cell(format_seconds(run.seconds), run.seconds)
         ]
         rows.append(tuple(cells))
-    return Table("Plans", tuple(columns), tuple(rows))
+    shown = [
+        axis
+        for axis in range(len(columns))
+        if axis < 4 or any(row[axis].text != "-" for row in rows)
+    ]  # what no plan knows is left out
+    return Table(
+        "Plans",
+        tuple(columns[axis] for axis in shown),
+        tuple(tuple(row[axis] for axis in shown) for row in rows),
+    )

@@ -147,6 +147,8 @@ def _devices(plan: Plan) -> list[str]:
     shards = summarise_shards(plan)
     idle = int((shards.batches == 0).sum())
     devices = count(len(plan.devices), "device")
+    if shards.imbalance < 1.05:
+        return [f"All {devices} are done at about the same time."]
     told = f"The last of {devices} is done {shards.imbalance:.2f} times as late as all on average"
     return [
         told + (f"; {idle} of them {'has' if idle == 1 else 'have'} no batch." if idle else ".")
