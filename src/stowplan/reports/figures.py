@@ -148,6 +148,7 @@ def _legend(figure: Any, columns: int = 3) -> None:
 def _percents(axis: Any) -> None:
     """Show shares of one."""
     ticker = import_extra("report", "matplotlib.ticker", "report")
+    axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
 
 
