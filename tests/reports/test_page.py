@@ -220,6 +220,22 @@ def test_figures_are_written_as_pictures_one_by_one(finished, tmp_path):
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
+def test_plans_of_a_real_run_are_set_against_what_it_took(tmp_path):
+    @sp.kernel("(points)->()", ragged="points", fill={"x": 0.0})
+    def total(x):
+        return x.sum(axis=-1)
+
+    data = {"x": [np.ones(length) for length in range(1, 40)]}
+    plan = sp.plan(total, data, budget="10 MB", slots=3)
+    with sp.record(plan) as run:
+        run.wait(sp.run(total, data, plan))
+    text = sp.report(run, tmp_path / "r.html").read_text(encoding="utf-8").replace("\xa0", " ")
+    for title in ("Predicted and measured", "Memory of each batch", "Bytes used"):
+        assert title in text
+    assert f"{100 * plan.occupancy():.1f} %" in text
+    assert "of its budget of 9.537 MiB" in text
+
+
 def test_the_same_plan_gives_the_same_page(tmp_path):
     finished = sp.assign_slots({"n": [1, 2, 3]}, [{"n": 2}, {"n": 3}])
     one, two = (sp.report(finished, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from stowplan.extras import import_extra
-from stowplan.reports.figures import COLOURS
+from stowplan.reports.axes import COLOURS
 
 __all__ = ["inline_svg"]
 
