@@ -131,12 +131,12 @@ def test_structures_are_measured_in_k_space_as_their_kernel_does(tmp_path, drawn
 def test_molecules_are_counted_by_their_heavy_atoms(tmp_path, drawn, capsys):
     pytest.importorskip("rdkit", reason="rdkit is not installed")
     path = tmp_path / "set.smi"
-    path.write_text("CCO ethanol\nc1ccccc1 benzene\nCC( broken\n[NH4+] ammonium\n")
+    path.write_text("CCO ethanol\nc1ccccc1 benzene\nCC( broken\n[NH4+] ammonium\n*CC linked\n")
     assert "line 3, broken" in error_of(capsys, tmp_path, str(path))
     page_of(tmp_path, str(path), "--skip-failed")
     ((plans, options),) = drawn
-    assert plans["set"].sizes["atoms"].tolist() == [3, 6, 1]
-    assert options["names"] == {"set": ["ethanol", "benzene", "ammonium"]}
+    assert plans["set"].sizes["atoms"].tolist() == [3, 6, 1, 2]
+    assert options["names"] == {"set": ["ethanol", "benzene", "ammonium", "linked"]}
 
 
 def test_masks_are_measured_by_the_box_around_them(tmp_path, drawn):

@@ -25,9 +25,9 @@ def test_the_few_that_make_a_slot_large_are_counted(sizes):
 
 def test_the_cheapest_number_of_slots_is_named_with_its_gain():
     plan = sp.assign_slots({"n": [1] * 90 + [10] * 10}, [{"n": 10}])
-    plan = replace(plan, costs=sp.Costs(1.0, 10.0, 0.0))
-    # padded 1000 + a launch of 10 against 90 + 100 + two launches
-    assert f"2 slots would be {1010 / 210:.2g}x cheaper" in told(plan)
+    plan = replace(plan, costs=sp.Costs(1.0, 100.0, 0.0))
+    # padded 1000 and a launch of 100 against 90 + 100 and two launches
+    assert f"2 slots would be {1100 / 390:.2g}x cheaper" in told(plan)
     assert f"{1000 / 190:.2g}x less work at 100 % occupancy" in told(plan)
     dear = replace(plan, costs=sp.Costs(1.0, 0.0, 5000.0))
     assert "2 slots would compute 5.3x less work" in told(dear)
