@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -240,3 +241,12 @@ def test_the_same_plan_gives_the_same_page(tmp_path):
     finished = sp.assign_slots({"n": [1, 2, 3]}, [{"n": 2}, {"n": 3}])
     one, two = (sp.report(finished, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
     assert one == two
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib.figure"])
+def test_what_is_not_installed_is_named_with_its_extra(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    plan = sp.assign_slots({"n": [1, 2]}, [{"n": 2}])
+    with pytest.raises(sp.MissingDependencyError, match=r"pip install 'stowplan\[report\]'"):
+        sp.report(plan, tmp_path / "r.html")
+    assert not list(tmp_path.iterdir())
