@@ -13,7 +13,7 @@ nox.options.sessions = ["tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 FILES = (  # no frameworks
-    "structures,arrow,zarr,hdf5,reflections,images,masks,pictures,molecules,executor"
+    "structures,arrow,zarr,hdf5,reflections,images,masks,pictures,report,molecules,executor"
 )
 BACKENDS = {  # extras and dependency groups that bring one framework each
     "array-api-strict": ([], ["strict"]),
@@ -22,6 +22,7 @@ BACKENDS = {  # extras and dependency groups that bring one framework each
     "jax": (["jax"], []),
     "cupy": (["cupy"], []),
 }
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # A file stays in one process, where compiled programs are shared; 3 GiB each.
 TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadfile")
@@ -73,6 +74,8 @@ def examples(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test all backends that this machine can run, in one environment (the default)."""
     install(session, "test", "strict", "examples", "peers", "executors", extras="all-cpu")
+    if not any(map(shutil.which, BROWSERS)):
+        session.log("Reports are not tried in a browser: apt-get install -y chromium")
     if session.posargs:
         pytest(session)
         return

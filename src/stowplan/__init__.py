@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from stowplan.planners.row_packing import RowPacking, pack_rows
     from stowplan.planners.shards import share_devices
     from stowplan.planners.timeline import Residency
+    from stowplan.reports.page import report
+    from stowplan.reports.records import RunRecord, record
     from stowplan.runs.calibration import calibrate
     from stowplan.runs.dask_executor import dask_executor
     from stowplan.runs.devices import devices
@@ -76,6 +78,7 @@ __all__ = [
     "Rounds",
     "Residency",
     "RowPacking",
+    "RunRecord",
     "SignatureError",
     "StoreError",
     "Verification",
@@ -100,6 +103,8 @@ __all__ = [
     "pack_rows",
     "pad",
     "plan",
+    "record",
+    "report",
     "run",
     "share_devices",
     "slot_curve",
@@ -121,6 +126,9 @@ _ON_USE = {
     "pad": "planners.grids",
     "unpad": "planners.grids",
     "MinibatchSlots": "planners.minibatches",
+    "RunRecord": "reports.records",
+    "record": "reports.records",
+    "report": "reports.page",
     "RowPacking": "planners.row_packing",
     "pack_rows": "planners.row_packing",
     "PackedBatch": "runs.packing",

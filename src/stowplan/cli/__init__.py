@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from stowplan import __version__
-from stowplan.cli import bragg, ewald, fields, overlay, plan, runs, transport
+from stowplan.cli import bragg, ewald, fields, overlay, plan, report, runs, transport
 from stowplan.errors import DataError, FrameworkError, MissingDependencyError, PlanError
 
 __all__ = ["main"]
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     fields.add_command(commands)
     overlay.add_command(commands)
     plan.add_command(commands)
+    report.add_command(commands)
     runs.add_command(commands)
     transport.add_command(commands)
     return parser

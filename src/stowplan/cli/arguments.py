@@ -20,11 +20,13 @@ __all__ = [
     "cost_constants",
     "expression",
     "from_zero",
+    "html_file",
     "json_file",
     "length",
     "lengths",
     "named_expression",
     "natural",
+    "naturals",
     "number",
     "numbers",
     "pairs",
@@ -75,6 +77,11 @@ def arranged_devices(count: int | str | None, on: str) -> list[Any] | None:
 def natural(text: str) -> int:
     """A whole number from 1."""
     return _whole(text, 1)
+
+
+def naturals(text: str) -> list[int]:
+    """Whole numbers from 1, with commas between."""
+    return [natural(part) for part in text.split(",")]
 
 
 def from_zero(text: str) -> int:
@@ -228,6 +235,14 @@ def named_expression(text: str) -> tuple[str, str]:
     return name, expression(formula).text
 
 
+def html_file(text: str) -> Path:
+    """A path that ends in .html."""
+    path = Path(text)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .html")
+    return path
+
+
 def json_file(text: str) -> Path:
     """A path that ends in .json."""
     path = Path(text)
@@ -241,4 +256,6 @@ def refuse_unwritable(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder; --out needs a file")
     if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}")
+        raise DataError(
+            f"{path}: there is no folder {path.parent}. Make it first: mkdir -p {path.parent}"
+        )

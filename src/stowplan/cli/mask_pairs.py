@@ -10,7 +10,7 @@ from typing import Any
 from stowplan.errors import DataError
 from stowplan.io.masks import Labels, Mask, MaskPlace, read_with_places
 
-__all__ = ["MaskPairs", "read_pairs"]
+__all__ = ["MaskPairs", "mask_names", "read_pairs"]
 
 SHOWN = 5  # masks that a message lists
 
@@ -75,7 +75,7 @@ def read_pairs(
         for label in one.keys() - other
     }
     places = [place for place, _ in found]
-    made = MaskPairs([mask for _, mask in found], places, pairs, _names(places), sorted(alone))
+    made = MaskPairs([mask for _, mask in found], places, pairs, mask_names(places), sorted(alone))
     if not pairs:
         reason = f"there is one frame in {source!r}" if not couples else "no label is in two frames"
         raise DataError(f"transport: there is no pair: {reason}. Give frames that follow another.")
@@ -96,7 +96,7 @@ def _frames(found: list[tuple[MaskPlace, Mask]], start: int) -> list[dict[int | 
     return frames
 
 
-def _names(places: list[MaskPlace]) -> list[str]:
+def mask_names(places: list[MaskPlace]) -> list[str]:
     """Name files, frames where a file has several, and labels."""
     frames = Counter[Any]()
     for file, frame, _ in places:

@@ -25,7 +25,7 @@ from stowplan.planners.choose import SlotChoice, choose_slots, slot_curve
 from stowplan.planners.shards import share_devices
 from stowplan.planners.tables import format_seconds
 
-__all__ = ["add_command"]
+__all__ = ["add_command", "named_dims"]
 
 CURVE = 8  # slot counts that the report compares
 EXAMPLE = """\
@@ -88,8 +88,9 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         refuse_unwritable(arguments.out)
     derived: dict[str, str] = dict(arguments.derived)
+    used = [] if arguments.work is None else [arguments.work]
     source = sys.stdin if arguments.file == "-" else arguments.file
-    sizes = read_sizes(source, _dims(arguments.work, derived, arguments.slot or []))
+    sizes = read_sizes(source, named_dims(used, derived, arguments.slot or []))
     terms: dict[str, Any] = {
         "work": arguments.work.text if arguments.work else " * ".join(sizes),
         "derived": derived,
@@ -113,13 +114,14 @@ def report(arguments: argparse.Namespace) -> None:
         print(_curve_table(curve))
 
 
-def _dims(
-    work: Expression | None, formulas: dict[str, str], slots: Sequence[Mapping[str, int]]
+def named_dims(
+    used: Sequence[Expression], formulas: dict[str, str], slots: Sequence[Mapping[str, int]]
 ) -> list[str] | None:
-    """The columns that the work and the slots speak of; None for all."""
-    if work is None:
+    """Give the columns that expressions and slots speak of; None for all."""
+    if not used:
         return None
-    named = [*work.names, *(name for slot in slots for name in slot if name != "rows")]
+    named = [name for expression in used for name in expression.names]
+    named = [*named, *(name for slot in slots for name in slot if name != "rows")]
     for name in reversed(formulas):  # a formula uses those given before it
         if name in named:
             named += Expression.parse(formulas[name]).names

@@ -17,6 +17,7 @@ from stowplan.cli.arguments import (
     from_zero,
     length,
     natural,
+    naturals,
     number,
     positive,
     region,
@@ -63,7 +64,7 @@ def add_command(commands: Any) -> None:
     values = parser.add_mutually_exclusive_group()
     values.add_argument(
         "--labels",
-        type=word("all", otherwise=_labels),
+        type=word("all", otherwise=naturals),
         metavar="all|3,7",
         help="the files hold labels: all of them, or these",
     )
@@ -243,10 +244,6 @@ def _share(text: str) -> float:
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is above 1")
     return value
-
-
-def _labels(text: str) -> list[int]:
-    return [natural(part) for part in text.split(",")]
 
 
 def _boundary(text: str) -> tuple[str, float]:

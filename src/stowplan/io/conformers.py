@@ -16,6 +16,7 @@ from stowplan.io.molecule_files import MoleculeRecord
 __all__ = [
     "Fragments",
     "coordinates",
+    "count_heavy",
     "draw_structure",
     "embed",
     "has_coordinates",
@@ -113,6 +114,11 @@ def embed(molecule: Any, seed: int) -> Any:
 def coordinates(molecule: Any, heavy_only: bool) -> NDArray[np.float64]:
     """Give the places of atoms (n, 3), of dummies and, if ``heavy_only``, hydrogens none."""
     return _points(molecule)[_matching(molecule, "[!#0;!#1]" if heavy_only else "[!#0]")]
+
+
+def count_heavy(molecule: Any) -> int:
+    """Give the number of atoms that `coordinates` has places of, without hydrogens."""
+    return int(_heavy(molecule).sum())
 
 
 def _smiles(text: str) -> Any:

@@ -21,7 +21,14 @@ from stowplan.io.molecule_files import MoleculeRecord, iter_records
 from stowplan.io.whole_files import whole_file
 from stowplan.ragged import Ragged
 
-__all__ = ["FailedMolecule", "Molecules", "iter_molecules", "read_molecules", "write_overlays"]
+__all__ = [
+    "FailedMolecule",
+    "Molecules",
+    "count_atoms",
+    "iter_molecules",
+    "read_molecules",
+    "write_overlays",
+]
 
 SEED = 0xF00D
 STRAIGHT = 1e-3  # of a rotation in float32
@@ -214,6 +221,37 @@ def iter_molecules(
     if not skip_failed:
         _refuse_broken(path, options)
     return _chunks(path, chunk, options)
+
+
+def count_atoms(
+    path: str | os.PathLike[str], *, fragments: Fragments = "refuse", skip_failed: bool = False
+) -> tuple[list[str], NDArray[np.int64]]:
+    r"""Count the heavy atoms of every molecule of a file; no coordinates are made.
+
+    Parameters as in `read_molecules`; names and numbers come back in the order of the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.smi").write_text("CCO ethanol\nc1ccccc1 benzene\n")
+    ...     count_atoms(Path(folder, "a.smi"))
+    (['ethanol', 'benzene'], array([3, 6]))
+    """
+    names, atoms, failed = list[str](), list[int](), list[FailedMolecule]()
+    with conformers.silent():
+        for record in iter_records(path):
+            found = _attempt(record, conformers.parse, record, fragments)
+            if isinstance(found, FailedMolecule):
+                failed.append(found)
+                continue
+            names.append(record.name)
+            atoms.append(conformers.count_heavy(found))
+    if not skip_failed:
+        _refuse(path, failed, len(names) + len(failed))
+    if not names:
+        raise DataError(f"read_molecules: {os.fspath(path)!r} holds no molecules.")
+    return names, np.array(atoms, np.int64)
 
 
 def write_overlays(

@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.extras import import_extra
 
-__all__ = ["read_sizes"]
+__all__ = ["read_names", "read_sizes"]
 
 DELIMITERS = ",;\t"
 LARGEST = 2**63 - 1
 EXACT = 2**53  # whole numbers in float64
+SHOWN = 5  # lines that a message lists
 
 Column = tuple[Sequence[Any], Sequence[int]]  # cells, and the line or row each stands in
 
 
 def read_sizes(
-    source: str | Path | TextIO, dims: Sequence[str] | None = None
+    source: str | Path | TextIO,
+    dims: Sequence[str] | None = None,
+    *,
+    leave_out: Sequence[str] = (),
 ) -> dict[str, NDArray[np.int64]]:
     r"""Read the sizes of items, one row an item, from a CSV or Parquet file.
 
@@ -35,6 +39,8 @@ def read_sizes(
         separates by comma, semicolon or tab.
     dims
         Columns to read; all by default.
+    leave_out
+        Columns that are no sizes, where all others are read.
 
     Returns
     -------
@@ -44,7 +50,7 @@ def read_sizes(
     ------
     DataError
         For an unreadable file, a column that it lacks, and sizes that are missing, negative or
-        fractional: how many, and the line (CSV) or row (Parquet), counted from 1, of the first.
+        fractional: how many, and the lines (CSV) or rows (Parquet), counted from 1, of the first.
     MissingDependencyError
         For Parquet without pyarrow.
 
@@ -54,17 +60,38 @@ def read_sizes(
     >>> read_sizes(StringIO("atoms,k\n2,9\n3,40\n"))
     {'atoms': array([2, 3]), 'k': array([ 9, 40])}
     """
+    name, columns, unit = _columns(source, dims, leave_out)
+    return {dim: _integers(column, f"{name}: column {dim!r}", unit) for dim, column in columns}
+
+
+def read_names(source: str | Path, column: str) -> list[str]:
+    r"""Read the names of items from a column of the table that `read_sizes` reads.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.csv").write_text("atoms,name\n2,water\n3,ozone\n")
+    ...     read_names(Path(folder, "a.csv"), "name")
+    ['water', 'ozone']
+    """
+    _, ((_, (cells, _)),), _ = _columns(source, [column], ())
+    return ["" if cell is None else str(cell).strip() for cell in cells]
+
+
+def _columns(
+    source: str | Path | TextIO, dims: Sequence[str] | None, leave_out: Sequence[str]
+) -> tuple[str, list[tuple[str, Column]], str]:
+    """Name of the source, its columns, and what a place in them is called."""
     name = str(source) if isinstance(source, (str, Path)) else getattr(source, "name", "the table")
     unit = "line"
     with _reading(name):
         if not isinstance(source, (str, Path)):
-            columns = _csv_columns(source, name, dims)
+            columns = _csv_columns(source, name, dims, leave_out)
         elif _is_parquet(Path(source)):
-            columns, unit = _parquet_columns(source, name, dims), "row"
+            columns, unit = _parquet_columns(source, name, dims, leave_out), "row"
         else:
             with Path(source).open(newline="", encoding="utf-8-sig") as file:
-                columns = _csv_columns(file, name, dims)
-    return {dim: _integers(column, f"{name}: column {dim!r}", unit) for dim, column in columns}
+                columns = _csv_columns(file, name, dims, leave_out)
+    return name, columns, unit
 
 
 @contextmanager
@@ -84,13 +111,13 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _csv_columns(
-    file: Iterable[str], name: str, dims: Sequence[str] | None
+    file: Iterable[str], name: str, dims: Sequence[str] | None, leave_out: Sequence[str]
 ) -> list[tuple[str, Column]]:
     lines = iter(file)
     header = next(lines, "").removeprefix("\ufeff")  # standard input keeps the mark of UTF-8
     delimiter = max(DELIMITERS, key=header.count)
     names = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
-    wanted = _wanted(name, names, dims)
+    wanted = _wanted(name, names, dims, leave_out)
     reader = csv.reader(lines, delimiter=delimiter)
     rows: list[list[str]] = []
     places: list[int] = []
@@ -106,14 +133,14 @@ def _csv_columns(
 
 
 def _parquet_columns(
-    path: str | Path, name: str, dims: Sequence[str] | None
+    path: str | Path, name: str, dims: Sequence[str] | None, leave_out: Sequence[str]
 ) -> list[tuple[str, Column]]:
     pyarrow, parquet = (
         import_extra("arrow", module, f"{name}, a Parquet file,")
         for module in ("pyarrow", "pyarrow.parquet")
     )
     try:
-        wanted = _wanted(name, parquet.read_schema(path).names, dims)
+        wanted = _wanted(name, parquet.read_schema(path).names, dims, leave_out)
         table = parquet.read_table(path, columns=list(wanted))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name}: unreadable Parquet file: {error}") from error
@@ -121,7 +148,9 @@ def _parquet_columns(
     return [(dim, (table[dim].to_pylist(), places)) for dim in wanted]
 
 
-def _wanted(name: str, names: Sequence[str], dims: Sequence[str] | None) -> Sequence[str]:
+def _wanted(
+    name: str, names: Sequence[str], dims: Sequence[str] | None, leave_out: Sequence[str]
+) -> Sequence[str]:
     """The columns to read, once the file proves to have each of them once."""
     if not any(names):
         raise DataError(f"{name}: empty; the first line must name the columns, such as atoms,k")
@@ -135,20 +164,30 @@ def _wanted(name: str, names: Sequence[str], dims: Sequence[str] | None) -> Sequ
             f"{name}: no column{plural} {', '.join(map(repr, missing))}; "
             f"the file has {', '.join(names)}"
         )
-    return names if dims is None else list(dict.fromkeys(dims))
+    if dims is None:
+        return [column for column in names if column not in leave_out]
+    return list(dict.fromkeys(dims))
 
 
 def _integers(column: Column, name: str, unit: str) -> NDArray[np.int64]:
     cells, places = column
     sizes = [_size(cell) for cell in cells]
     if None in sizes:
-        first = sizes.index(None)
-        cell = cells[first]
+        wrong = [index for index, size in enumerate(sizes) if size is None]
+        cell = cells[wrong[0]]
         empty = cell is None or not str(cell).strip()
+        others = ", ".join(str(places[index]) for index in wrong[1:SHOWN])
+        dots = ", ..." if len(wrong) > SHOWN else ""
+        also = f" (and {unit}{'s' * (len(wrong) > 2)} {others}{dots})" if others else ""
         raise DataError(
-            f"{name}: {sizes.count(None)} of {len(sizes)} entries are no size; {unit} "
-            f"{places[first]} {'is empty' if empty else f'has {cell!r}'}. "
+            f"{name}: {len(wrong)} of {len(sizes)} entries are no size; {unit} "
+            f"{places[wrong[0]]} {'is empty' if empty else f'has {cell!r}'}{also}. "
             "A size is a whole number from 0."
+            + (
+                " Is the column one of sizes? Name those that are."
+                if len(wrong) == len(sizes)
+                else ""
+            )
         )
     return np.array(sizes, np.int64)
 

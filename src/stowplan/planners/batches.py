@@ -319,6 +319,11 @@ class Plan:
 
         return table(self)
 
+    def _repr_html_(self) -> str:
+        from stowplan.planners.notebooks import html_table
+
+        return html_table(self)
+
     def __repr__(self) -> str:
         return (
             f"<Plan {self.mode}: {len(self.lengths)} items, {len(self.slots)} slots, "

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from stowplan.planners.batches import Plan
 
-__all__ = ["aligned", "format_seconds", "summarise", "table"]
+__all__ = ["aligned", "format_seconds", "slot_facts", "summarise", "table"]
 
 SHOWN_SLOTS = 16
 
@@ -41,10 +41,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def summarise(plan: Plan) -> dict[str, Any]:
-    """Numbers of the table as plain values: fit for JSON."""
-    from stowplan.planners.alternatives import predict_alternatives
-
+def slot_facts(plan: Plan) -> list[dict[str, Any]]:
+    """Capacities, rows, batches, items and occupancy of each slot."""
     useful = plan.measure.cost(plan.lengths)
     slots: list[dict[str, Any]] = [
         {**slot, "rows": rows, "batches": 0, "items": 0, "useful": 0.0, "padded": 0.0}
@@ -60,12 +58,19 @@ def summarise(plan: Plan) -> dict[str, Any]:
     for slot in slots:
         spent, padded = slot.pop("useful"), slot.pop("padded")
         slot["occupancy"] = spent / padded if padded else None
+    return slots
+
+
+def summarise(plan: Plan) -> dict[str, Any]:
+    """Numbers of the table as plain values: fit for JSON."""
+    from stowplan.planners.alternatives import predict_alternatives
+
     found = {
         "mode": plan.mode,
         "on": plan.on,
         "work": plan.work,
         "items": len(plan.lengths),
-        "slots": slots,
+        "slots": slot_facts(plan),
         "batches": len(plan.batches),
         "shapes": len(plan.shapes),
         "occupancy": plan.occupancy(),

@@ -25,7 +25,7 @@ from stowplan.runs.planning import Slots, plan
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["EwaldResults", "Prepared", "columns", "compute", "energy", "prepare"]
+__all__ = ["EwaldResults", "Prepared", "columns", "compute", "energy", "grid_sizes", "prepare"]
 
 Array = NDArray[np.float64]
 MOST_VECTORS = 10**9  # of one structure: tens of GB
@@ -263,6 +263,32 @@ def columns(
         "shifts": _permuted(shifts, order),
         **shared,
     }
+
+
+def grid_sizes(
+    structures: Sequence[Atoms], *, accuracy: float = 1e-6
+) -> dict[str, NDArray[np.int64]]:
+    """Give the sizes of structures in k space by the dims of its kernel, for planners and reports.
+
+    As `columns` makes them of neutral cells; neither charges nor neighbours are looked for.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> salt = Atoms("NaCl", [[0, 0, 0], [1, 1, 1]], cell=[2, 2, 2], pbc=True)
+    >>> grid_sizes([salt], accuracy=1e-4)
+    {'n1': array([4]), 'n2': array([4]), 'n3': array([4]), 'atoms': array([2])}
+    """
+    _check_parameters(None, None, None, accuracy, 1)
+    files.validate(structures)
+    cells = _cells(structures, accuracy)
+    atoms = np.array([len(one) for one in structures], np.int64)
+    parameters = choose_parameters(
+        atoms.astype(np.float64), np.abs(np.linalg.det(cells)), np.zeros(len(atoms)), accuracy
+    )
+    periodic = np.array([one.pbc for one in structures], np.float64).reshape(-1, 3)
+    counts = np.sort(_counts(cells, parameters, periodic), axis=1)
+    return {**{f"n{axis + 1}": counts[:, axis] for axis in range(3)}, "atoms": atoms}
 
 
 def _cells(structures: Sequence[Atoms], accuracy: float) -> Array:
