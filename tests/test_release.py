@@ -14,29 +14,36 @@ import stowplan
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PAGES = sorted((ROOT / "docs").glob("**/api*.md"))
-# .. autofunction:: stowplan.run and the like, and the lines of an autosummary
-DIRECTIVE = re.compile(r"auto(?:function|class|exception|data)\}?(?:::)? +(?:stowplan\.)?(\w+)\s*$")
-SUMMARY = re.compile(r"autosummary\}?.*\n((?:[ \t]*:.*\n|[ \t]*\n|[ \t]*~?[\w.]+[ \t]*\n)+)")
+DIRECTIVE = re.compile(r"\.\. (\w+)::\s*([\w.]*)$")
 PIN = re.compile(r"^([\w.-]+)==([\d.]+)$", re.MULTILINE)
 
 
 def documented(text: str) -> list[str]:
-    """The names of `stowplan` that a page of the API describes."""
-    found = [match[1] for line in text.splitlines() if (match := DIRECTIVE.search(line))]
-    for block in SUMMARY.findall(text + "\n"):
-        lines = (line.strip().removeprefix("~") for line in block.splitlines())
-        names = [line.removeprefix("stowplan.") for line in lines if line and line[0] != ":"]
-        found += [name for name in names if "." not in name]
-    return found
+    """The names of `stowplan` that a page describes, one by one or in summaries."""
+    found, module, in_summary = [], "stowplan", False
+    for line in text.splitlines():
+        if match := DIRECTIVE.fullmatch(line):
+            directive, argument = match.groups()
+            in_summary = directive == "autosummary"
+            if directive == "currentmodule":
+                module = argument
+            elif directive.startswith("auto") and not in_summary:
+                found.append(argument if "." in argument else f"{module}.{argument}")
+        elif in_summary and line.strip() and not line.strip().startswith(":"):
+            in_summary = line.startswith(" ")
+            if in_summary:
+                found.append(f"{module}.{line.strip().removeprefix('~')}")
+    return [name.removeprefix("stowplan.") for name in found if name.count(".") == 1]
 
 
 def test_the_names_of_a_page_are_read_from_directives_and_summaries():
     page = (
         "```{eval-rst}\n.. currentmodule:: stowplan\n\n.. autofunction:: stowplan.run\n"
-        "   :noindex:\n\n.. autosummary::\n   :toctree: made\n\n   plan\n   ~stowplan.Plan\n"
-        "   stowplan.recipes.ewald.compute\n\nprose\n```\n```{autoclass} Kernel\n```\n"
+        "   :noindex:\n\n.. autosummary::\n   :toctree: made\n\n   plan\n   ~Plan\n"
+        "   recipes.ewald.compute\n\nprose\n\n.. autoclass:: Kernel\n"
+        ".. currentmodule:: stowplan.io\n\n.. autosummary::\n\n   masks\n```\n"
     )
-    assert documented(page) == ["run", "Kernel", "plan", "Plan"]
+    assert documented(page) == ["run", "plan", "Plan", "Kernel"]
 
 
 @pytest.mark.skipif(not PAGES, reason="there is no page of the API")
