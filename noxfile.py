@@ -129,7 +129,7 @@ def tests_oldest(session: nox.Session) -> None:
     )
 
 
-@nox.session(venv_params=["--clear"], reuse_venv=False, requires=["build"])
+@nox.session(reuse_venv=False, requires=["build"])
 def wheel(session: nox.Session) -> None:
     """Run README's examples far from the source: with the wheel alone, then with an extra."""
     blocks = BLOCK.findall(Path("README.md").read_text(encoding="utf-8"))

@@ -63,8 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except EXPECTED as error:
-        return _complain(f"error: {str(error) or type(error).__name__}", BAD_DATA)
+        return _complain(f"error: {_reason(error)}", BAD_DATA)
     return OK
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, without the numbers of the system."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _complain(message: str, status: int) -> int:

@@ -186,4 +186,4 @@ def refuse_unwritable(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder; --out needs a file")
     if not path.parent.is_dir():
-        raise DataError(f"{path}: there is no folder {path.parent}")
+        raise DataError(f"{path}: there is no folder {path.parent}. Make it first.")

@@ -18,6 +18,7 @@ __all__ = ["read_sizes"]
 
 DELIMITERS = ",;\t"
 LARGEST = 2**63 - 1
+SHOWN = 3  # of the cells that are no size
 EXACT = 2**53  # whole numbers in float64
 
 Column = tuple[Sequence[Any], Sequence[int]]  # cells, and the line or row each stands in
@@ -133,7 +134,7 @@ def _wanted(name: str, names: Sequence[str], dims: Sequence[str] | None) -> Sequ
         plural = "s" if len(missing) > 1 else ""
         raise DataError(
             f"{name}: no column{plural} {', '.join(map(repr, missing))}; "
-            f"the file has {', '.join(names)}"
+            f"the file has {', '.join(names)}. Name one of these."
         )
     return names if dims is None else list(dict.fromkeys(dims))
 
@@ -142,15 +143,18 @@ def _integers(column: Column, name: str, unit: str) -> NDArray[np.int64]:
     cells, places = column
     sizes = [_size(cell) for cell in cells]
     if None in sizes:
-        first = sizes.index(None)
-        cell = cells[first]
-        empty = cell is None or not str(cell).strip()
+        wrong = [place for place, size in enumerate(sizes) if size is None]
+        shown = ", ".join(f"{unit} {places[i]} {_content(cells[i])}" for i in wrong[:SHOWN])
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise DataError(
-            f"{name}: {sizes.count(None)} of {len(sizes)} entries are no size; {unit} "
-            f"{places[first]} {'is empty' if empty else f'has {cell!r}'}. "
+            f"{name}: {len(wrong)} of {len(sizes)} entries are no size; {shown}{more}. "
             "A size is a whole number from 0."
         )
     return np.array(sizes, np.int64)
+
+
+def _content(cell: Any) -> str:
+    return "is empty" if cell is None or not str(cell).strip() else f"has {cell!r}"
 
 
 def _size(cell: Any) -> int | None:
