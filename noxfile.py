@@ -25,7 +25,7 @@ BACKENDS = {  # extras and dependency groups that bring one framework each
     "cupy": (["cupy"], []),
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# A file stays in one process, where compiled programs are shared; 3 GiB each.
+# Files stay in one process, where compiled programs are shared (tests/conftest.py); 3 GiB each.
 OLDEST = (  # tests that call what dependencies changed, 10 minutes in one process
     "tests/planners", "tests/adapters", "tests/kernels", "tests/stores", "tests/test_ragged.py",
     "tests/test_gather.py", "tests/test_special.py", "tests/test_interpolation.py",
@@ -33,7 +33,7 @@ OLDEST = (  # tests that call what dependencies changed, 10 minutes in one proce
     "tests/recipes/test_ewald.py",
 )  # fmt: skip
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadfile")
+TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadgroup")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "", editable: bool = False) -> None:

@@ -63,3 +63,14 @@ def xp(framework: str) -> ModuleType:
 def load_framework() -> Callable[[str], ModuleType]:
     """Load a framework by name, as the other fixtures do."""
     return namespace
+
+
+# Their tests start programs and share nothing, so that two processes may take one each.
+APART = ("test_readme.py", "test_examples.py", "test_cli_doctor.py", "test_compile_cache.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process (``--dist loadgroup``), where programs are shared."""
+    for item in items:
+        if item.path.name not in APART:
+            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
