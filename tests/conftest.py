@@ -69,8 +69,9 @@ def load_framework() -> Callable[[str], ModuleType]:
 APART = ("test_readme.py", "test_examples.py", "test_cli_doctor.py", "test_compile_cache.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process (``--dist loadgroup``), where programs are shared."""
     for item in items:
         if item.path.name not in APART:
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
+            item.add_marker(pytest.mark.xdist_group("/".join(item.path.parts[-2:])))
