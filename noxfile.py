@@ -33,7 +33,7 @@ OLDEST = (  # tests that call what dependencies changed, 10 minutes in one proce
     "tests/recipes/test_ewald.py",
 )  # fmt: skip
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadgroup")
+TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadfile")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "", editable: bool = False) -> None:
