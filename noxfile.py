@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import nox
 
@@ -24,7 +26,14 @@ BACKENDS = {  # extras and dependency groups that bring one framework each
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# A file stays in one process, where compiled programs are shared; 3 GiB each.
+# Files stay in one process, where compiled programs are shared (tests/conftest.py); 3 GiB each.
+OLDEST = (  # tests that call what dependencies changed, 10 minutes in one process
+    "tests/planners", "tests/adapters", "tests/kernels", "tests/stores", "tests/test_ragged.py",
+    "tests/test_gather.py", "tests/test_special.py", "tests/test_interpolation.py",
+    "tests/test_fourier.py", "tests/runs/test_execution.py", "tests/runs/test_gradients.py",
+    "tests/recipes/test_ewald.py",
+)  # fmt: skip
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TWO_AT_A_TIME = ("-n", "auto", "--maxprocesses", "2", "--dist", "loadfile")
 
 
@@ -33,6 +42,23 @@ def install(session: nox.Session, *groups: str, extras: str = "", editable: bool
     wanted = nox.project.dependency_groups(PROJECT, *groups)
     package = f".[{extras}]" if extras else "."
     session.install("-c", "constraints.txt", *wanted, *(["-e"] if editable else []), package)
+
+
+def built_wheel() -> str:
+    """Give the wheel that the session `build` has left in dist/."""
+    (wheel,) = Path("dist").glob("*.whl")
+    return str(wheel.resolve())
+
+
+def install_wheel(
+    session: nox.Session, *groups: str, extras: str = "", versions: str = "constraints.txt"
+) -> None:
+    """Install what users install: the built wheel with extras, and dependency groups."""
+    wanted = nox.project.dependency_groups(PROJECT, *groups)
+    wheel = built_wheel()
+    session.install("-c", versions, *wanted, f"{wheel}[{extras}]" if extras else wheel)
+    # pip keeps a package whose version has not changed
+    session.install("--no-deps", "--force-reinstall", wheel)
 
 
 def pytest(session: nox.Session, *options: str) -> None:
@@ -48,11 +74,11 @@ def one_framework(backend: str) -> None:
         if backend == "cupy" and not shutil.which("nvidia-smi"):
             session.skip("CuPy needs a CUDA device, and this machine has no NVIDIA driver.")
         extras, groups = BACKENDS[backend]
-        install(session, "test", *groups, extras=",".join([FILES, *extras]))
+        install_wheel(session, "test", *groups, extras=",".join([FILES, *extras]))
         pytest(session)
 
     test.__doc__ = f"Test {backend} with no other framework installed."
-    nox.session(name=f"tests-{backend}")(test)
+    nox.session(name=f"tests-{backend}", requires=["build"])(test)
 
 
 @nox.session
@@ -71,9 +97,17 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def build(session: nox.Session) -> None:
+    """Build the source archive, and from it the wheel that all tests install, into dist/."""
+    session.install("-c", "constraints.txt", "build>=1.2")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", "dist")
+
+
+@nox.session(requires=["build"])
 def tests(session: nox.Session) -> None:
     """Test all backends that this machine can run, in one environment (the default)."""
-    install(session, "test", "strict", "examples", "peers", "executors", extras="all-cpu")
+    install_wheel(session, "test", "strict", "examples", "peers", "executors", extras="all-cpu")
     if not any(map(shutil.which, BROWSERS)):
         session.log("Reports are not tried in a browser: apt-get install -y chromium")
     if session.posargs:
@@ -86,6 +120,31 @@ def tests(session: nox.Session) -> None:
 
 for name in BACKENDS:
     one_framework(name)
+
+
+@nox.session(name="tests-oldest", requires=["build"])
+def tests_oldest(session: nox.Session) -> None:
+    """Test NumPy and JAX at the oldest versions that pyproject.toml allows."""
+    # torch stays out: the wheels of 2.6 on PyPI bring CUDA with them, several GB
+    install_wheel(session, "test", "strict", extras="jax", versions="constraints-oldest.txt")
+    session.run(
+        "python", "-m", "pytest", "-m", "not timed", *(session.posargs or OLDEST), env=ONE_THREAD
+    )
+
+
+@nox.session(reuse_venv=False, requires=["build"])
+def wheel(session: nox.Session) -> None:
+    """Run README's examples far from the source: with the wheel alone, then with an extra."""
+    blocks = BLOCK.findall(Path("README.md").read_text(encoding="utf-8"))
+    package, folder = built_wheel(), session.create_tmp()
+    (Path(folder) / "first.py").write_text(blocks[0], encoding="utf-8")
+    (Path(folder) / "all.py").write_text("\n".join(blocks), encoding="utf-8")
+    session.install(package)
+    session.chdir(folder)
+    session.run("python", "-I", "first.py", env=ONE_THREAD)  # -I: no path but the environment's
+    session.run("stowplan", "doctor")
+    session.install(f"{package}[structures]")
+    session.run("python", "-I", "all.py", env=ONE_THREAD)
 
 
 @nox.session

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -63,3 +64,20 @@ def xp(framework: str) -> ModuleType:
 def load_framework() -> Callable[[str], ModuleType]:
     """Load a framework by name, as the other fixtures do."""
     return namespace
+
+
+# Their tests start programs and share nothing: two processes may take one each.
+APART = ("test_readme.py", "test_examples.py", "test_cli_doctor.py", "test_compile_cache.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file in one process, where compiled programs are shared (``--dist loadfile``)."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if file.endswith(APART) else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None

@@ -172,6 +172,20 @@ def test_data_that_cannot_be_used_exits_with_1_and_one_message(table, arguments,
     assert reason in err
 
 
+def test_wrong_sizes_are_shown_with_their_lines(tmp_path, capsys):
+    path = tmp_path / "wrong.csv"
+    path.write_text("atoms\n2\n-1\n2.5\n\nx\n3\n7e\n")
+    assert (
+        "4 of 6 entries are no size; line 3 has '-1', line 4 has '2.5', line 6 has 'x' and 1 more."
+    ) in error_of(capsys, ["plan", str(path)], 1)
+
+
+def test_a_file_of_molecules_that_is_missing_is_named_without_numbers_of_the_system(capsys):
+    pytest.importorskip("rdkit", reason="rdkit is not installed")
+    message = "stowplan: error: nowhere.sdf: No such file or directory\n"
+    assert error_of(capsys, ["overlay", "nowhere.sdf", "nowhere.smi"], 1) == message
+
+
 def test_a_missing_file_exits_with_1_and_names_it(tmp_path, capsys):
     assert "nowhere.csv" in error_of(capsys, ["plan", str(tmp_path / "nowhere.csv")], 1)
 

@@ -192,9 +192,9 @@ def test_devices_costs_and_slots_by_hand_are_those_of_the_plan(table, tmp_path, 
     [
         (TABLE, ["--work", "atoms * q"], "no column 'q'; the file has name, atoms, k"),
         (TABLE, [*WORK, "--names", "title"], "no column 'title'; the file has name, atoms, k"),
-        (TABLE, [], "4 of 4 entries are no size; line 2 has 'water' (and lines 3, 4, 5)"),
+        (TABLE, [], "line 3 has 'ozone', line 4 has 'quartz' and 1 more"),
         ("atoms,k\n2,9\n-3,9\n", WORK, "1 of 2 entries are no size; line 3 has '-3'"),
-        ("atoms,k\n2,9\n3,9.5\n4,1\n5,0.1\n", WORK, "line 3 has '9.5' (and line 5)"),
+        ("atoms,k\n2,9\n3,9.5\n4,1\n5,0.1\n", WORK, "line 3 has '9.5', line 5 has '0.1'"),
         ("atoms,k\n,9\n3,9\n", WORK, "line 2 is empty"),
         (
             TABLE,

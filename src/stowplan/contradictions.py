@@ -18,12 +18,12 @@ __all__ = ["OF_ITERATE", "RESERVED", "refuse_contradictions"]
 RESERVED = frozenset(
     "kernel data plan on device devices rows slots budget headroom order overflow costs progress "
     "compile passes executor resume out loss wrt peak gradient items tolerance repeats rounds "
-    "offsets".split()
+    "offsets overwrite on_disk".split()
 )
 OF_ITERATE = frozenset(
     "step data plan init until every limit keep on device devices slots rows budget peak gradient "
     "rounds order overflow costs passes headroom offsets progress executor resume kernel "
-    "fresh".split()
+    "fresh on_disk".split()
 )
 """Names that the functions of an iteration cannot take: ``iterate``, ``plan`` and rounds do."""
 

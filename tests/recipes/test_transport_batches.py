@@ -67,7 +67,8 @@ def test_order_company_and_rows_change_nothing(framework, small):
     assert_same(shuffled, expected, order, tolerance(framework))
     some = solve(sources[2:4], targets[2:4], **{**bucket, "buckets": expected.plan.slots})
     assert_same(some, expected, [2, 3], tolerance(framework))
-    for rows in (1, 2):
+    # each number of rows is another shape, which JAX compiles for seconds
+    for rows in (1,) if framework == "jax" else (1, 2):
         assert_same(solve(sources, targets, rows=rows, **bucket), expected, None,
                     tolerance(framework))  # fmt: skip
 
@@ -90,10 +91,11 @@ def test_where_work_grids_lie_in_their_buckets_changes_nothing(
 ):
     if framework == "array_api_strict":
         pytest.skip("slow, and the same code as NumPy's")
-    steering = {"buckets": [(60, 100)], "on": framework, "reference": reference}
+    # the bucket of a test above, for which JAX has compiled
+    steering = {"buckets": [(60, 101)], "on": framework, "reference": reference}
     expected = solve(*small, **steering)
     if offsets == "random":
-        free = np.array([60, 100]) - expected.plan.lengths
+        free = np.array([60, 101]) - expected.plan.lengths
         offsets = np.random.default_rng(0).integers(0, free + 1)
     found = solve(*small, offsets=offsets, **steering)
     assert found.plan.offsets is None or (found.plan.offsets != expected.plan.offsets).any()

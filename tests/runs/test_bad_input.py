@@ -45,6 +45,27 @@ def test_a_plan_for_another_number_of_items_or_other_dims(kernels, data):
         sp.run(kernels.pull, kernels.make_atoms([1, 2, 3]), plan, scale=1.0)
 
 
+@pytest.mark.parametrize("capacity", [2**45, 2**61])
+@pytest.mark.parametrize("budget", [None, "1 GiB"])
+def test_a_slot_whose_padding_exceeds_memory_is_refused_before_a_row_is_made(
+    kernels, data, capacity, budget
+):
+    with pytest.raises(
+        sp.BudgetError, match=rf"plan: one row of total at n={capacity} is padded to .*TiB; .*slots"
+    ):
+        sp.plan(kernels.total, data, slots=[{"n": capacity}], budget=budget, scale=1.0)
+
+
+def test_an_item_larger_than_the_budget_that_fills_its_slot_is_refused_by_the_model(kernels):
+    with pytest.raises(sp.BudgetError, match=r"plan: one row of total at n=4000 needs"):
+        sp.plan(kernels.total, {"x": [np.ones(4000)]}, budget=10000, scale=1.0)
+
+
+def test_columns_that_disagree_are_told_the_cure(kernels):
+    with pytest.raises(sp.DataError, match=r"item 1 has .* Give both the same length\."):
+        sp.run(kernels.pull, {**kernels.make_atoms([1, 2]), "charges": [[1.0], [1.0]]}, scale=1.0)
+
+
 def test_rows_beside_a_plan_are_refused(kernels, data):
     with pytest.raises(sp.PlanError, match=r"rows="):
         sp.run(kernels.total, data, sp.plan(kernels.total, data), rows=2, scale=1.0)

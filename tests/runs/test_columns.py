@@ -177,7 +177,7 @@ def test_columns_that_disagree_name_the_item_both_columns_and_both_sizes():
         bind("run", pull, data)
     assert str(caught.value) == (
         "run: pull: columns 'positions' and 'charges' disagree on 'n' for 1 items; "
-        "item 1 has n=1 in 'positions' and n=7 in 'charges'."
+        "item 1 has n=1 in 'positions' and n=7 in 'charges'. Give both the same length."
     )
 
 

@@ -142,7 +142,8 @@ def test_each_device_has_the_budget_and_a_share_of_the_host_is_cut_up(monkeypatc
 def test_workers_take_one_intra_op_thread_and_what_was_set_comes_back(framework, load_framework):
     load_framework(framework)
     import threadpoolctl
-    import torch
+
+    torch = pytest.importorskip("torch", reason="torch is not installed; its threads count, too")
 
     def count():
         if framework == "torch":
@@ -293,7 +294,8 @@ def test_no_devices_are_refused(devices):
         sp.run(mixed, some(np), devices=devices, scale=1.0)
 
 
-def test_lists_that_are_empty_double_or_unknown_are_refused():
+def test_lists_that_are_empty_double_or_unknown_are_refused(load_framework):
+    load_framework("torch")
     for devices, told in [
         ([], r"devices=\[\] names none"),
         (

@@ -10,7 +10,10 @@ from stowplan.adapters import get_adapter
 from stowplan.adapters.interface import TracingAdapter
 from stowplan.errors import FrameworkError, MissingDependencyError
 
-__all__ = ["compile_cache"]
+__all__ = ["VARIABLE", "compile_cache"]
+
+VARIABLE = "STOWPLAN_COMPILE_CACHE"
+"""Environment variable that names the folder."""
 
 
 def compile_cache(folder: str | PathLike[str]) -> Path:

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import jax
 
+from stowplan.adapters.compile_cache import VARIABLE
 from stowplan.errors import FrameworkError
 
-__all__ = ["VARIABLE", "keep_compiled", "keep_compiled_by_environment"]
-
-VARIABLE = "STOWPLAN_COMPILE_CACHE"
-"""Environment variable that names the folder."""
+__all__ = ["keep_compiled", "keep_compiled_by_environment"]
 
 
 def keep_compiled(folder: Path, name: str) -> None:

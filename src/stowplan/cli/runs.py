@@ -39,11 +39,21 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(required=True, metavar="list|clean")
-    listing = actions.add_parser("list", help="show bytes, age, finished batches, alive or dead")
+    listing = actions.add_parser(
+        "list",
+        help="show bytes, age, finished batches, alive or dead",
+        description="Show what runs have left below a folder: bytes, age, finished batches.",
+        epilog="example: stowplan runs list /scratch --json",
+    )
     listing.set_defaults(command=show)
     listing.add_argument("path", metavar="PATH", help="folder to look in")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    cleaning = actions.add_parser("clean", help="remove leftovers of dead runs")
+    cleaning = actions.add_parser(
+        "clean",
+        help="remove leftovers of dead runs",
+        description="Remove what dead runs have left below a folder.",
+        epilog="example: stowplan runs clean /scratch --dry-run",
+    )
     cleaning.set_defaults(command=clean)
     cleaning.add_argument("path", metavar="PATH", help="folder to look in")
     cleaning.add_argument(

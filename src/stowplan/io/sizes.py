@@ -19,7 +19,7 @@ __all__ = ["read_names", "read_sizes"]
 DELIMITERS = ",;\t"
 LARGEST = 2**63 - 1
 EXACT = 2**53  # whole numbers in float64
-SHOWN = 5  # lines that a message lists
+SHOWN = 3  # of the cells that are no size
 
 Column = tuple[Sequence[Any], Sequence[int]]  # cells, and the line or row each stands in
 
@@ -162,7 +162,7 @@ def _wanted(
         plural = "s" if len(missing) > 1 else ""
         raise DataError(
             f"{name}: no column{plural} {', '.join(map(repr, missing))}; "
-            f"the file has {', '.join(names)}"
+            f"the file has {', '.join(names)}. Name one of these."
         )
     if dims is None:
         return [column for column in names if column not in leave_out]
@@ -173,15 +173,11 @@ def _integers(column: Column, name: str, unit: str) -> NDArray[np.int64]:
     cells, places = column
     sizes = [_size(cell) for cell in cells]
     if None in sizes:
-        wrong = [index for index, size in enumerate(sizes) if size is None]
-        cell = cells[wrong[0]]
-        empty = cell is None or not str(cell).strip()
-        others = ", ".join(str(places[index]) for index in wrong[1:SHOWN])
-        dots = ", ..." if len(wrong) > SHOWN else ""
-        also = f" (and {unit}{'s' * (len(wrong) > 2)} {others}{dots})" if others else ""
+        wrong = [place for place, size in enumerate(sizes) if size is None]
+        shown = ", ".join(f"{unit} {places[i]} {_content(cells[i])}" for i in wrong[:SHOWN])
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise DataError(
-            f"{name}: {len(wrong)} of {len(sizes)} entries are no size; {unit} "
-            f"{places[wrong[0]]} {'is empty' if empty else f'has {cell!r}'}{also}. "
+            f"{name}: {len(wrong)} of {len(sizes)} entries are no size; {shown}{more}. "
             "A size is a whole number from 0."
             + (
                 " Is the column one of sizes? Name those that are."
@@ -190,6 +186,10 @@ def _integers(column: Column, name: str, unit: str) -> NDArray[np.int64]:
             )
         )
     return np.array(sizes, np.int64)
+
+
+def _content(cell: Any) -> str:
+    return "is empty" if cell is None or not str(cell).strip() else f"has {cell!r}"
 
 
 def _size(cell: Any) -> int | None:

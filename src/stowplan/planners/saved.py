@@ -82,7 +82,7 @@ def save_plan(plan: Plan, path: str | PathLike[str]) -> None:
     header_part = header_path.with_name(header_path.name + ".part")
     arrays_part = arrays_path.with_name(arrays_path.name + ".part")
     with arrays_part.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy 2.1 has no allow_pickle=
     header_part.write_text(text + "\n", encoding="utf-8")
     arrays_part.replace(arrays_path)
     header_part.replace(header_path)

@@ -111,6 +111,11 @@ def refuse_mean(
     if worst_mean > limit:
         place = _place(worst, means.shape, begin)
         at = f" at {place} of its other axes" if place else ""
+        if not math.isfinite(worst_mean):
+            raise DataError(
+                f"{where}: {name} has values that are not finite: its mean is {worst_mean}{at}. "
+                "check=True says where the first one is. Mend the field, or leave it out."
+            )
         raise DataError(
             f"{where}: {name} has the mean {worst_mean:.6g}{at}, and rounding explains "
             f"{limit:.2g}. With lam = 0 a source must have none. Subtract it over x, y and z, "

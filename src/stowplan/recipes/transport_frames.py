@@ -266,7 +266,10 @@ def _mask(mask: Any, name: str, given: bool) -> NDArray[Any]:
     """Give a mask on the host, or a density."""
     host = on_host(mask)
     if host.ndim != 2 or 0 in host.shape:
-        raise DataError(f"transport: {name} has shape {host.shape}; a mask is (y, x).")
+        raise DataError(
+            f"transport: {name} has shape {host.shape}; a mask is (y, x). "
+            "Give one for each pair: a stack is a list of masks, list(stack)."
+        )
     if not given:
         if host.dtype != np.bool_:
             raise DataError(
@@ -349,7 +352,9 @@ def _check_density(density: Any) -> None:
         number = isinstance(width, int | float | np.number) and not isinstance(width, bool)
         if number and 0 < width < math.inf:
             return
+    plain = isinstance(density, str | tuple | float | int)
+    shown = f"density={density!r}" if plain else f"density is of type {type(density).__name__}"
     raise DataError(
-        f'transport: density={density!r}; give "uniform", "boundary" or ("boundary", pixels), '
+        f'transport: {shown}; give "uniform", "boundary" or ("boundary", pixels), '
         '"distance", or "given" for densities in place of masks.'
     )

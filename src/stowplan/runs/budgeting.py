@@ -250,7 +250,21 @@ class _Fit:
         held = self._held_bytes()
         return replace(split, memory=Forecast(self.budget, held, (), (reason,)))
 
+    def _refuse_padding_beyond_memory(self) -> None:
+        """Refuse slots of which not even one row could be made to be looked at."""
+        for slot, row_bytes in zip(self.made.slots, self.footprint.row_inputs, strict=True):
+            capacity = tuple(slot[dim] for dim in self.made.dims)
+            # an item that fills its slot may be a view of the data, which are there already
+            if row_bytes > self.usable_bytes and not (self.made.lengths == capacity).all(1).any():
+                shape = ", ".join(f"{dim}={slot[dim]}" for dim in self.made.dims)
+                raise BudgetError(
+                    f"{self.where}: one row of {self.kernel.name} at {shape} is padded to "
+                    f"{show_bytes(row_bytes)}; the budget is {self.budget}. Make the slot smaller, "
+                    "slots=[...], or let them be chosen, slots=2."
+                )
+
     def _probed(self, split: Plan, cached: Sequence[int] | None) -> Plan:
+        self._refuse_padding_beyond_memory()
         try:
             probes = make_probes(
                 self.where, self.kernel, self.columns, self.made, self.source, self.target,
@@ -272,8 +286,10 @@ class _Fit:
                     probes, left, split if known else None, margin
                 )
         except PlanError as error:
-            if self.request.budget is not None or isinstance(error, BudgetError):
+            if isinstance(error, BudgetError) or str(error).startswith(f"{self.where}: "):
                 raise
+            if self.request.budget is not None:
+                raise PlanError(f"{self.where}: {error}") from error
             return self._unprobed(split, f"not probed: {error}")
         return self._by_models(split, cached, models, margin=margin)
 

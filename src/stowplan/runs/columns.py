@@ -358,7 +358,8 @@ def _same_lengths(
         raise DataError(
             f"{where}: columns {other!r} and {name!r} disagree on {dim!r} for "
             f"{int((length != expected).sum())} items; item {item} has {dim}={expected[item]} in "
-            f"{other!r} and {dim}={length[item]} in {name!r}."
+            f"{other!r} and {dim}={length[item]} in {name!r}. "
+            "Give both the same length."
         )
 
 

@@ -205,7 +205,8 @@ def _refuse_beside_plan(**options: Any) -> None:
 def _refuse(adapter: Adapter, arrays: Sequence[Any], *, progress: bool, compile: bool) -> None:
     if progress and not all(map(adapter.has_values, filter(is_array_api_obj, arrays))):
         raise FrameworkError(
-            "run: progress=True needs values, which a traced function does not have."
+            "run: progress=True needs values, which a traced function does not have. Leave it out, "
+            "or call run outside of jit, vmap and grad."
         )
     if compile and adapter.name not in ("torch", "jax"):
         raise FrameworkError(
