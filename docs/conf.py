@@ -1,13 +1,37 @@
 """How Sphinx builds these pages."""
 
-import stowplan
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the extensions beside this file
+
+import stowplan  # noqa: E402
 
 project = "stowplan"
 author = "the stowplan developers"
 copyright = f"2026, {author}"  # noqa: A001  (the name that Sphinx reads)
 release = stowplan.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "executed",
+    "backend_table",
+]
+exclude_patterns = ["executed/**"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"stowplan {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+
+autosummary_generate = True
+autodoc_typehints = "none"  # docstrings have shapes and units, which types do not
+default_role = "autolink"  # what is in single backticks, where it is a name
+numpydoc_show_class_members = False  # attributes stand in the docstring
+numpydoc_use_plots = False
+
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!stowplan\b).*")]  # other projects' names are not looked up
