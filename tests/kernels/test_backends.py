@@ -195,7 +195,7 @@ def test_a_run_is_traced(load_framework: Callable[[str], Any], name: str) -> Non
     import jax
 
     assert CAPABILITIES[name]["jit"] == ["jax"]
-    kernel, _, shared, _ = example(name)
+    kernel, shared = _found(name), shared_in(name, "jax")
     program = jax.jit(lambda columns: sp.run(kernel, columns, **shared))
     close(program(columns_in(name, "jax")), by_numpy(name))
 
@@ -209,17 +209,22 @@ def test_vmap_over_rows_gives_the_batch(
     assert framework in CAPABILITIES[name]["vmap"]
     kernel, data, _, _ = example(name)
     shared = shared_in(name, framework)
-    vmap = importlib.import_module(framework).vmap
+    vmap, jit = importlib.import_module(framework).vmap, lambda function: function
+    if framework == "jax":  # operation by operation takes ten times as long
+        jit = importlib.import_module("jax").jit
     batch = sp.plan(kernel, data, slots=1).pack(data, on=framework)[0]
     if kernel.takes_mask:
 
         def one(arrays: Any, mask: Any) -> Any:
             return kernel(*arrays, mask=mask, **shared)
 
-        found, together = vmap(one)(batch.arrays, batch.mask), one(batch.arrays, batch.mask)
+        found, together = (f(batch.arrays, batch.mask) for f in (jit(vmap(one)), jit(one)))
     else:
-        found = vmap(lambda arrays: kernel(*arrays, **shared))(batch.arrays)
-        together = kernel(*batch.arrays, **shared)
+
+        def one(arrays: Any) -> Any:
+            return kernel(*arrays, **shared)
+
+        found, together = (f(batch.arrays) for f in (jit(vmap(one)), jit(one)))
     close(found, together)
 
 
@@ -253,7 +258,7 @@ def test_the_gradient_is_a_central_difference(
     else:
         import jax
 
-        slope = np.asarray(jax.grad(lambda values: total(values, "jax"))(jax.numpy.asarray(start)))
+        slope = np.asarray(jax.jit(jax.grad(lambda v: total(v, "jax")))(jax.numpy.asarray(start)))
     direction = np.random.default_rng(2).normal(size=start.shape)
     step = 1e-5
     ahead, behind = (total(start + sign * step * direction, "numpy") for sign in (1, -1))
