@@ -19,7 +19,8 @@ extensions = [
     "executed",
     "backend_table",
 ]
-exclude_patterns = ["executed/**"]
+templates_path = ["_templates"]
+exclude_patterns = ["executed/**", "_templates/**"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"

@@ -119,12 +119,13 @@ def setup(app: Any) -> dict[str, Any]:
     root = Path(app.srcdir) / "executed"
 
     def read(app: Any, name: str, source: list[str]) -> None:
-        if not blocks(source[0]):
+        if not app.config.run_pages or not blocks(source[0]):
             return
         folder = root / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         source[0] = with_results(source[0], execute(source[0], folder), f"/executed/{name}")
 
+    app.add_config_value("run_pages", True, "env", bool)  # sphinx-build -D run_pages=0: a quick look
     app.connect("source-read", read)
     return {"version": "1", "parallel_read_safe": True}

@@ -218,8 +218,8 @@ class FieldBatch:
         Parameters
         ----------
         function
-            A kernel of one column; or a plain function of stacked arrays, (rows, *shape) to (rows,
-            ...), in the framework of the batch. What a batch of it takes is found out with one
+            A kernel of one column; or a plain function of stacked arrays, ``(rows, *shape)`` to
+            ``(rows, ...)``, in the framework of the batch. What a batch of it takes is found out with one
             field.
         out, overwrite, resume, progress
             See `run`. Without `out`, results that do not fit the budget go to the folder of spilled
