@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the extensions beside this file
 
-import stowplan  # noqa: E402
+import stowplan
 
 project = "stowplan"
 author = "the stowplan developers"
@@ -36,3 +36,14 @@ numpydoc_use_plots = False
 
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!stowplan\b).*")]  # other projects' names are not looked up
+
+
+def _bars(app, what, name, obj, options, lines):
+    """Keep the bars of |k| in the formulas of modules, which are substitutions to docutils."""
+    if what == "module":
+        lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
+def setup(app):
+    """Connect what the pages need beside extensions."""
+    app.connect("autodoc-process-docstring", _bars)

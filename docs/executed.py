@@ -126,6 +126,8 @@ def setup(app: Any) -> dict[str, Any]:
         folder.mkdir(parents=True)
         source[0] = with_results(source[0], execute(source[0], folder), f"/executed/{name}")
 
-    app.add_config_value("run_pages", True, "env", bool)  # sphinx-build -D run_pages=0: a quick look
+    app.add_config_value(
+        "run_pages", True, "env", bool
+    )  # sphinx-build -D run_pages=0: a quick look
     app.connect("source-read", read)
     return {"version": "1", "parallel_read_safe": True}

@@ -245,7 +245,9 @@ def test_the_gradient_is_a_central_difference(
         columns, shared = columns_in(name, on), shared_in(name, on)
         where = columns if wrt in columns else shared
         old = where[wrt]
-        where[wrt] = sp.Ragged.from_layout(values, old.layout) if isinstance(old, sp.Ragged) else values
+        where[wrt] = (
+            sp.Ragged.from_layout(values, old.layout) if isinstance(old, sp.Ragged) else values
+        )
         return halves_of_squares(sp.run(kernel, columns, **shared))
 
     start = parts(({**columns_in(name, "numpy"), **shared_in(name, "numpy")}[wrt],))[0]

@@ -82,8 +82,8 @@ def run(
         Folder of a run that was cut off, or a new one: what is done is noted there, load by load
         (with ``executor``, batch by batch), and is not computed again.
     out
-        Where results go instead of memory: a path (``.npy``, ``.zarr``, ``.h5::dataset``), or one
-        for each output, None for one that is kept, in a list or by name.
+        Where results go instead of memory: a path (``.npy``, ``.zarr``, ``.h5::dataset``), or a
+        list with one for each output, None for one that is kept in memory.
     overwrite
         Whether outputs that are there are replaced.
     **shared
