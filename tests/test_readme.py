@@ -87,7 +87,7 @@ def test_every_page_is_in_a_table_of_contents() -> None:
 
 
 def test_results_of_a_page_stand_below_their_blocks(tmp_path: Path) -> None:
-    text = '```python\nprint(6 * 7)\n```\n\n```py\nx\n```\n\n```sh\necho from a shell\n```\n'
+    text = "```python\nprint(6 * 7)\n```\n\n```py\nx\n```\n\n```sh\necho from a shell\n```\n"
     found = executed.with_results(text, executed.execute(text, tmp_path), "/executed/page")
     assert re.findall(r":class: output\n\n(.*)\n", found) == ["42", "from a shell"]
     assert found.index("6 * 7") < found.index("42") < found.index("```py\n")
