@@ -1,4 +1,4 @@
-"""How alike are the shapes of 47 ligands of the kinase CDK2, which RDKit ships in three dimensions."""
+"""How alike in shape are 47 ligands of the kinase CDK2, which RDKit ships with coordinates."""
 
 import argparse
 from pathlib import Path
