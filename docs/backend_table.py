@@ -23,15 +23,16 @@ def as_markdown() -> str:
     """Give the table of the page."""
     lines = ["| kernel | " + " | ".join(MODES) + " |", "|---|" + "---|" * len(MODES)]
     for name, modes in capabilities().items():
-        cells = [", ".join(_word(f) for f in modes[mode]) or "none" for mode in MODES]
+        cells = [_words(modes[mode]) for mode in MODES]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _word(framework: str) -> str:
-    return {"numpy": "NumPy", "array_api_strict": "strict", "jax": "JAX", "cupy": "CuPy"}.get(
-        framework, framework
-    )
+def _words(frameworks: list[str]) -> str:
+    if set(frameworks) == set(FRAMEWORKS):
+        return "all"
+    words = {"numpy": "NumPy", "array_api_strict": "strict", "jax": "JAX", "cupy": "CuPy"}
+    return ", ".join(words.get(name, name) for name in frameworks) or "none"
 
 
 def setup(app: Any) -> dict[str, Any]:
