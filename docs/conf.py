@@ -21,7 +21,6 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["executed/**", "_templates/**"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"stowplan {release}"
