@@ -1,4 +1,4 @@
-"""Ewald energies of 299 structures of 2 to 1024 ions, and what the plan makes of their sizes."""
+"""Ewald energies of 299 structures of 2 to 384 ions, and what the plan makes of their sizes."""
 
 import argparse
 from pathlib import Path
