@@ -90,8 +90,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Learn charges and refine a crystal by loops of one's own, in JAX and torch."""
+    """Run all examples: short ones of the recipes at small size, and two loops of one's own."""
     install(session, "examples", extras="all-cpu")
+    for script in sorted(Path("docs/examples").glob("*.py")):
+        session.run("python", str(script), "--small", env=ONE_THREAD)
     for name in ("element_charges", "refine_crystal"):
         session.run("python", f"examples/{name}.py", *session.posargs, env=ONE_THREAD)
 
@@ -182,6 +184,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the pages of docs/ into site/; a warning is an error."""
-    install(session, "docs")
-    session.run("sphinx-build", "-W", "--keep-going", *session.posargs, "docs", "site")
+    """Run the pages of docs/ and build them into site/; a warning is an error."""
+    install(session, "docs", "strict", extras="all-cpu")
+    session.run(
+        "sphinx-build", "-W", "--keep-going", *session.posargs, "docs", "site", env=ONE_THREAD
+    )

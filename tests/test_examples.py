@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ import stowplan as sp
 from stowplan.memory import parse_bytes
 
 FOLDER = Path(__file__).parents[1] / "examples"
+SHORT = sorted((FOLDER.parent / "docs" / "examples").glob("*.py"))
+NEEDED = {"coin_shapes": "skimage", "kinase_ligands": "rdkit"}
 STEPS = 400
 
 
@@ -130,3 +134,26 @@ def test_the_picture_of_a_refinement_is_drawn(
     measured = refining.photons(refining.SMALL, refining.TRUTH)
     path = refining.draw(list(refined.values()), refining.SMALL, measured, tmp_path / "new")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("script", SHORT, ids=lambda script: script.stem)
+def test_a_short_example_draws_its_picture(script: Path, tmp_path: Path) -> None:
+    for package in ("matplotlib", "ase", NEEDED.get(script.stem, "numpy")):
+        pytest.importorskip(package)
+    done = subprocess.run(
+        [sys.executable, script, "--small", "--out", tmp_path / "new"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / f"{script.stem}.png").read_bytes().startswith(b"\x89PNG")
+    if script.stem == "salt_potential":
+        assert "Madelung's constant 1.74756459" in done.stdout
+
+
+def test_there_are_five_short_examples_of_less_than_sixty_lines() -> None:
+    assert len(SHORT) == 5
+    assert all(len(script.read_text("utf-8").splitlines()) < 60 for script in SHORT)

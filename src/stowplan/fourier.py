@@ -157,7 +157,8 @@ def _along(xp: Any, a: Any, axes: tuple[int, ...], *, forward: bool) -> Any:
 @lru_cache(maxsize=64)
 def _matrix(n: int, forward: bool = True) -> NDArray[np.complex128]:
     """Give the matrix of a transform of n points, (k, x); angles are reduced before a cosine."""
-    turns = np.outer(np.arange(n), np.arange(n)) % n / n
+    steps = np.arange(n, dtype=np.float64)  # a compiler of torch would divide integers in float32
+    turns = np.outer(steps, steps) % n / n
     matrix: NDArray[np.complex128] = np.exp((-2j if forward else 2j) * np.pi * turns)
     return matrix / math.sqrt(n)
 

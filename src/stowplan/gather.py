@@ -158,7 +158,7 @@ def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
 
     Parameters
     ----------
-    array : (*grid.source, ...)
+    array : of shape ``(*grid.source, ...)``
         Of any framework; trailing axes are kept, and so is the dtype.
     grid
         From `pad`, `unpad`, `crop` or `item_grids`.
@@ -167,7 +167,7 @@ def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
 
     Returns
     -------
-    array (*grid.shape, ...)
+    array of shape ``(*grid.shape, ...)``
 
     Raises
     ------

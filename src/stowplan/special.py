@@ -307,7 +307,11 @@ def framework_of(xp: Any) -> str:
 
 def _own(name: str, x: Any) -> Callable[[Any], Any]:
     xp = array_namespace(x)
-    return _lookup(name, framework_of(xp), xp)
+    framework = framework_of(xp)
+    if framework == "torch":  # by attributes, which its compiler follows
+        function: Callable[[Any], Any] = getattr(xp.special, name)
+        return function
+    return _lookup(name, framework, xp)
 
 
 @lru_cache

@@ -162,9 +162,9 @@ def real_field(neighbours, shifts, positions, charges, cell, smearing, periodic,
     potentials = xp.sum(pairs.charges * value, axis=-1) / 2
     pull = charges[..., None] * pairs.charges * slope
     pulls = pull * pairs.separations  # (3, ..., atoms, neighbours)
-    forces = xp.moveaxis(xp.sum(pulls, axis=-1), 0, -1)
+    forces = _put_axis(xp.sum(pulls, axis=-1), 0, -1)
     pulls, separations = (
-        xp.moveaxis(xp.reshape(a, (*a.shape[:-2], a.shape[-2] * a.shape[-1])), 0, -2)
+        _put_axis(xp.reshape(a, (*a.shape[:-2], a.shape[-2] * a.shape[-1])), 0, -2)
         for a in (pulls, pairs.separations)
     )
     stress = xp.matmul(pulls, xp.matrix_transpose(separations)) / 2
@@ -334,6 +334,14 @@ class _Corrections:
         return (2 * self.slab)[..., None, None] * outer
 
 
+def _put_axis(a, source, target):
+    """As moveaxis, which torch's vmap does not know."""
+    order = list(range(a.ndim))
+    axis = order.pop(source)
+    order.insert(target % a.ndim, axis)
+    return array_namespace(a).permute_dims(a, tuple(order))
+
+
 class _Pairs:
     """Separations (3, ..., atoms, neighbours), squares and charges of neighbours."""
 
@@ -343,7 +351,7 @@ class _Pairs:
         listed = neighbours >= 0
         own = xp.arange(atoms, dtype=neighbours.dtype, device=device(neighbours))
         index = xp.where(listed, neighbours, own[:, None])
-        columns = xp.moveaxis(positions, -1, 0)
+        columns = _put_axis(positions, -1, 0)
         leading = _broadcast(index.shape[:-2], positions.shape[:-2], charges.shape[:-1])
         if leading:  # one flat gather: several times faster than one along an axis
             first = atoms * xp.arange(math.prod(leading), dtype=index.dtype, device=device(index))
@@ -356,7 +364,7 @@ class _Pairs:
         shifts = xp.astype(shifts, cell.dtype, copy=False)
         offsets = xp.matmul(xp.reshape(shifts, (*shifts.shape[:-3], atoms * width, 3)), cell)
         offsets = xp.reshape(offsets, (*offsets.shape[:-2], atoms, width, 3))
-        self.separations = found[:3, ...] - columns[..., None] + xp.moveaxis(offsets, -1, 0)
+        self.separations = found[:3, ...] - columns[..., None] + _put_axis(offsets, -1, 0)
         square = xp.sum(self.separations * self.separations, axis=0)
         self.square = xp.where(listed, square, xp.ones_like(square))
         self.charges = xp.where(listed, found[3, ...], xp.zeros_like(square))

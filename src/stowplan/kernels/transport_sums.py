@@ -3,7 +3,7 @@
 exp(-C/eps) is a matrix along y times one along x, so that applying it takes H W (H + W) products
 instead of (H W)^2. Sums are taken relative to the largest summand of an item, which loses what is
 ``exp(-700)`` of it (``exp(-80)`` in float32): what is below `floor` is not exact. With ``tile``
-above 0, pixels so few that ``sharpness * tile**2`` is below 600 (60), every tile of a line has a
+above 0, so few pixels that ``sharpness * tile**2`` is below 600 (60), every tile of a line has a
 scale of its own, and nothing is lost.
 """
 

@@ -28,9 +28,9 @@ class GridIndex:
     ----------
     source : tuple of int
         Shape of the grid that is read.
-    index : array (*shape), int64
+    index : int64 array, of the new grid
         Flat place that is read, 0 where none is.
-    inside : array (*shape), bool, optional
+    inside : bool array likewise, optional
         Whether one is; None where all are.
     """
 

@@ -185,7 +185,9 @@ def spectrum(
     check: bool = False,
     progress: bool = False,
 ) -> Profiles[ShellSums]:
-    """Sum the power |a_k|^2 of fields over shells of |k|, with how many modes each shell has.
+    """Sum the power of fields over shells of wave numbers, with how many modes each shell has.
+
+    The power of a mode is ``|a_k|^2``, its shell that of ``|k|``.
 
     Parameters
     ----------

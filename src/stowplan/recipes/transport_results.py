@@ -233,7 +233,7 @@ class Coupling:
         Centres of the blocks on the support, (y, x) in pixels of the canvas.
     source_density, target_density : (n,), (m,)
     source_potential, target_potential : (n,), (m,)
-        F and G of P = a_i b_j exp(F_i + G_j - sharpness |x_i - y_j|^2).
+        F and G of ``P = a_i b_j exp(F_i + G_j - sharpness |x_i - y_j|^2)``.
     sharpness : float
         1/epsilon in pixels^-2.
     """

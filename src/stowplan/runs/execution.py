@@ -79,8 +79,13 @@ def run(
         workers are lost, and whose pool is shut down in the end. No more planned bytes are in
         flight than the plan's budget. There is no gradient.
     resume
-        With ``executor``, the folder of a run that was cut off, or a new one: each batch is saved
-        there when it is done, and those that are there already are not computed again.
+        Folder of a run that was cut off, or a new one: what is done is noted there, load by load
+        (with ``executor``, batch by batch), and is not computed again.
+    out
+        Where results go instead of memory: a path (``.npy``, ``.zarr``, ``.h5::dataset``), or a
+        list with one for each output, None for one that is kept in memory.
+    overwrite
+        Whether outputs that are there are replaced.
     **shared
         The kernel's keyword-only parameters. Numbers and arrays are traced; a name in the kernel's
         ``static=`` selects code instead.

@@ -249,9 +249,9 @@ class FieldBatch:
         Parameters
         ----------
         function
-            A kernel of one column; or a plain function of stacked arrays, (rows, *shape) to (rows,
-            ...), in the framework of the batch. What a batch of it takes is found out with one
-            field.
+            A kernel of one column; or a plain function of stacked arrays, ``(rows, *shape)`` to
+            ``(rows, ...)``, in the framework of the batch. What a batch of it takes is found out
+            with one field.
         out, overwrite, resume, progress
             See `run`. Without `out`, results that do not fit the budget go to the folder of spilled
             fields, and are there until the batch is closed.
