@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
 import numpy as np
 from array_api_compat import array_namespace, is_array_api_obj
-from numpy.typing import NDArray
 
 from stowplan.adapters import framework_of, get_adapter
 from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel, kernel
 from stowplan.errors import BudgetError, DataError, FrameworkError
 from stowplan.host_memory import free_host_bytes
-from stowplan.layout import Layout
 from stowplan.memory import Budget, resolve_budget, show_bytes
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
@@ -25,12 +23,12 @@ from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import bind
 from stowplan.runs.engine import saved_plan
 from stowplan.runs.execution import run
-from stowplan.runs.fingerprints import digest
+from stowplan.runs.field_stacks import FieldStack, HeldField
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared
 from stowplan.runs.side_by_side import map_results
-from stowplan.stores.arrays import StoredArray, is_stored, open_column
+from stowplan.stores.arrays import is_stored, open_column
 from stowplan.stores.listing import list_arrays
 from stowplan.stores.scratch import Scratch
 
@@ -39,33 +37,6 @@ __all__ = ["FieldBatch", "FieldUsage"]
 TIERS = ("device", "host", "disk")
 ROOM_SHARE = 4
 """Part of a budget that is left to batches, unless less is what a cache likes."""
-
-
-@dataclass(slots=True)
-class _Field:
-    """One field, and where it is."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    tier: str
-    value: Any  # an array of a framework, or a StoredArray
-    own: bool = False  # whether it was spilled here, so that its file goes with it
-
-    def read(self, into: NDArray[Any]) -> NDArray[Any]:
-        """Give the values, wherever they are."""
-        if isinstance(self.value, StoredArray):
-            self.value.read(0, self.shape[0], into)
-        else:
-            into[...] = get_adapter(framework_of([self.value]) or "numpy").to_host(self.value)
-        return into
-
-    @property
-    def held(self) -> bool:
-        return self.tier != "disk"
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +131,7 @@ class FieldBatch:
         self._device = device
         self._scratch_given = scratch
         self._scratch: Scratch | None = None
-        self._fields: list[_Field] = []
+        self._fields: list[HeldField] = []
         self._kernels: dict[Any, Kernel] = {}
         self._place: tuple[Place, Place] | None = None
         self._budget: Budget | None = None
@@ -208,7 +179,7 @@ class FieldBatch:
                     "them one by one."
                 )
             self._check(opened.shape, opened.dtype)
-            self._fields.append(_Field(opened.shape, opened.dtype, "disk", opened))
+            self._fields.append(HeldField(opened.shape, opened.dtype, "disk", opened))
             return
         if not is_array_api_obj(field) or not getattr(field, "ndim", 0):
             raise DataError(
@@ -281,7 +252,7 @@ class FieldBatch:
                 "is one. Use sp.run for others."
             )
         ragged = len(declared.ragged_dims(declared.signature.inputs[0]))
-        column = _Stack(self._fields, ragged, self._count_load).column()
+        column = FieldStack(self._fields, ragged, self._count_load).column()
         data = {declared.arguments[0]: column}
         self.plan, out = self._planned(declared, data, target, shared, out, resume)
         found = run(
@@ -359,14 +330,16 @@ class FieldBatch:
             host = own is not target.adapter or not source.same_as(target)
             kept = target.adapter.asarray(own.to_host(field), target.device) if host else field
             kept = array_namespace(kept).asarray(kept, copy=True)
-            self._fields.append(_Field(shape, dtype, "device", kept))
+            self._fields.append(HeldField(shape, dtype, "device", kept))
             return
         values = np.asarray(own.to_host(field))
         if self._beside() and self._held("host") + size <= self._host_limit().bytes:
-            self._fields.append(_Field(shape, dtype, "host", values.copy()))
+            self._fields.append(HeldField(shape, dtype, "host", values.copy()))
             return
         what = f"field {len(self._fields)} of {show_bytes(size)}"
-        self._fields.append(_Field(shape, dtype, "disk", self._files(what).save(values), own=True))
+        self._fields.append(
+            HeldField(shape, dtype, "disk", self._files(what).save(values), own=True)
+        )
 
     def _beside(self) -> bool:
         """Whether the host has a memory of its own beside that of the device."""
@@ -413,7 +386,7 @@ class FieldBatch:
         self.evicted_bytes += field.bytes
         return True
 
-    def _count_load(self, field: _Field) -> None:
+    def _count_load(self, field: HeldField) -> None:
         if field.tier != "device":
             self.loads += 1
             self.loaded_bytes += field.bytes
@@ -522,7 +495,7 @@ class FieldBatch:
         need = 3 * first.bytes  # the field, and about as much for what is made of it
         while self._held("device") + need > self._limit().bytes and self._evict():
             pass
-        stack = target.adapter.asarray(_Stack(self._fields, 0).read(0, 1), target.device)
+        stack = target.adapter.asarray(FieldStack(self._fields, 0).read(0, 1), target.device)
         found = function(stack)
         outputs = as_tuple(found)
         for output in outputs:
@@ -544,78 +517,3 @@ class FieldBatch:
         call.__name__ = call.__qualname__ = name
         call.__module__ = getattr(function, "__module__", __name__)
         return kernel(text)(call)
-
-
-class _Stack:
-    """Fields as one stored array: entries on axis 0, or flat rows where their dims are ragged."""
-
-    def __init__(
-        self,
-        fields: Sequence[_Field],
-        ragged: int,
-        count: Callable[[_Field], None] = lambda field: None,
-    ) -> None:
-        self.fields = list(fields)
-        self.ragged = ragged
-        self.count = count
-        self.name = f"{len(self.fields)} fields"
-        self.dtype = self.fields[0].dtype
-        tails = {field.shape[ragged:] for field in self.fields}
-        if len(tails) > 1:
-            raise DataError(
-                f"FieldBatch.run: the fields have the shapes {sorted(tails)} along the axes that "
-                "do not vary; the kernel needs one."
-            )
-        rows = [math.prod(field.shape[:ragged]) for field in self.fields]
-        self.stops = np.cumsum(rows)
-        self.shape = (int(self.stops[-1]), *self.fields[0].shape[ragged:])
-
-    def column(self) -> Any:
-        """Give the column of a run."""
-        if not self.ragged:
-            return self
-        layout = Layout([field.shape[: self.ragged] for field in self.fields])
-        return Ragged.from_layout(self, layout)
-
-    def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Give whole fields."""
-        into = np.empty((stop - start, *self.shape[1:]), self.dtype) if into is None else into
-        number = int(np.searchsorted(self.stops, start, side="right"))
-        begin = start
-        while begin < stop:
-            field, end = self.fields[number], int(self.stops[number])
-            rows = into[begin - start : end - start].reshape(field.shape)
-            self.count(field)
-            field.read(rows)
-            begin, number = end, number + 1
-        return into
-
-    def stacked(self, items: NDArray[np.intp]) -> Any:
-        """Give some fields where they are, if that is a device with a memory of its own."""
-        fields = [self.fields[item] for item in items.tolist()]
-        if any(field.tier != "device" for field in fields):
-            return None
-        adapter = get_adapter(framework_of([fields[0].value]) or "numpy")
-        if adapter.kind_of(adapter.device_of(fields[0].value)) == "cpu":
-            return None
-        xp = adapter.namespace(fields[0].value)
-        if not self.ragged:
-            return xp.stack([field.value for field in fields])
-        tail = self.shape[1:]
-        return xp.concat([xp.reshape(field.value, (-1, *tail)) for field in fields])
-
-    def write(self, start: int, values: NDArray[Any]) -> None:
-        """Refuse: fields are read."""
-        raise DataError("FieldBatch: fields are read, not written.")
-
-    def identity(self) -> tuple[Any, ...]:
-        """Give what the fields are: their files, or what their values come to, one by one."""
-        return tuple(
-            field.value.identity()
-            if isinstance(field.value, StoredArray) and not field.own
-            else digest(field.read(np.empty(field.shape, field.dtype)))
-            for field in self.fields
-        )
-
-    def close(self) -> None:
-        """Leave the fields open: they are the batch's."""
