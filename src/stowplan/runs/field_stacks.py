@@ -40,10 +40,12 @@ class HeldField:
 
     @property
     def held(self) -> bool:
+        """Whether it is in memory."""
         return self.tier != "disk"
 
     @property
     def bytes(self) -> int:
+        """Bytes of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
