@@ -20,7 +20,7 @@ import stowplan as sp
 from stowplan.recipes import fields
 from stowplan.runs import streaming
 
-SECONDS = 0.004
+SECONDS = 0.012
 LOG: list[Path] = []
 """Where kernels that are iterated note what they compute."""
 

@@ -18,6 +18,7 @@ import stowplan as sp
 from stowplan.recipes import fields
 from stowplan.runs import streaming
 from stowplan.runs.execution import run
+from stowplan.runs.loads import MOST_TOGETHER
 from stowplan.stores.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -131,11 +132,12 @@ def test_a_run_that_fails_goes_on_where_it_was(job, tmp_path, out, monkeypatch):
     with pytest.raises(ZeroDivisionError) as caught:
         job(out)
     assert "5 parts were, and they are kept in" in caught.value.__notes__[0]
-    assert len(CALLS) == 5
+    assert {0, 1, 2, 3, 4} <= {item for part in CALLS for item in part}
+    assert len(CALLS) <= 5 + MOST_TOGETHER - 1  # what was computed beside it
     monkeypatch.setattr(streaming.Reads, "fill", own)
     CALLS.clear()
     same(job(out), wanted)
-    assert [item for part in CALLS for item in part] == [5, 6, 7]
+    assert sorted(item for part in CALLS for item in part) == [5, 6, 7]
     left = {"x.npy", "run", *(["rows.npy", "norms.npy"] if out else [])}
     assert set(names(tmp_path)) == left
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import stowplan as sp
-from stowplan.runs import streaming
+from stowplan.runs import load_budgets, streaming
 
 MIB = 1 << 20
 OBJECTS = 1 << 16
@@ -146,6 +146,7 @@ def test_a_budget_below_one_item_is_refused_with_the_bytes_that_are_needed(tmp_p
 
 def test_one_load_is_read_while_another_is_computed_and_a_third_is_written(tmp_path, monkeypatch):
     kernel, data, out = make(tmp_path, "out")
+    monkeypatch.setattr(load_budgets, "most_together", lambda target: 1)
     plan = sp.plan(kernel, data, budget=8 * MIB, on_disk=True)
     times: dict[str, list[tuple[float, float]]] = {"read": [], "compute": [], "write": []}
     threads: dict[str, set[int]] = {name: set() for name in times}

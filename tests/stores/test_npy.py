@@ -379,7 +379,7 @@ def test_columns_of_any_width_are_read_beside_each_other(tmp_path, dtype, wide, 
 @pytest.mark.parametrize(
     "index",
     [
-        np.s_[:, :, 1:3], np.s_[1:4, 2:5, :2], np.s_[2:3, :, 0:1], np.s_[:, 1:2, 1:], np.s_[1:],
+        np.s_[:, :, 1:3], np.s_[1:4, 2:5, :2], np.s_[2:3, :, 0:1], np.s_[:, 1:2, 1:], np.s_[1:, :],
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["f4", "c16"])

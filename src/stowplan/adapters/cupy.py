@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import cupy as cp
-import cupyx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +41,9 @@ class CupyAdapter(EagerAdapter):
         return GPU_BATCH_BYTES
 
     def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
-        pinned: NDArray[np.uint8] = cupyx.empty_pinned((size,), np.uint8)
+        from cupyx import empty_pinned  # it comes with cupy, but not with a stand-in of it
+
+        pinned: NDArray[np.uint8] = empty_pinned((size,), np.uint8)
         return pinned
 
     def asarray(self, array: NDArray[Any], device: Any) -> Any:

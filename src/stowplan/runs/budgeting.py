@@ -497,7 +497,12 @@ class _Fit:
         )
 
     def _takes_views(self) -> bool:
-        """Whether batches without padding are views where they are computed."""
+        """Whether batches without padding are views where they are computed.
+
+        Rows of an iteration come and go, so that theirs are copies.
+        """
+        if isinstance(self.kernel, RoundKernel):
+            return False
         adapter = self.target.adapter
         return not adapter.compiles or adapter.kind_of(self.target.device) == "cpu"
 

@@ -25,6 +25,8 @@ __all__ = ["fit_loads"]
 
 READ_SHARE = 2
 """All buffers take at most one part in so many of a budget, so that most is left to batches."""
+OBJECT_BYTES = 2**16
+"""Of each thread, unless the budget is small."""
 TRIES = 4
 """Times that rows are cut for one size of buffers."""
 
@@ -100,6 +102,11 @@ class _Fit:
     def buffers(self) -> int:
         """Buffers that count: those of other devices take memory of the host alone."""
         return buffers_for(self.together) if self.on_host else 0
+
+    @property
+    def loose_bytes(self) -> int:
+        """Small objects of the threads that read, compute and write: views, futures, lists."""
+        return min(OBJECT_BYTES, self.budget.bytes // 64) * (self.together + 1)
 
     def cached(self, usable: int) -> Plan:
         """Plan batches that a cache likes, read in loads of many, as many at once as fit."""
@@ -229,7 +236,7 @@ class _Fit:
             batches=tuple(replace(batch, slot=0) for batch in part.plan.batches),
         )
         written = 0 if self.keep else self._results(part.columns, own)
-        left = self.budget.bytes - read - self.kept_bytes - written
+        left = self.budget.bytes - read - self.kept_bytes - written - self.loose_bytes
         if left < 1:
             raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read.")
         given = self.request.budget is not None or self.request.peak is not None
@@ -245,7 +252,7 @@ class _Fit:
     ) -> Plan:
         memories = {slot: plan.memory for slot, (plan, _) in found.items() if plan.memory}
         written = max(size for _, size in found.values())
-        beside = read + self.kept_bytes + written
+        beside = read + self.kept_bytes + written + self.loose_bytes
         peaks: tuple[int, ...] = ()
         if all(memory.batch_bytes for memory in memories.values()):
             peaks = tuple(

@@ -54,7 +54,7 @@ class InMemory(Result):
     layout
         See `Result`.
     rows : int
-        All flat rows; dtype and trailing shape are those of the first part.
+        All flat rows; dtype and trailing shape are those of the first part, or of `like`.
     back
         Brings an array of NumPy to where the data are.
     """
@@ -64,11 +64,14 @@ class InMemory(Result):
         layout: Layout | None,
         rows: int,
         back: Callable[[NDArray[Any]], Any],
+        like: NDArray[Any] | None = None,
     ) -> None:
         super().__init__(layout)
         self.rows = rows
         self.back = back
         self.total: NDArray[Any] | None = None
+        if like is not None:
+            self.total = np.empty((rows, *like.shape[1:]), like.dtype)
 
     def keep(self, items: NDArray[np.intp], values: NDArray[Any]) -> None:
         """Copy flat rows of some items into the whole."""

@@ -151,7 +151,7 @@ class _Stream:
                 layout = sizes.layout(dims) if dims else None
                 rows = sizes.total(dims)
                 if given is None:
-                    found.append(InMemory(layout, rows, self._back))
+                    found.append(InMemory(layout, rows, self._back, like))
                 else:
                     found.append(_on_disk(given, layout, like, rows, overwrite, folder))
         except BaseException:
