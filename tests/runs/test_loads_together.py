@@ -11,6 +11,7 @@ import stowplan as sp
 from stowplan.adapters import get_adapter
 from stowplan.layout import Layout
 from stowplan.runs import load_budgets
+from stowplan.runs.load_budgets import OBJECT_BYTES
 from stowplan.runs.loads import most_together
 from stowplan.runs.places import Place
 from stowplan.stores.arrays import open_array
@@ -104,7 +105,8 @@ def test_each_load_at_once_is_a_batch_and_a_buffer_more(given, planned):
     (batch,) = {*one.memory.batch_bytes} & {*three.memory.batch_bytes}
     more = three.memory.peak_bytes - one.memory.peak_bytes
     item = max(x.nbytes for x in given)
-    assert 2 * (batch + item) <= more <= 1.05 * 2 * (batch + item)
+    objects = more - 2 * (batch + item)
+    assert 0 <= objects <= 0.1 * (batch + item) + 2 * OBJECT_BYTES
 
 
 def test_a_budget_without_room_for_several_takes_one(given, planned):
@@ -112,9 +114,10 @@ def test_a_budget_without_room_for_several_takes_one(given, planned):
     _, one = planned(given, 1)
     most = two.memory.peak_bytes
     assert planned(given, 2, f"{6 * most // 5} B")[1].memory.together == 2
-    tight = planned(given, 2, f"{most - most // 50} B")[1]
+    objects = 3 * min(OBJECT_BYTES, most // 64)
+    tight = planned(given, 2, f"{most - most // 50 - objects} B")[1]
     assert tight.memory.together == 1
-    assert tight.memory.peak_bytes == one.memory.peak_bytes
+    assert 0 <= one.memory.peak_bytes - tight.memory.peak_bytes <= 2 * OBJECT_BYTES
 
 
 def test_frameworks_with_threads_of_their_own_compute_one_load_at_a_time():
