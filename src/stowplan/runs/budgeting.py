@@ -486,14 +486,17 @@ class _Fit:
         )
 
     def _takes_copies(self) -> bool:
-        """Whether columns are copied to where they are computed: frameworks share a host's memory.
+        """Whether columns count again where they are computed.
 
-        Arrays of JAX are read-only, which torch does not take.
+        Columns on disk, whose stand-ins have strides of 0, are read into buffers that frameworks
+        on the host share.
         """
         if self.source.same_as(self.target):
             return False
-        return self.target.adapter.kind_of(self.target.device) != "cpu" or (
-            self.source.adapter.compiles
+        apart = self.target.adapter.kind_of(self.target.device) != "cpu"
+        arrays = self.columns.arrays
+        return apart or any(
+            getattr(array, "strides", None) != (0,) * array.ndim for array in arrays
         )
 
     def _takes_views(self) -> bool:
