@@ -20,6 +20,7 @@ import pytest
 
 from stowplan.cli import main
 from stowplan.recipes import fields
+from stowplan.runs.memory_trace import MemoryTrace
 from stowplan.stores.run_folder import RunFolder
 
 SPACING = 0.5
@@ -307,7 +308,9 @@ def test_what_is_held_is_said_against_the_budget(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("action", ["solve", "spectrum", "radial", "tail"])
-def test_a_picture_stands_beside_the_output(gaussians, tmp_path, action, capsys):
+def test_a_picture_stands_beside_the_output(gaussians, tmp_path, action, capsys, monkeypatch):
+    # what a process takes from its heap is no new memory: the budget would lie beyond the axis
+    monkeypatch.setattr(MemoryTrace, "peak_bytes", property(lambda trace: 20_000_000))
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     folder = tmp_path / "made"
@@ -327,7 +330,7 @@ def test_a_picture_stands_beside_the_output(gaussians, tmp_path, action, capsys)
     pixels = np.asarray(image.open(picture).convert("RGB")).astype(int)
     assert pixels.shape[1] == 1200
     for colour in ((0x0B, 0x3C, 0x5D), (0xD5, 0x5E, 0x00)):  # memory and mean, budget and fit
-        assert (np.abs(pixels - colour).sum(axis=2) < 30).sum() > 100  # the legend alone has 129
+        assert (np.abs(pixels - colour).sum(axis=2) < 30).sum() > 300
     assert sorted(path.suffix for path in folder.iterdir() if path.suffix == ".part") == []
 
 

@@ -293,7 +293,7 @@ def _multiplied(
 
 def _to_modes(a: NDArray[Any], scratch: list[NDArray[Any]]) -> NDArray[Any]:
     """Transform lines (x, y, z, l) into (half, y, z, 2 l): re and im of each mode in turn."""
-    x, y, z, l = a.shape  # noqa: E741
+    x, y, z, l = a.shape  # noqa: E741  lines, beside their number
     real, half = a.dtype.kind == "f", _half_on_host(a)
     found = scratch[0][: (1 if real else 2) * a.size].reshape(-1, x, y, z, l)
     found[0] = a.real

@@ -67,8 +67,7 @@ def test_order_company_and_rows_change_nothing(framework, small):
     assert_same(shuffled, expected, order, tolerance(framework))
     some = solve(sources[2:4], targets[2:4], **{**bucket, "buckets": expected.plan.slots})
     assert_same(some, expected, [2, 3], tolerance(framework))
-    # each number of rows is another shape, which JAX compiles for seconds
-    for rows in (1,) if framework == "jax" else (1, 2):
+    for rows in (1, 2):
         assert_same(solve(sources, targets, rows=rows, **bucket), expected, None,
                     tolerance(framework))  # fmt: skip
 

@@ -27,6 +27,7 @@ class EagerAdapter:
 
     name: str
     compiles = False
+    one_core = False
     peak_probe = "real"
     peak_margin = 0.01
     spare_share = 0.04

@@ -53,6 +53,8 @@ class Adapter(Protocol):
         Name of the framework, as ``on=`` takes it.
     compiles
         Whether each new padded shape costs a compile, so that few shapes and padded rows pay.
+    one_core
+        Whether a call computes on one core and lets others compute beside it.
     peak_probe
         What `peak_bytes` looks at: "fake" tensors of the shapes alone, a "real" call, or the
         "compiled" shape itself.
@@ -70,6 +72,7 @@ class Adapter(Protocol):
 
     name: str
     compiles: bool
+    one_core: bool
     peak_probe: str
     peak_margin: float
     spare_share: float

@@ -70,6 +70,7 @@ class JaxAdapter:
     name = "jax"
     traces = traces
     compiles = True
+    one_core = False
     peak_probe = "compiled"
     peak_margin = 0.01
     spare_share = 0.12

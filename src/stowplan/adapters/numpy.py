@@ -17,6 +17,7 @@ class NumpyAdapter(EagerAdapter):
     """Batches are called directly on host arrays."""
 
     name = "numpy"
+    one_core = True
 
     def devices(self) -> list[Any]:
         return ["cpu"]

@@ -52,6 +52,7 @@ class TorchAdapter:
 
     name = "torch"
     compiles = False
+    one_core = False
     peak_probe = "fake"
     peak_margin = 0.01
     spare_share = 0.04

@@ -58,7 +58,7 @@ def read_pairs(
     if target is None:
         couples = list(pairwise(frames))
     else:
-        others = read_with_places(target, **read)  # type: ignore[arg-type]
+        others = read_with_places(target, **read)  # type: ignore[arg-type]  # as above
         after = _frames(others, len(found))
         if len(frames) != len(after):
             raise DataError(

@@ -27,7 +27,17 @@ from stowplan.declaration import kernel
 from stowplan.fourier import filtered, half_length, mode_weights, power, squared
 from stowplan.special import framework_of, shared_segment_sum
 
-__all__ = ["radial", "residual", "riesz", "ring_count", "ring_numbers", "spectrum", "squares"]
+__all__ = [
+    "inverse_symbol",
+    "radial",
+    "residual",
+    "riesz",
+    "riesz_symbol",
+    "ring_count",
+    "ring_numbers",
+    "spectrum",
+    "squares",
+]
 
 _FIELD = "(x,y,z,lines)"
 _TIE = 4e-7  # of a ring's number; float32 rounds |k| by less
@@ -79,7 +89,7 @@ def riesz(source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
     array (..., x, y, z, lines)
     """
     denominator = _denominator(source, spacing, mu, beta, lam)
-    return filtered(source, _inverse(denominator))
+    return filtered(source, inverse_symbol(denominator))
 
 
 @kernel(
@@ -230,23 +240,38 @@ def _ring_sums(xp, values, axes, width, shape):
     return shared_segment_sum(values, xp.reshape(numbers, (-1,)), ring_count(*map(int, shape)))
 
 
-def _denominator(field, spacing, mu, beta, lam):
-    """Give mu |k|^(2 beta) + lam for each mode, (half, y, z)."""
-    xp = array_namespace(field)
-    mu, beta, lam = (_real_number(field, number) for number in (mu, beta, lam))
-    x, y, z = (k * k for k in _wave_numbers(field, spacing))
-    square = x[:, None, None] + y[:, None] + z
+def riesz_symbol(square, mu, beta, lam):
+    """Give mu |k|^(2 beta) + lam of |k|^2, an array of any shape.
+
+    >>> import numpy as np
+    >>> riesz_symbol(np.asarray([0.0, 4.0]), 2.0, 0.5, 1.0).tolist()
+    [1.0, 5.0]
+    """
+    xp = array_namespace(square)
     away = square > 0
     one = xp.ones_like(square)
     powers = xp.pow(xp.where(away, square, one), beta)
     return mu * xp.where(away, powers, xp.zeros_like(square)) + lam
 
 
-def _inverse(denominator):
+def inverse_symbol(denominator):
+    """Give 1 / (mu |k|^(2 beta) + lam), and 0 where that is 0: a mean that nothing screens.
+
+    >>> import numpy as np
+    >>> inverse_symbol(np.asarray([0.0, 4.0])).tolist()
+    [0.0, 0.25]
+    """
     xp = array_namespace(denominator)
     nonzero = denominator > 0
     one = xp.ones_like(denominator)
     return xp.where(nonzero, one / xp.where(nonzero, denominator, one), xp.zeros_like(one))
+
+
+def _denominator(field, spacing, mu, beta, lam):
+    """Give the symbol for each mode of a field, (half, y, z)."""
+    mu, beta, lam = (_real_number(field, number) for number in (mu, beta, lam))
+    x, y, z = (k * k for k in _wave_numbers(field, spacing))
+    return riesz_symbol(x[:, None, None] + y[:, None] + z, mu, beta, lam)
 
 
 def _wave_numbers(field, spacing):

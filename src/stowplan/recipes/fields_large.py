@@ -24,6 +24,7 @@ from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
 from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
 from stowplan.runs.fingerprints import digest
 from stowplan.runs.side_by_side import progress_of
+from stowplan.special import shared_segment_sum
 from stowplan.stores.descriptors import bytes_view
 from stowplan.stores.run_folder import LARGE, RunFolder
 from stowplan.stores.scratch import Scratch
@@ -147,10 +148,7 @@ def _summed(
         sums = sums * (x[:, None, None] * y[:, None] * z)
         px, py, pz = (p[part] for p, part in zip(places, parts, strict=True))
         own = ring_numbers(px, py, pz, rings.width)
-        flat, own = sums.reshape(-1), own.reshape(-1)
-        total += np.bincount(own, flat.real, len(total))
-        if dtype is complex:
-            total += 1j * np.bincount(own, flat.imag, len(total))
+        total += shared_segment_sum(sums.reshape(-1), own.reshape(-1), len(total))
     return total
 
 

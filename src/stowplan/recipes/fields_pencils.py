@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
+from stowplan.kernels.fields import inverse_symbol, riesz_symbol
 from stowplan.planners.pencils import PencilPass, PencilPlan
 from stowplan.recipes.fields_checks import check_numbers, checked_spacing
 from stowplan.recipes.fields_rings import Spacing, wave_numbers
@@ -79,9 +80,10 @@ class RieszFactor:
             along = [1] * self.dims
             along[axis] = -1
             square = square + values[region[axis]].reshape(along)
-        with np.errstate(divide="ignore"):
-            found = 1 / (self.mu * square**self.beta + self.lam)
-        return np.where(np.isfinite(found), found, 0.0)
+        found: NDArray[np.float64] = inverse_symbol(
+            riesz_symbol(square, self.mu, self.beta, self.lam)
+        )
+        return found
 
 
 def run_pencils(

@@ -15,7 +15,7 @@ from stowplan.errors import DataError
 from stowplan.stores.arrays import is_stored, open_array
 from stowplan.stores.listing import list_arrays
 
-__all__ = ["ArrayField", "FieldOfStack", "FieldStore", "open_fields"]
+__all__ = ["ArrayField", "FieldOfFile", "FieldOfStack", "FieldStore", "open_fields"]
 
 Region = tuple[slice, ...]
 
@@ -71,19 +71,6 @@ class FieldOfStack:
         """Write a hyper-rectangle."""
         self.stack.write_region(self._whole(index), values[None])
 
-    def __getattr__(self, name: str) -> Any:
-        """Write columns where the array of all fields can."""
-        if name != "write_columns":
-            raise AttributeError(name)
-        write = self.stack.write_columns
-        size = math.prod(self.shape)
-
-        def write_columns(first: int, columns: Sequence[NDArray[Any]]) -> None:
-            width = size // len(columns[0])
-            write(self.number * size + first, columns, width)
-
-        return write_columns
-
     def identity(self) -> tuple[Any, ...]:
         """Give what the array gives, and which entry it is."""
         return (self.number, *self.stack.identity())
@@ -94,6 +81,15 @@ class FieldOfStack:
 
     def _whole(self, index: Region) -> Region:
         return (slice(self.number, self.number + 1), *index)
+
+
+class FieldOfFile(FieldOfStack):
+    """An entry of such an array in a plain file, where neighbouring blocks go out together."""
+
+    def write_columns(self, first: int, columns: Sequence[NDArray[Any]]) -> None:
+        """Write tables (points, lines) beside each other, see `FileArray`."""
+        size = math.prod(self.shape)
+        self.stack.write_columns(self.number * size + first, columns, size // len(columns[0]))
 
 
 class FieldStore:

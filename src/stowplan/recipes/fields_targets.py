@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
-from stowplan.recipes.fields_store import ArrayField, FieldOfStack, FieldStore
+from stowplan.recipes.fields_store import ArrayField, FieldOfFile, FieldOfStack, FieldStore
 from stowplan.stores.arrays import create_array, is_stored, open_array
 from stowplan.stores.field_blocks import Block
+from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.space import require_space
 
 __all__ = ["ONE_FILE", "FieldTargets"]
@@ -98,7 +99,7 @@ class FieldTargets:
             out, (len(shapes), *shapes[0]), store.dtype, where, chunks=(1, *_chunk(blocks(), 0)),
             **how,
         )  # fmt: skip
-        return cls([FieldOfStack(made, n) for n in range(len(shapes))], [made], lambda: made)
+        return cls(_entries(made, len(shapes)), [made], lambda: made)
 
     @classmethod
     def _folder(
@@ -136,7 +137,7 @@ class FieldTargets:
             )
         if store.single:
             return cls([array], [], lambda: array)
-        return cls([FieldOfStack(array, n) for n in range(len(shapes))], [], lambda: array)
+        return cls(_entries(array, len(shapes)), [], lambda: array)
 
     def finish(self) -> Any:
         """Bring everything to the disk, under its name; give what the caller gets."""
@@ -151,6 +152,12 @@ class FieldTargets:
                 array.close()
             else:
                 array.discard()
+
+
+def _entries(array: Any, count: int) -> list[FieldOfStack]:
+    """Give the entries of an array whose first axis counts fields."""
+    kind = FieldOfFile if isinstance(array, FileArray) else FieldOfStack
+    return [kind(array, number) for number in range(count)]
 
 
 def _one(store: FieldStore, results: list[Any]) -> Any:

@@ -58,6 +58,8 @@ class MemoryRequest:
     statics: Mapping[str, Any] = field(default_factory=dict)
     traced: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    buffered: bool = False
+    """Whether columns are read into buffers, which frameworks of the host share."""
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -486,18 +488,11 @@ class _Fit:
         )
 
     def _takes_copies(self) -> bool:
-        """Whether columns count again where they are computed.
-
-        Columns on disk, whose stand-ins have strides of 0, are read into buffers that frameworks
-        on the host share.
-        """
+        """Whether columns count again where they are computed."""
         if self.source.same_as(self.target):
             return False
-        apart = self.target.adapter.kind_of(self.target.device) != "cpu"
-        arrays = self.columns.arrays
-        return apart or any(
-            getattr(array, "strides", None) != (0,) * array.ndim for array in arrays
-        )
+        on_host = self.target.adapter.kind_of(self.target.device) == "cpu"
+        return not (on_host and self.request.buffered)
 
     def _takes_views(self) -> bool:
         """Whether batches without padding are views where they are computed.

@@ -194,10 +194,10 @@ class _Fit:
             if self.rows is None:
                 ladder = self.target.adapter.compiles
                 split = split_chunks(self.made, ladder=ladder, max_rows=limits)
-            found, read = self._fitted(split, most, None)
+            found, largest = self._fitted(split, most, None)
             rows = {slot: max(plan.rows) for slot, (plan, _) in found.items()}
             if self.rows is not None or all(n >= split.rows[slot] for slot, n in rows.items()):
-                return self._with_forecast(split, most, read, found)
+                return self._with_forecast(split, most, largest, found)
             for slot, n in rows.items():
                 limits[slot] = max(min(limits[slot], n), self.made.slots[slot].get("rows", 1))
         raise BudgetError("no number of rows was found that fits.")
@@ -205,24 +205,28 @@ class _Fit:
     def _exactly(self, rows: Sequence[int]) -> Plan:
         """Plan batches of so many rows in each slot, each read by itself."""
         split = split_chunks(self.made, rows=list(rows))
-        found, read = self._fitted(split, 0, rows)
-        most = max(load.bytes for load in cut_loads(split, self.reads, 0))
-        return self._with_forecast(split, most, read, found)
+        found, largest = self._fitted(split, 0, rows)
+        return self._with_forecast(split, largest, largest, found)
 
     def _fitted(
         self, split: Plan, most: int, rows: Sequence[int] | None
     ) -> tuple[dict[int, tuple[Plan, int]], int]:
-        """Fit the largest load of each slot; give also what buffers take."""
+        """Fit the largest load of each slot; give also the bytes of the largest of all."""
         largest: dict[int, Load] = {}
         loads = cut_loads(split, self.reads, most)
         for load in loads:
             slot = split.batches[load.batches[0]].slot
             if slot not in largest or load.bytes > largest[slot].bytes:
                 largest[slot] = load
-        read = self.buffers * max(load.bytes for load in loads) + self.reads.beside
+        most_read = max(load.bytes for load in loads)
+        read = self._read_bytes(most_read)
         return {
             slot: self._fitted_load(split, load, read, rows) for slot, load in largest.items()
-        }, read
+        }, most_read
+
+    def _read_bytes(self, largest: int) -> int:
+        """Bytes of the buffers, and of what stores hold beside the rows that they give."""
+        return self.buffers * largest + self.reads.beside
 
     def _fitted_load(
         self, split: Plan, load: Load, read: int, rows: Sequence[int] | None
@@ -241,18 +245,20 @@ class _Fit:
             raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read.")
         given = self.request.budget is not None or self.request.peak is not None
         left //= self.together
-        request = replace(self.request, budget=left) if given else self.request
+        request = replace(self.request, buffered=True)
+        if given:
+            request = replace(request, budget=left)
         by_hand = self.rows if rows is None else rows
         if isinstance(by_hand, Sequence):
             by_hand = [by_hand[slot]]
         return self.fit_part(part.columns, own, request, by_hand), written
 
     def _with_forecast(
-        self, split: Plan, most: int, read: int, found: dict[int, tuple[Plan, int]]
+        self, split: Plan, most: int, largest: int, found: dict[int, tuple[Plan, int]]
     ) -> Plan:
         memories = {slot: plan.memory for slot, (plan, _) in found.items() if plan.memory}
         written = max(size for _, size in found.values())
-        beside = read + self.kept_bytes + written + self.loose_bytes
+        beside = self._read_bytes(largest) + self.kept_bytes + written + self.loose_bytes
         peaks: tuple[int, ...] = ()
         if all(memory.batch_bytes for memory in memories.values()):
             peaks = tuple(

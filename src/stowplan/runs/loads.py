@@ -34,11 +34,11 @@ def buffers_for(together: int) -> int:
 
 
 def most_together(target: Place) -> int:
-    """Say how many loads may be computed at once: on NumPy one for each core, up to a few.
+    """Say how many loads may be computed at once: one for each core, up to a few.
 
-    Other frameworks have threads, or a device, of their own.
+    Most frameworks have threads, or a device, of their own.
     """
-    if target.adapter.name != "numpy":
+    if not target.adapter.one_core:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, MOST_TOGETHER)

@@ -32,8 +32,8 @@ class MemoryTrace:
     Examples
     --------
     >>> with MemoryTrace() as trace:
-    ...     ones = np.ones(2**21)
-    >>> len(trace.seconds) == len(trace.bytes), trace.start_bytes > 0
+    ...     ones = np.ones(2**23)  # more than a heap keeps in store
+    >>> trace.peak_bytes >= 2**25, len(trace.seconds) == len(trace.bytes)
     (True, True)
     """
 

@@ -245,7 +245,9 @@ class Probe:
         one = self._peak(1)
         least = rows or self._real_rows(one)
         if most_bytes is not None:
-            least = max(min(least, most_bytes // (3 * one)), 1)
+            fitting = max(most_bytes // (3 * one), 1)
+            if fitting < least:  # in powers of two: budgets that are alike see the same probes
+                least = 1 << (fitting.bit_length() - 1)
         if most_rows is not None:
             least = max(min(least, most_rows), 1)
         counts = [

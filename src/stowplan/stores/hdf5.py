@@ -13,11 +13,11 @@ from stowplan.errors import DataError, StoreError
 from stowplan.extras import import_extra
 from stowplan.stores.descriptors import reserve, sync_folder
 from stowplan.stores.file_arrays import FileArray
-from stowplan.stores.locks import Lock, is_held
+from stowplan.stores.locks import is_held
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import bytes_of, check_dtype
-from stowplan.stores.unfinished import PART, exists, lock_part, unfinished
+from stowplan.stores.unfinished import PART, Locked, exists, lock_part, unfinished
 
 __all__ = ["Hdf5Array", "NewHdf5Array", "create_hdf5", "open_hdf5", "wrap_hdf5"]
 
@@ -103,14 +103,13 @@ class Hdf5Array(SlicedArray):
             )
 
 
-class NewHdf5Array(FileArray):
+class NewHdf5Array(Locked, FileArray):
     """A dataset in one piece of a file, written by its place while HDF5 has the file closed."""
 
     def __init__(self, path: Path, inner: str, target: tuple[Path, str], **more: Any) -> None:
         super().__init__(path, **more, kind="hdf5", writable=True)
         self._inner = inner
         self._target: tuple[Path, str] | None = target
-        self._lock: Lock | None = None
 
     def finish(self) -> None:
         """Bring everything to the disk and give the dataset its name."""
@@ -137,11 +136,6 @@ class NewHdf5Array(FileArray):
         """Close the file; what is not finished stays for another run to go on with."""
         super().close()
         self._let_go()
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     def discard(self) -> None:
         """Remove what was written; nothing if it is finished."""

@@ -16,7 +16,7 @@ from stowplan.stores.descriptors import read_into, reserve, sync_folder, write_f
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.locks import Lock
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_dtype, checked_values
-from stowplan.stores.unfinished import exists, lock_part, unfinished
+from stowplan.stores.unfinished import Locked, exists, lock_part, unfinished
 
 __all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
 
@@ -25,7 +25,7 @@ PIECE_BYTES = 4 << 20
 """What of an array in Fortran order is turned at a time."""
 
 
-class NpyArray(FileArray):
+class NpyArray(Locked, FileArray):
     """A `.npy` file in C order.
 
     Its header is read again whenever the file has changed since, so that another array of the same
@@ -37,7 +37,6 @@ class NpyArray(FileArray):
     ) -> None:
         self._header = header
         self._target: Path | None = None
-        self._lock: Lock | None = None
         self._seen = -1
         offset, shape, fortran, dtype = header
         shape = shape[::-1] if fortran else shape
@@ -56,11 +55,6 @@ class NpyArray(FileArray):
         """Close the file; what is not finished stays for another run to go on with."""
         super().close()
         self._let_go()
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     def discard(self) -> None:
         """Remove what was written; nothing if it is finished."""

@@ -7,12 +7,24 @@ from pathlib import Path
 from stowplan.errors import DataError, StoreError
 from stowplan.stores.locks import Lock
 
-__all__ = ["KEPT", "PART", "exists", "lock_part", "unfinished"]
+__all__ = ["KEPT", "PART", "Locked", "exists", "lock_part", "unfinished"]
 
 PART = ".stowplan.part"
 """What the name of an output ends with until it is finished."""
 KEPT = ".stowplan.resumable"
 """The same for an output of a run that can be resumed."""
+
+
+class Locked:
+    """An output that this process alone writes, for as long as it holds the lock."""
+
+    _lock: Lock | None = None
+
+    def _let_go(self) -> None:
+        """Let another process have it."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 def unfinished(target: Path, *, resumable: bool) -> Path:

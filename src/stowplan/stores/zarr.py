@@ -16,11 +16,10 @@ from stowplan.errors import DataError, StoreError
 from stowplan.extras import import_extra
 from stowplan.memory import show_bytes
 from stowplan.stores.descriptors import FULL, disk_error, free_bytes, sync_folder
-from stowplan.stores.locks import Lock
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import bytes_of, check_dtype, check_part
-from stowplan.stores.unfinished import exists, lock_part, unfinished
+from stowplan.stores.unfinished import Locked, exists, lock_part, unfinished
 from stowplan.stores.zarr_chunks import RowChunks
 
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
@@ -34,7 +33,7 @@ BROKEN = (ValueError, RuntimeError, TypeError, KeyError, OSError, EOFError)
 """What codecs raise for a chunk that they cannot decode."""
 
 
-class ZarrArray(SlicedArray):
+class ZarrArray(Locked, SlicedArray):
     """An array of zarr, of a folder or of any other store."""
 
     def __init__(self, source: Any, name: str) -> None:
@@ -47,7 +46,6 @@ class ZarrArray(SlicedArray):
         # as they are in the store, and decoded
         self.reading_bytes = 2 * bytes_of(self.chunks, self.dtype) * min(at_once, number)
         self._target: Path | None = None
-        self._lock: Lock | None = None
         self._seen = self._metadata_time()
         self._plain = RowChunks.of(source.metadata, self.folder, name, source.dtype)
         if self._plain is not None:
@@ -183,11 +181,6 @@ class ZarrArray(SlicedArray):
                 )
             return tuple(map(int, found.shape))
         return tuple(map(int, self.source.shape))
-
-    def _let_go(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
 
 def open_zarr(path: str, inner: str) -> ZarrArray:
