@@ -11,7 +11,6 @@ import gc
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,13 @@ import numpy as np
 
 import stowplan as sp
 from bench.memory import resident_rise
+from bench.record import RESULTS, at_least, at_most, save, show
 from bench.workers import ONE_THREAD
 from stowplan.kernels.bragg import FLUENCE, R_E_SQUARED, intensity
 from stowplan.recipes import bragg
 from stowplan.recipes.bragg_geometry import kernel_arguments
 
-RESULTS = Path(__file__).parent / "results" / "bragg.json"
+PACKAGES = ("torch", "jax", "jaxlib")
 HMAX = 12
 DOMAINS = (1, 3, 9)
 PARTS = 16  # batches of the gradient in chunks
@@ -420,31 +419,27 @@ def measure_ratio(size: int, rounds: int) -> dict[str, Any]:
 def judge(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Targets, and what was measured."""
 
-    def verdict(target: str, value: float, met: bool) -> dict[str, Any]:
-        return {"target": target, "value": round(value, 3), "met": bool(met)}
-
     for kind, least in (("forward", 3.0), ("gradient", 1.0)):
         sides = report[kind]["sides"]
         base, ours = sides[ONE_SHOT], sides["torch"]
         faster = base["cpu"]["median"] / ours["cpu"]["median"]
         share = ours["rise_bytes"] / base["rise_bytes"]
-        yield verdict(f"{kind}, torch: times faster >= {least:g}", faster, faster >= least)
-        yield verdict(f"{kind}, torch: share of its memory <= 0.1", share, share <= 0.1)
+        yield at_least(f"{kind}, torch: times faster", faster, least)
+        yield at_most(f"{kind}, torch: share of its memory", share, 0.1)
     for case, one in report["chunks"]["cases"].items():
         if "forward_bytes_per_term" in one:
             most = 200 if case.startswith("torch") else 20
-            each = one["forward_bytes_per_term"]
-            yield verdict(f"{case} domains: bytes a term <= {most}", each, each <= most)
+            yield at_most(f"{case} domains: bytes a term", one["forward_bytes_per_term"], most)
         if "gradient_cpu" not in one:
             continue
         peaks, cpu = one["gradient_peak_bytes"], one["gradient_cpu"]
         share = peaks[str(PARTS)] / peaks["1"]
-        yield verdict(f"{case} domains: share of the gradient's peak <= 0.1", share, share <= 0.1)
+        yield at_most(f"{case} domains: share of the gradient's peak", share, 0.1)
         slower = cpu[str(PARTS)]["median"] / cpu["1"]["median"]
-        yield verdict(f"{case} domains: gradient's time <= 1.5", slower, slower <= 1.5)
+        yield at_most(f"{case} domains: gradient's time", slower, 1.5)
     for case, cpu in report["ratio"]["cases"].items():
         slower = cpu["chunks"]["median"] / cpu["one batch"]["median"]
-        yield verdict(f"{case} domains: time in chunks <= 1.1", slower, slower <= 1.1)
+        yield at_most(f"{case} domains: time in chunks", slower, 1.1)
 
 
 def table(sides: Mapping[str, Any], terms: int) -> str:
@@ -479,16 +474,6 @@ def chunk_table(cases: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def describe() -> dict[str, Any]:
-    """What it ran on."""
-    packages = ("stowplan", "numpy", "torch", "jax", "jaxlib")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
@@ -496,7 +481,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", default=["forward", "gradient", "chunks", "ratio"])
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True,
                         help="measure compile=True, too, a minute for each graph")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "bragg.json")
     parser.add_argument("--rise", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.update(ONE_THREAD)
@@ -507,8 +492,7 @@ def main() -> int:
         return 0
     cache = tempfile.TemporaryDirectory()  # compiled here for the first time, read by --rise
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache.name)
-    report = json.loads(options.out.read_text()) if options.out.exists() else {}
-    report["environment"] = describe()
+    known = json.loads(options.out.read_text()) if options.out.exists() else {}
     measures: dict[str, tuple[dict[str, int], Callable[[], Any]]] = {
         "forward": ({"size": 1024, "domains": 9}, partial(measure_forward, 1024, 9, 3)),
         "gradient": ({"size": 512, "domains": 9}, partial(measure_gradient, 512, 9, 3)),
@@ -518,6 +502,7 @@ def main() -> int:
         ),
         "ratio": ({"size": 1024}, partial(measure_ratio, 1024, options.rounds)),
     }
+    report = {part: known[part] for part in measures if part in known}  # of earlier runs
     for part in options.parts:
         case, measure = measures[part]
         start = time.perf_counter()
@@ -528,13 +513,10 @@ def main() -> int:
             print(chunk_table(found), flush=True)
         if "domains" in case:
             print(table(found, case["size"] ** 2 * case["domains"]), flush=True)
-    if all(part in report for part in measures):
-        report["targets"] = list(judge(report))
-        for one in report["targets"]:
-            print(f"{'met   ' if one['met'] else 'MISSED'} {one['target']}: {one['value']}")
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(options.check and not all(one["met"] for one in report.get("targets", [])))
+    verdicts = list(judge(report)) if all(part in report for part in measures) else []
+    show(verdicts)
+    save("bragg", report, verdicts, PACKAGES, options.out)
+    return int(options.check and not all(one["met"] for one in verdicts))
 
 
 if __name__ == "__main__":

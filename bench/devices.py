@@ -10,7 +10,6 @@ its programs compiled.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -26,13 +25,14 @@ import numpy as np
 from array_api_compat import array_namespace
 
 import stowplan as sp
+from bench.record import RESULTS, at_least, save, show
 from bench.workers import ONE_THREAD, Worker
 
 TARGET = 1.7
 POSES = 12
 ROWS = {"jax": 64, "torch": 8, "numpy": 12}  # of a batch of about 100 ms on one core
 POINTS = 250
-RESULTS = Path(__file__).with_name("results") / "devices.json"
+PACKAGES = ("torch", "jax", "jaxlib")
 
 
 @sp.kernel("(n,3),(m,3)->()", ragged=("n", "m"), work="12 * n * m")
@@ -255,13 +255,14 @@ def warm_process(rounds: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--on", nargs="*", default=["jax", "torch", "numpy"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--no-cache", action="store_true", help="leave the compile cache out")
     parser.add_argument("--check", action="store_true", help="fail if the target is missed")
+    parser.add_argument("--out", type=Path, default=RESULTS / "devices.json")
     options = parser.parse_args()
     os.environ.update(ONE_THREAD)
     results: dict[str, Any] = {
@@ -269,16 +270,15 @@ def main() -> None:
     }
     if not options.no_cache:
         results["compile_cache"] = warm_process(2)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**known, **results}, indent=1) + "\n")
     best = {
         on: results[on]["speedup_in_quiet"] or results[on]["speedup_without_waits"] or 0.0
         for on in options.on
     }
-    missed = [on for on, speedup in best.items() if speedup < TARGET]
-    if options.check and missed:
-        raise SystemExit(f"below {TARGET}x: {', '.join(missed)}")
+    verdicts = [at_least(f"{on}: two devices over one", best[on], TARGET) for on in options.on]
+    show(verdicts)
+    save("devices", results, verdicts, PACKAGES, options.out)
+    return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

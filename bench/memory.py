@@ -12,14 +12,12 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -28,9 +26,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 import stowplan as sp
+from bench.record import RESULTS, at_most, save, show
 from stowplan.memory import parse_bytes
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
+PACKAGES = ("torch", "jax", "jaxlib")
 FRAMEWORKS = ("numpy", "torch", "jax")
 KERNELS = ("line", "gram", "bragg", "tricubic", "ewald")
 BUDGETS = ("96 MiB", "400 MiB", "2 GiB")
@@ -392,21 +391,20 @@ def condensed(found: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
-def describe() -> dict[str, Any]:
-    """What it ran on."""
-    packages = ("stowplan", "numpy", "torch", "jax", "jaxlib")
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
-    }
+def judge(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Targets beside what was measured."""
+    off = [abs(ratio(one) - 1) for one in found if is_large(one)]
+    return [
+        at_most("runs beyond their budget", sum(not is_kept(one) for one in found), 0),
+        at_most(f"largest error of {len(off)} predictions", max(off, default=0), ACCURACY),
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     parser.add_argument("--only", nargs="+", default=[], help="kernels, frameworks or budgets")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -424,12 +422,11 @@ def main() -> int:
         found.append(one)
         print(table_line(one), flush=True)
     print("", *condensed(found), sep="\n")
+    verdicts = judge(found)
+    show(verdicts)
     if not options.only:
-        report = {"environment": describe(), "cases": found}
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
-    met = all(is_kept(one) for one in found)
-    met = met and all(abs(ratio(one) - 1) <= ACCURACY for one in found if is_large(one))
-    return int(options.check and not met)
+        save("memory", {"cases": found}, verdicts, PACKAGES, options.out)
+    return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 
 if __name__ == "__main__":

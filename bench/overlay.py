@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
+from bench.record import RESULTS, at_least, at_most, save, show
 from bench.workers import Worker, count_compiles, peak_mb, spread
 
 CORES = 2
@@ -37,6 +36,7 @@ BUCKETS = 8  # of the peer, where it is fastest
 ACCURACY = 1e-3  # of the mean score, from the peer's
 MANY, STARTS_OF_MANY, LIMIT = (500, 2000), 50, 2 << 30
 PEER, CACHED = "shepherd-score, 8 buckets", "stowplan jax, cached compiles"
+PACKAGES = ("jax", "torch", "rdkit", "shepherd-score")
 SOURCES = (  # inside the folder of rdkit: files of SMILES, and how many molecules of each
     ("Data/NCI/first_5K.smi", 300),
     ("Contrib/SA_Score/data/zim.100.txt", 100),
@@ -224,29 +224,24 @@ def peak_of(path: str, count: int) -> dict[str, float]:
 
 def judge(records: dict[str, Any], many: list[dict[str, float]]) -> Iterator[dict[str, Any]]:
     """Targets beside what was measured."""
-
-    def claim(target: str, value: float, met: bool) -> dict[str, Any]:
-        return {"target": target, "value": round(value, 2), "met": bool(met)}
-
     peer = records.get(PEER)
     for name, record in records.items():
         if name == PEER:
             continue
         if peer is not None:
             ratio = peer["warm"]["median"] / record["warm"]["median"]
-            yield claim(f"warm time of {PEER} over {name} >= 5", ratio, ratio >= 5)
+            yield at_least(f"warm time of {PEER} over {name}", ratio, 5)
             least = 10 if name == CACHED else 5
             ratio = peer["cold"][0] / record["cold"][0]
-            yield claim(f"cold time of {PEER} over {name} >= {least}", ratio, ratio >= least)
+            yield at_least(f"cold time of {PEER} over {name}", ratio, least)
         ratio = record["second"] / record["warm"]["median"]
-        yield claim(f"{name}: a set of another size over warm <= 1.2", ratio, ratio <= 1.2)
-        count = record["compiles_second"]
-        yield claim(f"{name}: compiles for it", count, count == 0)
+        yield at_most(f"{name}: a set of another size over warm", ratio, 1.2)
+        yield at_most(f"{name}: compiles for it", record["compiles_second"], 0)
     if many:
         few, more = many[0], many[-1]
         steady = (more["rise_mb"] - few["rise_mb"]) / (more["pairs"] - few["pairs"])
         whole = more["rise_mb"] + steady * (100_000 - more["pairs"])
-        yield claim("100 000 pairs at 50 starts in MiB <= 2048", whole, whole <= 2048)
+        yield at_most("100 000 pairs at 50 starts in MiB", whole, 2048)
 
 
 def table(records: dict[str, Any]) -> str:
@@ -264,19 +259,19 @@ def table(records: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     sides = [PEER, "stowplan jax", "stowplan numpy", "stowplan torch"]
     parser.add_argument("--rounds", type=int, default=5, help="warm passes of each side")
     parser.add_argument("--sides", nargs="+", default=sides, choices=sides)
     parser.add_argument("--molecules", help="npz with coords and n, instead of embedding them")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "overlay.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "overlay.json")
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
     if options.peak:
         print(json.dumps(peak_of(options.molecules, options.peak)))
-        return
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         path = options.molecules or str(Path(folder) / "molecules.npz")
         if not options.molecules:
@@ -289,22 +284,12 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             many.append(json.loads(done.stdout.splitlines()[-1]))
             print(many[-1], flush=True)
-    claims = list(judge(records, many))
+    verdicts = list(judge(records, many))
     print(table(records))
-    for each in claims:
-        print(f"{'met   ' if each['met'] else 'MISSED'} {each['target']}: {each['value']}")
-    names = ("numpy", "jax", "torch", "rdkit", "shepherd-score")
-    versions = {name: version(name) for name in names if name != "shepherd-score"}
-    if PEER in options.sides:
-        versions["shepherd-score"] = version("shepherd-score")
-    report = {
-        "host": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": versions, "records": records, "many": many, "claims": claims,
-    }  # fmt: skip
-    Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
-    if options.check and not all(each["met"] for each in claims):
-        raise SystemExit("a target was missed")
+    show(verdicts)
+    save("overlay", {"sides": records, "many": many}, verdicts, PACKAGES, options.out)
+    return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

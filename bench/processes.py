@@ -6,7 +6,7 @@ which tell what the engine costs on a machine that is shared: those of the busie
 
 from __future__ import annotations
 
-import json
+import argparse
 import multiprocessing
 import os
 import statistics
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import stowplan as sp
+from bench.record import RESULTS, at_least, save, show
 from bench.workers import ONE_THREAD
 
 BATCHES = 40
@@ -89,8 +90,13 @@ def steps_of() -> int:
     return round(BATCH_SECONDS / (min(taken) / 32))
 
 
-def main(rounds: int = 5) -> int:
-    """Print and keep the figures; 1 if the target is missed by CPU time."""
+def main() -> int:
+    """Print and keep the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "processes.json")
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
+    options = parser.parse_args()
     os.environ.update(ONE_THREAD)  # for the workers, which start after this
     rng = np.random.default_rng(0)
     matrices = rng.normal(size=(2 * BATCHES, SIZE, SIZE))
@@ -106,7 +112,7 @@ def main(rounds: int = 5) -> int:
             assert all(
                 np.array_equal(a, b) for a, b in zip(_flat(found), _flat(expected), strict=True)
             )
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             for workers, pool in ((1, one), (2, two)):
                 taken[workers].append(measure(pool, data, plan, times))
     figures = {
@@ -125,10 +131,14 @@ def main(rounds: int = 5) -> int:
         f"1 -> 2 processes: {statistics.median(walls):.2f}x by wall time "
         f"({walls[0]:.2f}-{walls[-1]:.2f}), {by_cpu:.2f}x by CPU time; target {TARGET}x"
     )
-    results = Path(__file__).parent / "results" / "processes.json"
     record = {"batches": BATCHES, "median": figures, "wall_ratios": walls, "cpu_ratio": by_cpu}
-    results.write_text(json.dumps(record, indent=1) + "\n")
-    return int(by_cpu < TARGET)
+    verdicts = [
+        at_least("two processes over one, by wall time", statistics.median(walls), TARGET),
+        at_least("two processes over one, by CPU time", by_cpu, TARGET),
+    ]
+    show(verdicts)
+    save("processes", record, verdicts, (), options.out)
+    return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 
 def _flat(found: Any) -> list[Any]:
@@ -136,4 +146,4 @@ def _flat(found: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
+    sys.exit(main())

@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.record import RESULTS, at_least, at_most, save, show
 from bench.silhouettes import ellipse_pairs
 from bench.workers import ONE_THREAD, Worker, spread
 
@@ -210,7 +209,7 @@ OURS = tuple(name for name in SIDES if name.startswith("stowplan"))
 AGAINST_OTT = ("stowplan numpy", "stowplan jax, counting", "stowplan jax")
 SLOW = {"OTT float32": 3, "OTT float64": 1}
 """Warm passes of sides that take many seconds each."""
-PACKAGES = ("stowplan", "numpy", "torch", "jax", "jaxlib", "ott-jax", "POT")
+PACKAGES = ("torch", "jax", "jaxlib", "ott-jax", "POT")
 # (what, side to compare with, quantity, least ratio, sides of ours)
 TARGETS = (
     ("warm time", "OTT float32", "warm_cpu", 20, AGAINST_OTT),
@@ -295,22 +294,17 @@ def judge(records: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for name in sides:
             if name in records and peer in records:
                 ratio = value(records[peer], quantity) / value(records[name], quantity)
-                claim = f"{what} of {peer} over {name} >= {least}"
-                yield {"target": claim, "value": round(ratio, 1), "met": ratio >= least}
+                yield at_least(f"{what} of {peer} over {name}", ratio, least)
     for name in OURS:
         if name not in records:
             continue
         record = records[name]
         facts, compiles = record["facts"], sum(record["compiles"].values())
-        yield _at_most(f"{name}: compiles <= 3 x buckets", compiles, 3 * facts["buckets"])
-        yield _at_most(f"{name}: compiles for a second set", record["compiles_second_set"], 0)
-        yield _at_most(f"{name}: pairs left", COUNT - facts["converged"], 0)
+        yield at_most(f"{name}: compiles, 3 x buckets", compiles, 3 * facts["buckets"])
+        yield at_most(f"{name}: compiles for a second set", record["compiles_second_set"], 0)
+        yield at_most(f"{name}: pairs left", COUNT - facts["converged"], 0)
         if "4 buckets" in name:
-            yield _at_most(f"{name}: padded over useful work", facts["waste"], MOST_WASTE)
-
-
-def _at_most(claim: str, found: float, most: float) -> dict[str, Any]:
-    return {"target": claim, "value": round(found, 2), "most": most, "met": found <= most}
+            yield at_most(f"{name}: padded over useful work", facts["waste"], MOST_WASTE)
 
 
 def within_budget(on: str) -> dict[str, Any]:
@@ -359,9 +353,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="warm passes of each fast side")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--budget", choices=("numpy", "torch", "jax"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results/transport.json"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "transport.json")
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
     os.environ.update(ONE_THREAD)
@@ -371,26 +363,18 @@ def main() -> int:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     records = measure(options.sides, options.rounds)
-    verdicts = list(judge(records))
+    verdicts, within = list(judge(records)), []
     for on in ("numpy", "torch", "jax"):
         command = [sys.executable, "-m", "bench.transport", "--budget", on]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         one = json.loads(done.stdout)
-        claim = f"{on}: 256 pairs within 1 GiB, measured <= predicted"
-        share = f"{one['measured'] / 2**20:.0f} of {one['predicted'] / 2**20:.0f} MiB"
-        verdicts.append({"target": claim, "value": share, "met": one["met"], "run": one})
+        within.append(one)
+        share = one["measured"] / one["predicted"]
+        verdict = at_most(f"{on}: 256 pairs in 1 GiB: measured over predicted", share, 1)
+        verdicts.append({**verdict, "met": one["met"]})
     print("\n" + table(records) + "\n")
-    for verdict in verdicts:
-        print(f"{'met   ' if verdict['met'] else 'MISSED'} {verdict['target']}: {verdict['value']}")
-    options.out.parent.mkdir(exist_ok=True)
-    report = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, pinned to one",
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "sides": records,
-        "targets": verdicts,
-    }
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    show(verdicts)
+    save("transport", {"sides": records, "budget": within}, verdicts, PACKAGES, options.out)
     return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 
