@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.record import RESULTS, at_least, at_most, save, show
 from bench.sides import JaxPME, Result, Side, Stowplan, TorchPME
-from bench.workers import ONE_THREAD, Worker, spread
+from bench.workers import ONE_THREAD, Worker, spread, start
 from bench.workload import CUTOFF, SMEARING, WAVELENGTH, grid, structures
 
 COUNT, SECOND_COUNT = 128, 96
@@ -60,10 +60,10 @@ class Served:
         self.side.prepare(self.sets[number], self.sets[0] + self.sets[1])
 
 
-def measure(names: list[str], rounds: int) -> dict[str, Any]:
+def measure(names: list[str], rounds: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Cold pass of every side, warm passes in turn, then the second set and a new smearing."""
-    workers = {name: Worker(name, partial(Served, name)) for name in names}
-    records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in names}
+    workers, failed = start({name: partial(Served, name) for name in names})
+    records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in workers}
     results: dict[str, Result] = {}
     for name, worker in workers.items():
         record = records[name]
@@ -72,7 +72,7 @@ def measure(names: list[str], rounds: int) -> dict[str, Any]:
         record["compiles"] = worker.compiles
         record["facts"], _ = worker("facts")
         print(f"{name}: cold {record['cold'][1]:.2f} CPU-s, {record['facts']}", flush=True)
-    expected = results[names[0]]
+    expected = next(iter(results.values()))
     for name, result in results.items():
         records[name] |= errors(result, expected)
     for turn in range(rounds):
@@ -89,7 +89,7 @@ def measure(names: list[str], rounds: int) -> dict[str, Any]:
             records[name] |= reuse(worker, workers.get("torch-pme"))
     for worker in workers.values():
         worker.stop()
-    return records
+    return records, failed
 
 
 def reuse(worker: Worker, reference: Worker | None) -> dict[str, Any]:
@@ -192,11 +192,12 @@ def main() -> int:
     os.environ.update(ONE_THREAD)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    records = measure(options.sides, options.rounds)
+    records, failed = measure(options.sides, options.rounds)
     verdicts = judge(records)
     print("\n" + table(records) + "\n")
     show(verdicts)
-    save("ewald", {"workload": describe(), "sides": records}, verdicts, PACKAGES, options.out)
+    figures = {"workload": describe(), "sides": records, "not_run": failed}
+    save("ewald", figures, verdicts, PACKAGES, options.out)
     return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 

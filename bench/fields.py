@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench.record import RESULTS, at_least, at_most, save, show
-from bench.workers import ONE_THREAD, Worker, spread
+from bench.workers import ONE_THREAD, Worker, spread, start
 
 COUNT, SHAPE, SPACING = 48, (8, 8, 8, 4, 4, 4, 100), 0.1
 SMALL = 2, (8, 8, 8, 1, 1, 1, 4)  # what a side reads before it is timed: loads libraries
@@ -319,7 +319,9 @@ def bring(state: str, paths: Sequence[Path]) -> float:
     return cached_share(paths)
 
 
-def measure(folder: Path, small: Path, names: list[str], rounds: int) -> dict[str, Any]:
+def measure(
+    folder: Path, small: Path, names: list[str], rounds: int
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Passes of all sides in turn, warm and cold; each in a process of its own."""
     records: dict[str, dict[str, Any]] = {
         name: {state: {"wall": [], "cpu": [], "rise_bytes": [], "cached": []} for state in STATES}
@@ -328,9 +330,14 @@ def measure(folder: Path, small: Path, names: list[str], rounds: int) -> dict[st
     worker = Worker(LOOP, partial(SIDES[LOOP], str(folder), str(small)))
     reference, _ = worker("compute")
     worker.stop()
+    sides = {name: partial(SIDES[name], str(small), str(small)) for name in names}
+    able, failed = start(sides)
+    for worker in able.values():
+        worker.stop()
+    records = {name: records[name] for name in able}
     for turn in range(rounds + 1):  # the first is not timed
         for state in STATES if turn else ("warm",):
-            for name in names:
+            for name in records:
                 cached = bring(state, data_of(name, folder))
                 worker = Worker(name, partial(SIDES[name], str(folder), str(small)))
                 sums, (wall, cpu) = worker("compute")
@@ -348,7 +355,7 @@ def measure(folder: Path, small: Path, names: list[str], rounds: int) -> dict[st
     for record in records.values():
         for state in STATES:
             record[state] = {key: spread(found) for key, found in record[state].items()}
-    return records
+    return records, failed
 
 
 def check(name: str, sums: np.ndarray, reference: np.ndarray) -> float:
@@ -423,11 +430,12 @@ def main() -> int:
             make_fields(folder, COUNT, SHAPE)
             make_fields(small, *SMALL)
             os.sync()
-        records = measure(folder, small, options.sides, options.rounds)
+        records, failed = measure(folder, small, options.sides, options.rounds)
     verdicts = list(judge(records))
     print("\n" + table(records) + "\n")
     show(verdicts)
-    save("fields", {"load_before": load, "sides": records}, verdicts, PACKAGES, options.out)
+    figures = {"load_before": load, "sides": records, "not_run": failed}
+    save("fields", figures, verdicts, PACKAGES, options.out)
     return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 

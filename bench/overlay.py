@@ -26,7 +26,7 @@ from unittest.mock import MagicMock
 import numpy as np
 
 from bench.record import RESULTS, at_least, at_most, save, show
-from bench.workers import Worker, count_compiles, peak_mb, spread
+from bench.workers import Worker, count_compiles, peak_mb, spread, start
 
 CORES = 2
 STARTS = 5
@@ -157,7 +157,9 @@ class Peer:
         return np.array([float(score) for score, _, _ in found])
 
 
-def measure(path: str, names: list[str], rounds: int, cache: str) -> dict[str, Any]:
+def measure(
+    path: str, names: list[str], rounds: int, cache: str
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Cold pass of every side, warm passes in turn, then a set of another size."""
     makers = {
         PEER: partial(Peer, path),
@@ -172,7 +174,8 @@ def measure(path: str, names: list[str], rounds: int, cache: str) -> dict[str, A
         first.stop()
         makers[CACHED] = partial(Ours, path, "jax", cache)
         names = [*names, CACHED]
-    workers = {name: Worker(name, makers[name]) for name in names}
+    workers, failed = start({name: makers[name] for name in names})
+    names = list(workers)
     records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in names}
     scores = {}
     for name, worker in workers.items():
@@ -201,7 +204,7 @@ def measure(path: str, names: list[str], rounds: int, cache: str) -> dict[str, A
         record["compiles_second"] = worker.compiled
         record["peak_mb"] = worker.peak_mb
         worker.stop()
-    return records
+    return records, failed
 
 
 def peak_of(path: str, count: int) -> dict[str, float]:
@@ -276,7 +279,9 @@ def main() -> int:
         path = options.molecules or str(Path(folder) / "molecules.npz")
         if not options.molecules:
             np.savez(path, **embedded())
-        records = measure(path, options.sides, options.rounds, str(Path(folder) / "compiled"))
+        records, failed = measure(
+            path, options.sides, options.rounds, str(Path(folder) / "compiled")
+        )
         many = []
         for count in MANY:
             command = [sys.executable, "-m", "bench.overlay", "--molecules", path]
@@ -287,7 +292,8 @@ def main() -> int:
     verdicts = list(judge(records, many))
     print(table(records))
     show(verdicts)
-    save("overlay", {"sides": records, "many": many}, verdicts, PACKAGES, options.out)
+    figures = {"sides": records, "many": many, "not_run": failed}
+    save("overlay", figures, verdicts, PACKAGES, options.out)
     return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 

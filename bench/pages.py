@@ -34,6 +34,7 @@ def markdown(name: str, page: Page, report: Report) -> str:
     parts = [f"# {page.title}", page.text]
     if page.picture is not None:
         parts.append(f"![{page.shows}]({name}.svg)\n\n*{page.shows}*")
+    parts += [f"Not run: {why}." for why in report.get("not_run", {}).values()]
     parts += [targets_table(report["targets"]), described(report)]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.record import RESULTS, at_least, at_most, save, show
 from bench.silhouettes import ellipse_pairs
-from bench.workers import ONE_THREAD, Worker, spread
+from bench.workers import ONE_THREAD, spread, start
 
 TAU, RELATIVE = 0.99, 0.01
 ERROR = 1e-4  # of the marginals, at which OTT and ours stop
@@ -250,11 +250,11 @@ def check(name: str, answer: Answer, solution: Answer) -> float:
     return error
 
 
-def measure(names: list[str], rounds: int) -> dict[str, Any]:
+def measure(names: list[str], rounds: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Cold pass of every side, warm passes in turn, then another set in the same buckets."""
     solved = solutions()
-    workers = {name: Worker(name, SIDES[name]) for name in names}
-    records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in names}
+    workers, failed = start({name: SIDES[name] for name in names})
+    records: dict[str, dict[str, Any]] = {name: {"warm": []} for name in workers}
     for name, worker in workers.items():
         record = records[name]
         worker("prepare", 0)
@@ -280,7 +280,7 @@ def measure(names: list[str], rounds: int) -> dict[str, Any]:
             worker("compute")
             record["compiles_second_set"] = worker.compiled
         worker.stop()
-    return records
+    return records, failed
 
 
 def value(record: dict[str, Any], quantity: str) -> float:
@@ -362,7 +362,7 @@ def main() -> int:
         return 0
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    records = measure(options.sides, options.rounds)
+    records, failed = measure(options.sides, options.rounds)
     verdicts, within = list(judge(records)), []
     for on in ("numpy", "torch", "jax"):
         command = [sys.executable, "-m", "bench.transport", "--budget", on]
@@ -374,7 +374,8 @@ def main() -> int:
         verdicts.append({**verdict, "met": one["met"]})
     print("\n" + table(records) + "\n")
     show(verdicts)
-    save("transport", {"sides": records, "budget": within}, verdicts, PACKAGES, options.out)
+    figures = {"sides": records, "budget": within, "not_run": failed}
+    save("transport", figures, verdicts, PACKAGES, options.out)
     return int(options.check and not all(verdict["met"] for verdict in verdicts))
 
 

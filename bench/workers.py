@@ -8,11 +8,11 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ONE_THREAD", "Worker", "count_compiles", "peak_mb", "spread"]
+__all__ = ["ONE_THREAD", "Worker", "count_compiles", "peak_mb", "spread", "start"]
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -35,7 +35,12 @@ def peak_mb() -> float:
 
 def serve(name: str, make: Callable[[], Any], connection: Any) -> None:
     """Make a side, then answer each call with result, times, peak and compiles."""
-    side = make()
+    try:
+        side = make()
+    except Exception as error:  # noqa: BLE001  # told to the parent, whatever it is
+        connection.send(RuntimeError(f"{name}: {error!r}"))
+        return
+    connection.send(None)
     baseline = peak_mb()
     while (message := connection.recv()) is not None:
         call, arguments = message
@@ -50,7 +55,13 @@ def serve(name: str, make: Callable[[], Any], connection: Any) -> None:
 
 
 class Worker:
-    """A side in its own process: what ``make`` gives, with methods and a counter ``compiles``."""
+    """A side in its own process: what ``make`` gives, with methods and a counter ``compiles``.
+
+    Raises
+    ------
+    RuntimeError
+        Where it cannot be made, as when its package is not installed; see `start`.
+    """
 
     def __init__(self, name: str, make: Callable[[], Any]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -58,6 +69,13 @@ class Worker:
         self.process = context.Process(target=serve, args=(name, make, theirs), daemon=True)
         self.process.start()
         self.peak_mb, self.compiles = 0.0, {}
+        try:
+            failed = self.connection.recv()
+        except EOFError:
+            failed = RuntimeError(f"{name}: its process ended while it was made")
+        if failed is not None:
+            self.process.join()
+            raise failed
 
     def __call__(self, call: str, *arguments: Any) -> tuple[Any, tuple[float, float]]:
         """Give the answer and its (wall, CPU) seconds; counts what was compiled in it."""
@@ -73,6 +91,18 @@ class Worker:
     def stop(self) -> None:
         self.connection.send(None)
         self.process.join()
+
+
+def start(makers: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Worker], dict[str, str]]:
+    """Start sides; give those that run, and of the others, which are told, what was wrong."""
+    workers, failed = {}, {}
+    for name, make in makers.items():
+        try:
+            workers[name] = Worker(name, make)
+        except RuntimeError as error:
+            failed[name] = str(error)
+            print(f"NOT RUN {error}", flush=True)
+    return workers, failed
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
