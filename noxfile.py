@@ -173,7 +173,9 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the library against its peers, on one thread, and write the pages about it."""
     install(session, "bench", extras="all-cpu")
-    peers = [(peer,) for peer in nox.project.dependency_groups(PROJECT, "timed-peers")]
+    peers: list[tuple[str, ...]] = [
+        (peer,) for peer in nox.project.dependency_groups(PROJECT, "timed-peers")
+    ]
     # of what shepherd-score asks for, point clouds of surfaces alone need open3d, which is large
     peers.append(("--no-deps", "shepherd-score>=1.4", "pandas>=2"))
     for peer in peers:  # one that does not install is said to be missing, by the benchmark, too
