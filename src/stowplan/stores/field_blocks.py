@@ -72,6 +72,9 @@ class FieldBlocks:
         names = [fields[0].name, *([f"and {len(fields) - 1} more"] if len(fields) > 1 else [])]
         self.name = " ".join(names)
         self._announced: set[int] = set()
+        self.reading_bytes = max(
+            (field.ahead_bytes for field in fields if isinstance(field, FileArray)), default=0
+        )
         self._leading = self.axes == tuple(range(len(self.axes)))
 
     def read(self, start: int, stop: int, into: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -138,12 +141,12 @@ class FieldBlocks:
                 into[...] = field.read_region(block.index, None)
 
     def _announce(self, number: int) -> None:
-        """Let the system read a field that is begun, and the next one meanwhile."""
+        """Have a field that is begun read from end to end, and the next one meanwhile."""
         for ahead in (number, number + 1):
             if ahead < len(self.fields) and ahead not in self._announced:
                 self._announced.add(ahead)
                 if isinstance(self.fields[ahead], FileArray):
-                    self.fields[ahead].will_read()
+                    self.fields[ahead].read_ahead()
 
     def _scatter(
         self, field: FileArray, blocks: Sequence[Block], places: Sequence[NDArray[Any]]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError
 from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from, write_pieces
+from stowplan.stores.read_ahead import bring, bytes_held
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
@@ -23,8 +24,6 @@ SMALL_BYTES = 8192
 """Pieces below this are read together and sorted out in memory: a call costs as much."""
 BOUNCE_BYTES = 1 << 20
 """The most that is read together for that."""
-MOST_AHEAD = 1 << 28
-"""The largest file that is read ahead as a whole into memory of the system."""
 WASTE = 16
 """Bytes read for one that is wanted, at most."""
 NARROW_BYTES = 4096
@@ -158,15 +157,14 @@ class FileArray(Indexed):
         for view in views if self.swapped else ():
             np.frombuffer(view, self.dtype).byteswap(inplace=True)
 
-    def will_read(self) -> None:
-        """Let the system read ahead all of a file of a few hundred MiB, in one go.
+    def read_ahead(self) -> None:
+        """Bring the values into the system's page cache, where they are not."""
+        bring(self._descriptor, self.offset, self._end)
 
-        A few pieces of each row, as `read_columns` takes them, would have the disk seek.
-        """
-        size = self._end - self.offset
-        advise = getattr(os, "posix_fadvise", None)
-        if advise is not None and size <= MOST_AHEAD:
-            advise(self._descriptor, self.offset, size, os.POSIX_FADV_WILLNEED)
+    @property
+    def ahead_bytes(self) -> int:
+        """What `read_ahead` holds for two files at most."""
+        return bytes_held(self._end - self.offset)
 
     def read_columns(self, first: int, columns: Sequence[NDArray[Any]]) -> None:
         """Fill tables (rows, n_i), which lie beside each other in the last axis of a 2-D view.
