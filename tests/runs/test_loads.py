@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import stowplan as sp
 from stowplan.runs.columns import bind
-from stowplan.runs.loads import BUFFERS, MOST_READ, Reads, cut_loads
+from stowplan.runs.loads import MOST_READ, Reads, buffers_for, cut_loads
 from stowplan.runs.stored_columns import ALIGNMENT, ItemReader, runs_of, stand_in
 from stowplan.stores.sliced import SlicedArray
 
@@ -45,7 +45,7 @@ def columns_of(sizes: list[int]) -> tuple[list[Any], Any]:
     x = sp.Ragged.from_layout(SlicedArray(Lazy((sum(sizes), 8))), sp.Ragged(
         np.zeros(sum(sizes)), sizes).layout)  # fmt: skip
     data = [x, SlicedArray(Lazy((len(sizes), 3)))]
-    return data, bind("run", summed, data)
+    return data, bind("run", summed, data, on_disk=True)
 
 
 SETS = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any)
@@ -122,13 +122,14 @@ def test_a_plan_stays_within_its_budget_or_is_refused_with_one_that_is_enough(
     assert all(load.bytes <= memory.read_bytes for load in loads if len(load.batches) > 1)
     rest = max(memory.batch_bytes)
     kept = sum(sizes) * 8 + 8 * len(sizes) if keep else 0
-    assert BUFFERS * largest + rest + kept <= memory.peak_bytes
+    buffers, at_once = buffers_for(memory.together), memory.together
+    assert buffers * largest + at_once * rest + kept <= memory.peak_bytes
 
 
 def test_batches_of_nothing_that_is_read_are_loads_of_their_own():
     data = [sp.Ragged(np.zeros((6, 8)), [1, 2, 3]), np.zeros((3, 3))]
     plan = sp.plan(summed, data, rows=1)
-    loads = cut_loads(plan, Reads(bind("run", summed, data)), MOST_READ)
+    loads = cut_loads(plan, Reads(bind("run", summed, data, on_disk=True)), MOST_READ)
     assert [load.bytes for load in loads] == [0] * 3
 
 
