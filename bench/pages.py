@@ -156,7 +156,7 @@ def overlay(report: Report) -> Page:
     sides = report["sides"]
     rows = [
         (name, f"{r['score']:.5f}", f"{r['cold'][0]:.2f}", spread_text(r["warm"]),
-         _n(r["second"]), f"{r['compiles']} + {r['compiles_second']}")
+         _n(r["second"]["median"]), f"{r['compiles']} + {r['compiles_second']}")
         for name, r in sides.items()
     ]  # fmt: skip
     head = ("side", "mean score", "cold, s", "warm, ms a pair", "another size", "compiles")
