@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,8 @@ def test_measured_memory_is_within_what_is_planned_and_that_within_the_budget(
     assert plan.memory is not None
     planned = plan.memory.peak_bytes
     assert planned <= budget
+    sp.run(kernel, data, plan, **out)  # imports what a run needs
     if out:
-        sp.run(kernel, data, plan, **out)
         out["out"].unlink()
     tracemalloc.start()
     sp.run(kernel, data, plan, **out)
@@ -146,34 +146,39 @@ def test_one_load_is_read_while_another_is_computed_and_a_third_is_written(tmp_p
     kernel, data, out = make(tmp_path, "out")
     monkeypatch.setattr(load_budgets, "most_together", lambda target: 1)
     plan = sp.plan(kernel, data, budget=8 * MIB, on_disk=True)
-    times: dict[str, list[tuple[float, float]]] = {"read": [], "compute": [], "write": []}
-    threads: dict[str, set[int]] = {name: set() for name in times}
+    calls = {"read": 0, "compute": 0, "write": 0}
+    threads: dict[str, set[int]] = {name: set() for name in calls}
+    moved = threading.Condition()
 
-    def timed(name: str, own: Any) -> Any:
+    def noted(name: str, own: Any, wait: Callable[[int], bool] = lambda _: True) -> Any:
         def call(*args: Any) -> Any:
-            begin = time.perf_counter()
-            time.sleep(0.004)
-            found = own(*args)
-            times[name].append((begin, time.perf_counter()))
-            threads[name].add(threading.get_ident())
-            return found
+            with moved:
+                number, calls[name] = calls[name], calls[name] + 1
+                threads[name].add(threading.get_ident())
+                moved.notify_all()
+                assert moved.wait_for(lambda: wait(number), timeout=20), f"{name} {number} waits"
+            return own(*args)
 
         return call
 
-    monkeypatch.setattr(streaming.Reads, "fill", timed("read", streaming.Reads.fill))
-    monkeypatch.setattr(streaming, "_put_away", timed("write", streaming._put_away))
+    cut, loads = streaming.cut_loads, []
+
+    def noted_loads(*args: Any) -> list[Any]:
+        loads[:] = cut(*args)
+        return list(loads)
+
+    def is_read_ahead(number: int) -> bool:  # call 0 has no items
+        return calls["read"] >= min(number + 1, len(loads)) or number == 0
+
     own = streaming._Stream._computed
-    monkeypatch.setattr(streaming._Stream, "_computed", timed("compute", own))
+    monkeypatch.setattr(streaming, "cut_loads", noted_loads)
+    monkeypatch.setattr(streaming.Reads, "fill", noted("read", streaming.Reads.fill))
+    monkeypatch.setattr(streaming, "_put_away", noted("write", streaming._put_away))
+    monkeypatch.setattr(streaming._Stream, "_computed", noted("compute", own, is_read_ahead))
     sp.run(kernel, data, plan, **out)
     assert len(threads["read"]) == len(threads["write"]) == 1
     assert threads["compute"] == {threading.get_ident()}
-    computes = times["compute"][1:]  # the first one had no items
-    assert len(computes) == len(times["read"]) == len(times["write"]) > 4
-    overlaps = sum(
-        read[0] < compute[1] and compute[0] < read[1]
-        for read, compute in zip(times["read"][1:], computes, strict=False)
-    )
-    assert overlaps == len(computes) - 1
+    assert calls["compute"] - 1 == calls["read"] == calls["write"] == len(loads) > 4
 
 
 def test_an_error_of_the_reader_and_of_the_writer_reaches_the_caller(tmp_path, monkeypatch):

@@ -25,6 +25,12 @@ __all__ = ["fit_loads"]
 
 READ_SHARE = 2
 """All buffers take at most one part in so many of a budget, so that most is left to batches."""
+WIDE_SHARE = 1.15
+"""... and up to this where batches need no more than that leaves: larger reads are fewer pieces."""
+LEAST_LOADS = 16
+"""Data are read in as many loads, unless they are small, so that reading and computing overlap."""
+SMALL_READ = 2**22
+"""A load of so many bytes is not cut for that."""
 OBJECT_BYTES = 2**16
 """Of each thread, unless the budget is small."""
 TRIES = 4
@@ -120,8 +126,21 @@ class _Fit:
         return self._cached(usable)
 
     def _cached(self, usable: int) -> Plan:
-        share = READ_SHARE * buffers_for(self.together)
-        most = min(MOST_READ, max((usable - self.kept_bytes) // share, 1))
+        all_bytes = self.reads.bytes_of(np.arange(self.columns.items))
+        liked = min(MOST_READ, max(all_bytes // LEAST_LOADS, SMALL_READ))
+        each = max((usable - self.kept_bytes) // buffers_for(self.together), 1)
+        plan = self._halved(min(liked, max(each // READ_SHARE, 1)))
+        wide = min(liked, int(each / WIDE_SHARE))
+        if plan.memory is None or plan.memory.read_bytes is None or wide <= plan.memory.read_bytes:
+            return plan
+        try:
+            wider = self._planned(wide)
+        except BudgetError:
+            return plan
+        return wider if len(wider.batches) <= len(plan.batches) else plan
+
+    def _halved(self, most: int) -> Plan:
+        """Plan loads of so many bytes, or of half as many as often as needed."""
         least = max(self.row_bytes)
         while True:
             try:
