@@ -23,6 +23,15 @@ RECIPES: dict[str, list[str]] = {  # in the order in which they run, with option
     "transport": [],
 }
 OTHERS: dict[str, list[str]] = {
+    "slots": [],
+    "overhead": [],
+    "planning": [],
+    "gather": [],
+    "chunked_gradients": [],
+    "recovery": [],
+    "growth": [],
+    "floors": [],
+    "predictions": [],
     "devices": [],
     "processes": [],
     "predecessors": [],
