@@ -11,7 +11,7 @@ import stowplan as sp
 from stowplan.adapters import get_adapter
 from stowplan.layout import Layout
 from stowplan.runs import load_budgets
-from stowplan.runs.load_budgets import OBJECT_BYTES
+from stowplan.runs.load_budgets import loose_bytes
 from stowplan.runs.loads import most_together
 from stowplan.runs.places import Place
 from stowplan.stores.arrays import open_array
@@ -75,14 +75,10 @@ def planned(tmp_path, monkeypatch):
     return plan
 
 
-def objects_of_a_thread(plan):
-    """What a plan leaves to views and futures of one of its threads."""
-    return min(OBJECT_BYTES, plan.memory.budget.bytes // 64)
-
-
 def without_objects(plan):
-    """The predicted peak beside them; one thread reads and writes, the others compute."""
-    return plan.memory.peak_bytes - (plan.memory.together + 1) * objects_of_a_thread(plan)
+    """The predicted peak beside what threads and the plan itself take."""
+    memory = plan.memory
+    return memory.peak_bytes - loose_bytes(memory.budget.bytes, memory.together, len(plan.batches))
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
@@ -113,7 +109,7 @@ def test_each_load_at_once_is_a_batch_and_a_buffer_more(given, planned):
     _, one = planned(given, 1)
     _, three = planned(given, 3)
     (batch,) = {*one.memory.batch_bytes} & {*three.memory.batch_bytes}
-    more = three.memory.peak_bytes - one.memory.peak_bytes - 2 * objects_of_a_thread(three)
+    more = without_objects(three) - without_objects(one)
     item = max(x.nbytes for x in given)
     assert 2 * (batch + item) <= more <= 1.05 * 2 * (batch + item)
 
@@ -123,8 +119,8 @@ def test_a_budget_without_room_for_several_takes_one(given, planned):
     _, one = planned(given, 1)
     most = two.memory.peak_bytes
     assert planned(given, 2, f"{6 * most // 5} B")[1].memory.together == 2
-    most -= 3 * objects_of_a_thread(two)
-    most += 3 * (most // 63)  # a small budget leaves 1/64 of it to the objects of each thread
+    most = without_objects(two)
+    most = most * 64 // (64 - 5)  # a small budget leaves a part in 64 to each thread, and to plans
     tight = planned(given, 2, f"{most - most // 50} B")[1]
     assert tight.memory.together == 1
     assert without_objects(tight) == without_objects(one)

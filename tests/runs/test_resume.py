@@ -404,7 +404,7 @@ def test_a_solve_goes_on_and_is_refused_where_it_is_another(tmp_path, monkeypatc
             fields.solve(store, **{**how, **change})
     CALLS.clear()
     found = fields.solve(store, **how)
-    assert [item for part in CALLS for item in part] == [3, 4, 5]
+    assert sorted(item for part in CALLS for item in part) == [3, 4, 5]  # on two threads
     assert found.read(0, 6).tobytes() == wanted.tobytes()
     left = {"whole.npy", "o.npy", "run", *(path.name for path in store)}
     assert set(names(tmp_path)) == left

@@ -31,8 +31,12 @@ LEAST_LOADS = 16
 """Data are read in as many loads, unless they are small, so that reading and computing overlap."""
 SMALL_READ = 2**22
 """A load of so many bytes is not cut for that."""
-OBJECT_BYTES = 2**16
-"""Of each thread, unless the budget is small."""
+THREAD_BYTES = 5 * 2**17
+"""Stack and heap of each thread that reads, computes or writes, unless the budget is small."""
+BATCH_BYTES = 2**10
+"""A batch in a plan: indices, views, futures; likewise."""
+SMALL_SHARE = 64
+"""Each of these takes no more than one part in so many of a budget."""
 TRIES = 4
 """Times that rows are cut for one size of buffers."""
 
@@ -80,6 +84,17 @@ def fit_loads(
     return fit.filled(usable) if fill else fit.cached(usable)
 
 
+def loose_bytes(budget: int, together: int, batches: int) -> int:
+    """Bytes that threads and plans take beside arrays, in a budget that gives them so much.
+
+    >>> loose_bytes(2**30, 2, 100), loose_bytes(64, 2, 100)
+    (2723840, 5)
+    """
+    most = budget // SMALL_SHARE
+    threads = together + 2  # one reads, one writes
+    return min(THREAD_BYTES, most) * threads + min(BATCH_BYTES * batches, most)
+
+
 @dataclass
 class _Fit:
     """One plan, its budget, and what is read of it."""
@@ -111,8 +126,7 @@ class _Fit:
 
     @property
     def loose_bytes(self) -> int:
-        """Small objects of the threads that read, compute and write: views, futures, lists."""
-        return min(OBJECT_BYTES, self.budget.bytes // 64) * (self.together + 1)
+        return loose_bytes(self.budget.bytes, self.together, len(self.split.batches))
 
     def cached(self, usable: int) -> Plan:
         """Plan batches that a cache likes, read in loads of many, as many at once as fit."""
