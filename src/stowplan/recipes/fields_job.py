@@ -191,6 +191,7 @@ class FieldJob:
         **shared: Any,
     ) -> Any:
         source = FieldBlocks(self.store.fields, blocks, self.axes, self._check(rules))
+        source.read_ahead()
         name = kernel.arguments[0]
         data = {name: Ragged.from_layout(source, source.layout)}
         place = {"on": self.target.adapter.name, "device": self.target.device}

@@ -101,6 +101,11 @@ class FieldBlocks:
             for block, flat in zip(blocks, places, strict=True):
                 field.write_region(block.index, self._as_in_field(block, flat))
 
+    def read_ahead(self) -> None:
+        """Have the first two fields read into the system's page cache, while others plan."""
+        if self.blocks:
+            self._announce(self.blocks[0].field)
+
     def identity(self) -> tuple[Any, ...]:
         """Give what the fields give, and how they are cut."""
         cuts = [(b.field, *((part.start, part.stop) for part in b.index)) for b in self.blocks]
