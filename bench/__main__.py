@@ -35,6 +35,7 @@ OTHERS: dict[str, list[str]] = {
     "devices": [],
     "processes": [],
     "predecessors": [],
+    "cuda": [],  # where there is such a device
 }
 ON_REQUEST: dict[str, list[str]] = {"memory": []}  # a quarter of an hour by itself
 PEERS = (

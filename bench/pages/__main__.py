@@ -34,6 +34,9 @@ PAGES: dict[str, Callable[[Report], Page]] = {
     "memory": machines.memory,
     "devices": machines.devices,
     "processes": machines.processes,
+    "cuda_torch": machines.cuda,
+    "cuda_jax": machines.cuda,
+    "cuda_cupy": machines.cuda,
 }
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from bench.pages.figures import curves, points, ranges
 from bench.pages.page import Page, Report, number, read_report, spread_text, table
 
-__all__ = ["devices", "floors", "growth", "memory", "predecessors", "predictions", "processes"]
+__all__ = [
+    "cuda",
+    "devices",
+    "floors",
+    "growth",
+    "memory",
+    "predecessors",
+    "predictions",
+    "processes",
+]
 
 
 def devices(report: Report) -> Page:
@@ -128,6 +137,21 @@ def predictions(report: Report) -> Page:
     shows = "Memory and time of all recipes; the band is 25 percent wide on both sides"
     picture = points(groups, "measured", "predicted", 0.25)
     return Page("Predicted and measured", table(head, rows), picture, shows)
+
+
+def cuda(report: Report) -> Page:
+    rows = [
+        (name, spread_text({key: 1e3 * value for key, value in one["seconds"].items()}),
+         number(1e-9 * one["flops"] / one["seconds"]["median"]), f"{one['shares']['flops']:.1%}",
+         number(1e-9 * one["bytes"] / one["seconds"]["median"]), f"{one['shares']['bytes']:.1%}",
+         one["dtype"], f"{one['error']:.0e}")
+        for name, one in report["jobs"].items()
+    ]  # fmt: skip
+    head = ("job", "ms", "GFLOP/s", "of products", "GB/s", "of copies", "dtype", "error")
+    rates = [(name, number(1e-9 * rate)) for name, rate in report["ceilings"].items()]
+    text = f"{report['on']} on {report['device']}, data on the device.\n\n{table(head, rows)}\n\n"
+    return Page(f"{report['on']} on a CUDA device",
+                text + "Ceilings, 10^9 a second:\n\n" + table(("what", "rate"), rates))  # fmt: skip
 
 
 def predecessors(report: Report) -> Page:
