@@ -15,8 +15,8 @@ def ewald(report: Report) -> Page:
     rows = [
         (
             name, f"{r['cold'][1]:.2f}", spread_text(r["warm_cpu"]),
-            number(r["warm_wall"]["median"]), f"{r['peak_mb']:.0f}", sum(r["compiles"].values()), f"{r['energy_error']:.0e}",
-            f"{r['force_error']:.0e}",
+            number(r["warm_wall"]["median"]), f"{r['peak_mb']:.0f}", sum(r["compiles"].values()),
+            f"{r['energy_error']:.0e}", f"{r['force_error']:.0e}",
         )
         for name, r in sides.items()
     ]  # fmt: skip
