@@ -20,7 +20,8 @@ def slots(report: Report) -> Page:
             counts = [label for label in sides if label.isdigit()]
             rows.append((
                 on, f"{1e3 * sides[found['best warm']]['warm']['cpu']:.1f}",
-                found["best warm slots"], *(number(found[f"{costs} warm"]) for costs in ("shipped", "measured")),
+                found["best warm slots"],
+                *(number(found[f"{costs} warm"]) for costs in ("shipped", "measured")),
                 number(found["no slots warm"]), number(found["exact warm"]),
                 found["best cold slots"],
                 *(number(found[f"{costs} cold"]) for costs in ("shipped", "measured")),
