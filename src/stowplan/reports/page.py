@@ -80,7 +80,7 @@ def report(
     The page needs no network and no other file. It has a summary in words, the sizes with the
     slots drawn on them, occupancy by work, rows and bytes, what other numbers of slots would give,
     the memory of each batch against the budget, a timeline of devices, and the items that are
-    padded most. `draw_figures` of `stowplan.reports.figures` gives its figures one by one.
+    padded most. ``stowplan.reports.figures.draw_figures`` gives its figures one by one.
 
     Parameters
     ----------
