@@ -324,9 +324,7 @@ def ours_value_and_grad(data: Data, framework: str) -> Call:
     def loss(found: Any) -> Any:
         return (found - targets) ** 2
 
-    return lambda: answer(
-        *sp.value_and_grad(energy, columns, plan, loss=loss, wrt=NAMES, **shared)
-    )
+    return lambda: answer(*sp.value_and_grad(energy, columns, plan, loss=loss, wrt=NAMES, **shared))
 
 
 def ours_in_jit(data: Data) -> Call:
