@@ -173,7 +173,7 @@ def lint(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time the library against its peers, on one thread."""
     install(session, "bench", extras="all-cpu")
-    all_names = ("ewald", "transport", "overlay", "fields")
+    all_names = ("ewald", "transport", "overlay", "fields", "chunked_gradients", "recovery")
     names = [name for name in all_names if name in session.posargs]
     others = [option for option in session.posargs if option not in names]
     # of what shepherd-score asks for, point clouds of surfaces alone need open3d, which is large
