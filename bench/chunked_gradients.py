@@ -29,9 +29,9 @@ from bench.workers import ONE_THREAD, Worker, count_compiles, spread
 CHUNK = 32
 FEATURES, HIDDEN = 8, 16
 ACCURACY = 1e-10  # of value and gradient, of the largest entry
-RISES = 3  # measurements of memory, of which the median counts
+RISES = 7  # measurements of memory, of which the median counts
 STEPS = 100  # of an optimiser, which plans of ours share their compiles over
-ITEMS = {"equal": 256, "lognormal": 192}
+ITEMS = {"equal": 512, "lognormal": 256}
 NAMES = ("decay", "mixing", "output")  # the shared parameters
 
 
@@ -78,12 +78,12 @@ Call = Callable[[], Answer]
 
 
 def dataset(name: str) -> Data:
-    """Give items of 32 atoms each, or of lognormal sizes with a median of 20."""
+    """Give items of 48 atoms each, or of lognormal sizes with a median of 28."""
     rng = np.random.default_rng(11)
     items = ITEMS[name]
-    sizes = np.full(items, 32)
+    sizes = np.full(items, 48)
     if name == "lognormal":
-        sizes = np.maximum(np.round(20 * np.exp(0.5 * rng.normal(size=items))), 2).astype(int)
+        sizes = np.maximum(np.round(28 * np.exp(0.5 * rng.normal(size=items))), 2).astype(int)
     total = int(sizes.sum())
     shared = {
         "decay": np.linspace(0.1, 1.5, FEATURES),
@@ -525,7 +525,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    os.environ.update(ONE_THREAD)
+    # of several arenas glibc gives nothing back, so that a second call would not raise anything
+    os.environ.update(ONE_THREAD, MALLOC_ARENA_MAX="1")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     workers, absent = start(list(WAYS))
