@@ -22,10 +22,7 @@ class LossRun(RecomputedRun):
     def value_and_gradients(self, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
         """Give the sum of the losses, and gradients by columns and shared parameters of a name."""
         parameters = [*self.columns.arrays, *self._parameters_in(self.traced)]
-        named = {
-            name: map_leaves(lambda _, name=name: name, value)
-            for name, value in self.traced.items()
-        }
+        named = {name: _filled(value, name) for name, value in self.traced.items()}
         known = [*self.kernel.arguments, *self._parameters_in(named)]
         wanted = [name in names for name in known]
         with self.adapter.unrecorded():
@@ -71,3 +68,8 @@ class LossRun(RecomputedRun):
             job, parameters, wanted, shared, pulled, [value], scanned=scanned
         )
         return self.adapter.deliver(value, job.target.device), gradients
+
+
+def _filled(nest: Any, name: str) -> Any:
+    """Give a nest with a name in place of every part."""
+    return map_leaves(lambda _: name, nest)
