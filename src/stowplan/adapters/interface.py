@@ -265,8 +265,12 @@ class GradientAdapter(Adapter, Protocol):
         shared_wanted: Mapping[str, Any],
         *,
         device: Any,
+        counted: bool,
     ) -> LossPullback:
-        """Make losses and their gradient callable in one pass, likewise."""
+        """Make losses and their gradient callable in one pass, likewise.
+
+        ``counted`` says that a plan has predicted their peak from that of `pullback`.
+        """
 
     def unrecorded(self) -> AbstractContextManager[None]:
         """Record no gradients of what is computed within."""

@@ -248,11 +248,12 @@ class JaxAdapter:
         shared_wanted: Mapping[str, Any],
         *,
         device: Any,
+        counted: bool,
     ) -> LossPullback:
         flags = tuple(jax.tree.leaves(shared_wanted))
         return cached_loss_pullback(
             kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted, flags,
-            within_a_program(),
+            counted, within_a_program(),
         )  # fmt: skip
 
     def unrecorded(self) -> AbstractContextManager[None]:

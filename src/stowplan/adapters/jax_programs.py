@@ -377,8 +377,12 @@ def jitted_losses(
     statics: StaticKey,
     wanted: tuple[bool, ...],
     shared_wanted: tuple[bool, ...],
+    counted: bool,
 ) -> Program:
-    """Give the program of losses and their gradient, weighed by the last of its four operands."""
+    """Give the program of losses and their gradient, weighed by the last of its four operands.
+
+    Where nobody counts its memory, which is far from any limit then, the library keeps all sums.
+    """
     batched = _batched(kernel, name, per_item, statics)
     flags = (*wanted, *shared_wanted)
 
@@ -392,7 +396,7 @@ def jitted_losses(
         return parts, nested(pull((weights.astype(first.dtype),)))
 
     losses.__name__ = f"loss and gradient of {name}"
-    return Program(losses, pulls_back=True)
+    return Program(losses, pulls_back=counted)
 
 
 @functools.lru_cache(maxsize=256)
@@ -403,10 +407,11 @@ def cached_loss_pullback(
     statics: StaticKey,
     wanted: tuple[bool, ...],
     shared_wanted: tuple[bool, ...],
+    counted: bool,
     within: bool,
 ) -> LossPullback:
     """Give losses and their gradient as the loop over batches calls them, likewise."""
-    compiled = jitted_losses(kernel, name, per_item, statics, wanted, shared_wanted)
+    compiled = jitted_losses(kernel, name, per_item, statics, wanted, shared_wanted, counted)
 
     def call(
         arguments: Sequence[Any],

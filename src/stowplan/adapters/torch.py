@@ -210,6 +210,7 @@ class TorchAdapter:
         shared_wanted: Mapping[str, Any],
         *,
         device: Any,
+        counted: bool,
     ) -> LossPullback:
         function = self.function(kernel, statics, device=device, compile=False)
         flags = tuple(tree_leaves(shared_wanted))

@@ -37,8 +37,13 @@ class LossRun(RecomputedRun):
         self, parameters: Sequence[Any], wanted: Sequence[bool]
     ) -> tuple[Any, list[Any]]:
         job, traced = self._job(parameters)
+        memory = self.plan.memory
         pull = self.adapter.loss_pullback(
-            self.kernel, self.statics, *self._flags(wanted), device=job.target.device
+            self.kernel,
+            self.statics,
+            *self._flags(wanted),
+            device=job.target.device,
+            counted=memory is not None and memory.peak_bytes is not None,
         )
         shared = map_leaves(job.shared, traced)
         scanned = self._is_traced(parameters)
