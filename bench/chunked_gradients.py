@@ -28,14 +28,15 @@ from bench.workers import ONE_THREAD, Worker, count_compiles, spread
 
 CHUNK = 32
 FEATURES, HIDDEN = 8, 16
+WORK = f"{FEATURES + HIDDEN} * atoms * atoms"
 ACCURACY = 1e-10  # of value and gradient, of the largest entry
-RISES = 7  # measurements of memory, of which the median counts
-STEPS = 100  # of an optimiser, which plans of ours share their compiles over
-ITEMS = {"equal": 512, "lognormal": 256}
+RISES = 5  # measurements of memory, of which the median counts
+STEPS = 1000  # of an optimiser, which plans of ours share their compiles over
+ITEMS = {"equal": 512, "lognormal": 192}
 NAMES = ("decay", "mixing", "output")  # the shared parameters
 
 
-@sp.kernel("(atoms,3),(atoms)->()", ragged="atoms", fill={"charges": 0.0})
+@sp.kernel("(atoms,3),(atoms)->()", ragged="atoms", work=WORK, fill={"charges": 0.0})
 def energy(positions, charges, *, decay, mixing, output):
     """Energy of pairs by a small network, ``(atoms,3),(atoms)->()``; padding has no charge."""
     xp = array_namespace(positions, charges)
@@ -48,7 +49,7 @@ def energy(positions, charges, *, decay, mixing, output):
     return xp.sum(pair * charges[..., :, None] * charges[..., None, :], axis=(-2, -1))
 
 
-@sp.kernel("(atoms,3),(atoms),()->()", ragged="atoms", fill={"charges": 0.0})
+@sp.kernel("(atoms,3),(atoms),()->()", ragged="atoms", work=WORK, fill={"charges": 0.0})
 def squared_error(positions, charges, target, *, decay, mixing, output):
     """Loss of an item, ``(atoms,3),(atoms),()->()``."""
     found = energy.function(positions, charges, decay=decay, mixing=mixing, output=output)
@@ -540,7 +541,7 @@ def ratios(sides: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     # of several arenas glibc gives nothing back, so that a second call would not raise anything
