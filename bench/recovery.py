@@ -8,7 +8,8 @@ only fill up a batch are counted apart.
 
 In the case "late" memory holds 7 of the largest items, which are found at the end only. accelerate
 takes 0.9 of the batch and begins again, so that 23 of its 24 attempts end before the job does:
-3979 items in all calls, the figure it is known for. The same without a beginning from scratch is
+3979 items in all calls, the figure it is known for (how that one was counted is not on record; this
+case gives it to the item). The same without a beginning from scratch is
 `toma.range`, and accelerate around a loop that keeps its progress by hand.
 
 The real case runs in processes whose address space is limited (RLIMIT_AS), so that it is the

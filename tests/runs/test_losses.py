@@ -266,3 +266,28 @@ def test_a_kernel_whose_output_is_no_loss_is_named(
     plan = sp.plan(sp.kernel("(points)->()", ragged="points")(total), data)
     refused("(points)->()", total, "value_and_grad: give budget= while planning", plan=plan,
             budget="1 MiB")  # fmt: skip
+
+
+def test_memory_of_losses_is_left_to_the_compiler_where_a_plan_has_predicted_it(
+    kernels: SimpleNamespace,
+    load_framework: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from stowplan.adapters import get_adapter
+
+    xp = load_framework("jax")
+    _, data = squared_data(xp, kernels)
+    made, counted = get_adapter("jax").loss_pullback, []  # type: ignore[attr-defined]
+
+    def loss_pullback(*args: Any, **how: Any) -> Any:
+        counted.append(how["counted"])
+        return made(*args, **how)
+
+    monkeypatch.setattr(get_adapter("jax"), "loss_pullback", loss_pullback)
+    scale = xp.asarray(0.7, dtype=xp.float64)
+    values = [
+        sp.value_and_grad(squared, data, wrt=SQUARED, scale=scale, **how)[0]
+        for how in ({}, {"budget": "99 MiB"})
+    ]
+    assert counted == [False, True]
+    np.testing.assert_allclose(*values, rtol=1e-13)
