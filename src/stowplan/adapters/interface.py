@@ -18,6 +18,7 @@ __all__ = [
     "BatchFunction",
     "Forward",
     "GradientAdapter",
+    "LossPullback",
     "Pullback",
     "StaticKey",
     "TracingAdapter",
@@ -225,6 +226,15 @@ Pullback = Callable[
     [Sequence[Any], Mapping[str, Any], Mapping[str, Any], Sequence[Any]], tuple[Sequence[Any], Any]
 ]
 """``(arguments, keywords, shared, cotangents) -> gradients of arguments and of shared``."""
+LossPullback = Callable[
+    [Sequence[Any], Mapping[str, Any], Mapping[str, Any], Any],
+    tuple[Sequence[Any], tuple[Sequence[Any], Any] | None],
+]
+"""``(arguments, keywords, shared, weights) -> outputs, gradients as of a `Pullback```.
+
+The only output is a loss for each row, (rows,), and weights are what each counts in their sum. None
+instead of gradients where the outputs are not that.
+"""
 
 
 class GradientAdapter(Adapter, Protocol):
@@ -246,6 +256,24 @@ class GradientAdapter(Adapter, Protocol):
         compile: bool,
     ) -> Pullback:
         """Make the gradient of a kernel callable on padded batches; cached like ``function``."""
+
+    def loss_pullback(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        wanted: tuple[bool, ...],
+        shared_wanted: Mapping[str, Any],
+        *,
+        device: Any,
+        counted: bool,
+    ) -> LossPullback:
+        """Make losses and their gradient callable in one pass, likewise.
+
+        ``counted`` says that a plan has predicted their peak from that of `pullback`.
+        """
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        """Record no gradients of what is computed within."""
 
     def value_and_grad(
         self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]

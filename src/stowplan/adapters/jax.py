@@ -23,6 +23,7 @@ from stowplan.adapters.interface import (
     Backward,
     BatchFunction,
     Forward,
+    LossPullback,
     Pullback,
     Wanted,
     Within,
@@ -32,6 +33,7 @@ from stowplan.adapters.interface import (
 from stowplan.adapters.jax_cache import keep_compiled, keep_compiled_by_environment
 from stowplan.adapters.jax_programs import (
     cached_function,
+    cached_loss_pullback,
     cached_pullback,
     cached_shards,
     jitted,
@@ -238,6 +240,25 @@ class JaxAdapter:
             within_a_program(),
         )  # fmt: skip
 
+    def loss_pullback(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        wanted: tuple[bool, ...],
+        shared_wanted: Mapping[str, Any],
+        *,
+        device: Any,
+        counted: bool,
+    ) -> LossPullback:
+        flags = tuple(jax.tree.leaves(shared_wanted))
+        return cached_loss_pullback(
+            kernel.function, kernel.name, kernel.per_item, static_key(statics), wanted, flags,
+            counted, within_a_program(),
+        )  # fmt: skip
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        return nullcontext()  # what is recorded is asked for, by tracing
+
     def value_and_grad(
         self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
     ) -> tuple[Any, Sequence[Any]]:
@@ -295,7 +316,9 @@ class JaxAdapter:
         return np.empty((count, *like.shape[1:]), like.dtype)
 
     def deliver(self, array: Any, device: Any) -> Any:
-        return jax.device_put(array, device) if isinstance(array, np.ndarray) else array
+        return (
+            jax.device_put(array, device) if isinstance(array, np.ndarray | np.generic) else array
+        )
 
     def synchronize(self, outputs: Any) -> None:
         jax.block_until_ready(outputs)

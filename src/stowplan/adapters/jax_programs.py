@@ -16,16 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stowplan.adapters.interface import BatchFunction, Pullback, StaticKey, as_tuple
+from stowplan.adapters.interface import (
+    BatchFunction,
+    LossPullback,
+    Pullback,
+    StaticKey,
+    as_tuple,
+)
 
 __all__ = [
     "Program",
     "cached_function",
+    "cached_loss_pullback",
     "cached_pullback",
     "cached_shards",
     "compiler_options",
     "jitted",
     "jitted_gradient",
+    "jitted_losses",
     "library_bytes",
     "traces",
     "within_a_program",
@@ -326,25 +334,94 @@ def jitted_gradient(
     def gradient(
         arguments: Sequence[Any], keywords: Any, shared: Any, cotangents: Sequence[Any]
     ) -> Any:
-        leaves, nest = jax.tree.flatten(shared, is_leaf=lambda x: x is None)
-        inputs = [*arguments, *leaves]
+        results, free, nested = _of_wanted(batched, (arguments, keywords, shared), flags)
 
         def outputs(*free: Any) -> list[Any]:
-            found = iter(free)
-            merged = [next(found) if want else x for x, want in zip(inputs, flags, strict=True)]
-            others = jax.tree.unflatten(nest, merged[len(arguments) :])
-            results = as_tuple(batched(merged[: len(arguments)], keywords, others))
-            return [
-                part for part, slope in zip(results, cotangents, strict=True) if slope is not None
-            ]
+            pairs = zip(results(*free), cotangents, strict=True)
+            return [part for part, slope in pairs if slope is not None]
 
-        _, pull = jax.vjp(outputs, *(x for x, want in zip(inputs, flags, strict=True) if want))
-        slopes = iter(pull([slope for slope in cotangents if slope is not None]))
-        every = [next(slopes) if want else None for want in flags]
-        return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
+        _, pull = jax.vjp(outputs, *free)
+        return nested(pull([slope for slope in cotangents if slope is not None]))
 
     gradient.__name__ = f"gradient of {name}"
     return Program(gradient, pulls_back=True)
+
+
+def _of_wanted(
+    batched: BatchFunction, operands: tuple[Any, Any, Any], flags: Sequence[bool]
+) -> tuple[Callable[..., tuple[Any, ...]], list[Any], Callable[[Sequence[Any]], tuple[Any, Any]]]:
+    """Give the outputs as a function of what is wanted, its values, and how gradients nest."""
+    arguments, keywords, shared = operands
+    leaves, nest = jax.tree.flatten(shared, is_leaf=lambda x: x is None)
+    inputs = [*arguments, *leaves]
+
+    def outputs(*free: Any) -> tuple[Any, ...]:
+        found = iter(free)
+        merged = [next(found) if want else x for x, want in zip(inputs, flags, strict=True)]
+        others = jax.tree.unflatten(nest, merged[len(arguments) :])
+        return as_tuple(batched(merged[: len(arguments)], keywords, others))
+
+    def nested(slopes: Sequence[Any]) -> tuple[Any, Any]:
+        found = iter(slopes)
+        every = [next(found) if want else None for want in flags]
+        return every[: len(arguments)], jax.tree.unflatten(nest, every[len(arguments) :])
+
+    return outputs, [x for x, want in zip(inputs, flags, strict=True) if want], nested
+
+
+@functools.lru_cache(maxsize=256)
+def jitted_losses(
+    kernel: Callable[..., Any],
+    name: str,
+    per_item: bool,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+    counted: bool,
+) -> Program:
+    """Give the program of losses and their gradient, weighed by the last of its four operands.
+
+    Where nobody counts its memory, which is far from any limit then, the library keeps all sums.
+    """
+    batched = _batched(kernel, name, per_item, statics)
+    flags = (*wanted, *shared_wanted)
+
+    def losses(arguments: Sequence[Any], keywords: Any, shared: Any, weights: Any) -> Any:
+        outputs, free, nested = _of_wanted(batched, (arguments, keywords, shared), flags)
+        parts, pull = jax.vjp(lambda *free: tuple(outputs(*free)), *free)
+        first = parts[0]
+        floating = jnp.issubdtype(first.dtype, jnp.floating)
+        if len(parts) != 1 or first.shape != weights.shape or not floating:
+            return parts, None
+        return parts, nested(pull((weights.astype(first.dtype),)))
+
+    losses.__name__ = f"loss and gradient of {name}"
+    return Program(losses, pulls_back=counted)
+
+
+@functools.lru_cache(maxsize=256)
+def cached_loss_pullback(
+    kernel: Callable[..., Any],
+    name: str,
+    per_item: bool,
+    statics: StaticKey,
+    wanted: tuple[bool, ...],
+    shared_wanted: tuple[bool, ...],
+    counted: bool,
+    within: bool,
+) -> LossPullback:
+    """Give losses and their gradient as the loop over batches calls them, likewise."""
+    compiled = jitted_losses(kernel, name, per_item, statics, wanted, shared_wanted, counted)
+
+    def call(
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        weights: Any,
+    ) -> Any:
+        return compiled(tuple(arguments), keywords, dict(shared), weights, within=within)
+
+    return call
 
 
 @functools.lru_cache(maxsize=256)

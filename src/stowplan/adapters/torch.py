@@ -6,7 +6,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from stowplan.adapters.interface import (
     Backward,
     BatchFunction,
     Forward,
+    LossPullback,
     Pullback,
     StaticKey,
     Wanted,
@@ -196,15 +197,42 @@ class TorchAdapter:
             shared: Mapping[str, Any],
             cotangents: Sequence[Any],
         ) -> tuple[Sequence[Any], Any]:
-            leaves, nest = tree_flatten(shared)
-            with torch.enable_grad():
-                items = [_free(array, want) for array, want in zip(arguments, wanted, strict=True)]
-                others = [_free(leaf, want) for leaf, want in zip(leaves, flags, strict=True)]
-                outputs = as_tuple(function(items, keywords, tree_unflatten(others, nest)))
-            slopes = _slopes(outputs, cotangents, [*items, *others], [*wanted, *flags])
-            return slopes[: len(items)], tree_unflatten(slopes[len(items) :], nest)
+            outputs, slopes = _recorded(function, (arguments, keywords, shared), wanted, flags)
+            return slopes(outputs, cotangents)
 
         return pull
+
+    def loss_pullback(
+        self,
+        kernel: Kernel,
+        statics: Mapping[str, Any],
+        wanted: tuple[bool, ...],
+        shared_wanted: Mapping[str, Any],
+        *,
+        device: Any,
+        counted: bool,
+    ) -> LossPullback:
+        function = self.function(kernel, statics, device=device, compile=False)
+        flags = tuple(tree_leaves(shared_wanted))
+
+        def pull(
+            arguments: Sequence[Any],
+            keywords: Mapping[str, Any],
+            shared: Mapping[str, Any],
+            weights: Any,
+        ) -> tuple[Sequence[Any], tuple[Sequence[Any], Any] | None]:
+            outputs, slopes = _recorded(function, (arguments, keywords, shared), wanted, flags)
+            losses = outputs[0]
+            found = None
+            if len(outputs) == 1 and losses.shape == weights.shape and losses.is_floating_point():
+                found = slopes(outputs, [weights.to(losses.dtype)])
+            return tuple(part.detach() for part in outputs), found
+
+        return pull
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        quiet: AbstractContextManager[None] = torch.no_grad()
+        return quiet
 
     def value_and_grad(
         self, function: Callable[[Sequence[Any]], Any], parameters: Sequence[Any]
@@ -339,6 +367,27 @@ _new_threads = Shared(_keep_new_threads)
 
 def _free(array: Any, wanted: bool) -> Any:
     return array.detach().requires_grad_() if wanted else array
+
+
+def _recorded(
+    function: BatchFunction,
+    operands: tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]],
+    wanted: Sequence[bool],
+    shared_wanted: Sequence[bool],
+) -> tuple[tuple[Any, ...], Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Any]]]:
+    """Give the outputs of a batch, recorded, and how cotangents of them are pulled back."""
+    arguments, keywords, shared = operands
+    leaves, nest = tree_flatten(shared)
+    with torch.enable_grad():
+        items = [_free(array, want) for array, want in zip(arguments, wanted, strict=True)]
+        others = [_free(leaf, want) for leaf, want in zip(leaves, shared_wanted, strict=True)]
+        outputs = as_tuple(function(items, keywords, tree_unflatten(others, nest)))
+
+    def slopes(outputs: Sequence[Any], cotangents: Sequence[Any]) -> tuple[Sequence[Any], Any]:
+        found = _slopes(outputs, cotangents, [*items, *others], [*wanted, *shared_wanted])
+        return found[: len(items)], tree_unflatten(found[len(items) :], nest)
+
+    return outputs, slopes
 
 
 def _slopes(

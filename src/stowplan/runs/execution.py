@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stowplan.runs.devices import DevicesGiven
 
-__all__ = ["run"]
+__all__ = ["refuse_beside_plan", "run"]
 
 
 def run(
@@ -157,7 +157,7 @@ def run(
             keep=out is None,
         )  # fmt: skip
     else:
-        _refuse_beside_plan(rows=rows, budget=budget, peak=peak)
+        refuse_beside_plan("run", rows=rows, budget=budget, peak=peak)
     check_sizes("run", kernel, columns, plan)
     check_indices("run", kernel, columns, fetch=False)
     _refuse(target.adapter, arrays, progress=progress, compile=compile)
@@ -198,11 +198,12 @@ def run(
     return job.execute(job.computation(statics, traced, compile=compile), progress=progress)
 
 
-def _refuse_beside_plan(**options: Any) -> None:
+def refuse_beside_plan(where: str, **options: Any) -> None:
+    """Refuse options that a plan has settled."""
     for name, value in options.items():
         if value is not None:
             raise PlanError(
-                f"run: give {name}= while planning, sp.plan(..., {name}=...), or leave out the "
+                f"{where}: give {name}= while planning, sp.plan(..., {name}=...), or leave out the "
                 "plan."
             )
 

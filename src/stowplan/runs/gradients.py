@@ -34,11 +34,15 @@ Sums = tuple[list[Any], list[Any]]
 """Gradients so far of the columns, with a row of waste each, and of the shared parameters."""
 Additions = tuple[list[tuple[int, Any, Any]], list[Any]]
 """What one batch adds: (column, rows, values), and the new gradients of shared parameters."""
+Pulled = tuple[Sequence[Any], Any, list[Any]]
+"""What one batch gives: gradients of its arguments and of shared parameters, other numbers."""
 Prepare = Callable[[Job, int, list[Any]], Additions]
 
 
 class RecomputedRun:
     """One run, with a gradient with respect to its columns and shared arrays: its parameters."""
+
+    where = "run, backward pass"  # what errors and logs call it
 
     def __init__(
         self,
@@ -93,20 +97,45 @@ class RecomputedRun:
         ``cotangents`` are those of the flat outputs, None where nothing depends on one.
         """
         job, traced = self._job(parameters)
-        columns = len(job.inputs)
-        flags = iter(wanted[columns:])
-        of_shared = map_leaves(lambda leaf: self._is_parameter(leaf) and next(flags), self.traced)
         pull = self.adapter.pullback(
             self.kernel,
             self.statics,
-            tuple(wanted[:columns]),
-            of_shared,
+            *self._flags(wanted),
             device=job.target.device,
             compile=self.compile,
         )
         shared = map_leaves(job.shared, traced)
         scanned = self._is_traced([*parameters, *(part for part in cotangents if part is not None)])
         slopes = [self._with_waste(job, part, scanned) for part in cotangents]
+
+        def pulled(job: Job, number: int) -> Pulled:
+            arguments, keywords = job.gather(number)
+            padded = self._padded(job, number, slopes)
+            return *pull(arguments, keywords, shared, padded), []
+
+        gradients, _ = self._added_up(job, parameters, wanted, shared, pulled, [], scanned=scanned)
+        return gradients
+
+    def _flags(self, wanted: Sequence[bool]) -> tuple[tuple[bool, ...], Any]:
+        """Split what is wanted of the parameters into columns and shared ones."""
+        columns = len(self.columns.values)
+        flags = iter(wanted[columns:])
+        of_shared = map_leaves(lambda leaf: self._is_parameter(leaf) and next(flags), self.traced)
+        return tuple(wanted[:columns]), of_shared
+
+    def _added_up(
+        self,
+        job: Job,
+        parameters: Sequence[Any],
+        wanted: Sequence[bool],
+        shared: Any,
+        pulled: Callable[[Job, int], Pulled],
+        others: list[Any],
+        *,
+        scanned: bool,
+    ) -> tuple[list[Any], list[Any]]:
+        """Add up what all batches give: a gradient of each parameter, and other numbers."""
+        columns = len(job.inputs)
         sums = [
             self.adapter.zeros((given.shape[0] + 1, *given.shape[1:]), one.values) if want else None
             for given, one, want in zip(parameters, job.inputs, wanted, strict=False)
@@ -115,32 +144,33 @@ class RecomputedRun:
             self._collected(job, self.adapter.zeros(leaf.shape, leaf)) if want else None
             for leaf, want in zip(self._parameters_in(shared), wanted[columns:], strict=True)
         ]
-
         used: set[int] = set()  # parameters that an output depends on
 
         def prepare(job: Job, number: int, totals: list[Any]) -> Additions:
-            arguments, keywords = job.gather(number)
-            padded = self._padded(job, number, slopes)
-            by_column, by_shared = pull(arguments, keywords, shared, padded)
+            by_column, by_shared, numbers = pulled(job, number)
             by_total = self._parameters_in(by_shared)
             found = enumerate([*by_column, *by_total])
             used.update(place for place, slope in found if slope is not None)
-            return self._placed(job, number, sums, by_column), self._added(job, totals, by_total)
+            added = self._added(job, totals, [*by_total, *numbers])
+            return self._placed(job, number, sums, by_column), added
 
         def step(job: Job, number: int, carry: Sums) -> Sums:
             additions, totals = prepare(job, number, carry[1])
             return self._add(carry[0], additions), totals
 
+        begun = sums, [*totals, *others]
         if scanned:
-            sums, totals = scan_batches(job, step, (sums, totals))
+            sums, every = scan_batches(job, step, begun)
         else:
             with job.heap.around_batches():
-                sums, totals = self._accumulated(job, parameters, prepare, (sums, totals))
+                sums, every = self._accumulated(job, parameters, prepare, begun)
         found = [None if part is None else part[:-1, ...] for part in sums]
-        return [
+        found += every[: len(totals)]
+        gradients = [
             self._delivered(job, part, like) if place in used else None
-            for place, (part, like) in enumerate(zip([*found, *totals], parameters, strict=True))
+            for place, (part, like) in enumerate(zip(found, parameters, strict=True))
         ]
+        return gradients, every[len(totals) :]
 
     def _accumulated(
         self, job: Job, parameters: Sequence[Any], prepare: Prepare, sums: Sums
@@ -154,7 +184,7 @@ class RecomputedRun:
                 done += 1
                 continue
             self.adapter.release()
-            self.plan = halve_batches("run, backward pass", self.kernel, job.plan, done, error)
+            self.plan = halve_batches(self.where, self.kernel, job.plan, done, error)
             job, _ = self._job(parameters)
         return sums
 
@@ -291,7 +321,7 @@ class RecomputedRun:
         half = rows.shape[0] // 2
         if not half:
             raise BudgetError(
-                f"run, backward pass: no memory to add the gradient of one row of "
+                f"{self.where}: no memory to add the gradient of one row of "
                 f"{self.kernel.name}: {error}. Use a device with more memory."
             )
         total = self._add_rows(total, rows[:half, ...], values[:half, ...])

@@ -13,9 +13,12 @@ from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
-from stowplan.runs.columns import bind
-from stowplan.runs.execution import run
-from stowplan.runs.places import find_places
+from stowplan.runs.budgeting import MemoryRequest
+from stowplan.runs.columns import Columns, bind, check_indices
+from stowplan.runs.execution import refuse_beside_plan, run
+from stowplan.runs.matching import check_sizes
+from stowplan.runs.places import Place, find_places
+from stowplan.runs.planning import plan_columns
 from stowplan.runs.shared import check_shared, leaves
 
 __all__ = ["value_and_grad"]
@@ -26,7 +29,7 @@ def value_and_grad(
     data: Mapping[str, Any] | Sequence[Any],
     plan: Plan | None = None,
     *,
-    loss: Callable[..., Any],
+    loss: Callable[..., Any] | None = None,
     wrt: str | Sequence[str],
     budget: float | str | None = None,
     peak: Any = None,
@@ -39,7 +42,9 @@ def value_and_grad(
     kernel, data, plan, budget, peak, **shared
         As in `run`; arrays of torch or JAX.
     loss
-        Takes the outputs of `run`, in their order, and returns a loss per item, (items,).
+        Takes the outputs of `run`, in their order, and returns a loss per item, (items,). Each
+        batch is computed twice then, as no loss is known before all outputs are. Without it the
+        kernel's only output, ``...->()``, is the loss, and each batch is computed once.
     wrt
         Names of columns and shared parameters to differentiate by, all of floating dtype.
 
@@ -53,7 +58,8 @@ def value_and_grad(
     Raises
     ------
     DataError
-        For a name that is neither column nor shared array, and a loss of another shape.
+        For a name that is neither column nor shared array, a loss of another shape, and no loss
+        where the output of the kernel is not one number an item.
     FrameworkError
         For data of a framework without gradients.
 
@@ -84,6 +90,10 @@ def value_and_grad(
     given = {**dict(zip(kernel.arguments, columns.values, strict=True)), **shared}
     free = [_parameter(who, name, given, source.adapter.name) for name in names]
 
+    if loss is None:
+        value, by = _of_losses(who, kernel, columns, plan, source, shared, names, budget, peak)
+        return value, {name: _like(given[name], by[name]) for name in names}
+
     def total(parameters: Sequence[Any]) -> Any:
         changed = dict(given)
         for name, flat in zip(names, parameters, strict=True):
@@ -107,9 +117,45 @@ def value_and_grad(
 
     value, slopes = cast("GradientAdapter", source.adapter).value_and_grad(total, free)
     return value, {
-        name: Ragged.from_layout(slope, given[name].layout) if _is_ragged(given[name]) else slope
-        for name, slope in zip(names, slopes, strict=True)
+        name: _like(given[name], slope) for name, slope in zip(names, slopes, strict=True)
     }
+
+
+def _of_losses(
+    who: str,
+    kernel: Kernel,
+    columns: Columns,
+    plan: Plan | None,
+    place: Place,
+    shared: Mapping[str, Any],
+    names: Sequence[str],
+    budget: float | str | None,
+    peak: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Give the sum of what the kernel returns, and its gradients by name, in one pass."""
+    from stowplan.runs.loss_runs import LossRun
+
+    outputs = kernel.signature.outputs
+    if len(outputs) != 1 or outputs[0]:
+        raise DataError(
+            f"{who} returns {kernel.signature.text.partition('->')[2]}; without loss= it returns "
+            "the loss of an item, one number, '...->()'. Give loss=, which makes one of its "
+            "outputs."
+        )
+    statics, traced = check_shared("value_and_grad", kernel, shared)
+    if plan is None:
+        memory = MemoryRequest(budget, peak, tuple(names), statics, traced)
+        plan = plan_columns("value_and_grad", kernel, columns, place, place, memory)
+    else:
+        refuse_beside_plan("value_and_grad", budget=budget, peak=peak)
+    check_sizes("value_and_grad", kernel, columns, plan)
+    check_indices("value_and_grad", kernel, columns, fetch=False)
+    whole = LossRun(kernel, columns, plan, place, statics, traced, compile=False, progress=False)
+    return whole.value_and_gradients(names)
+
+
+def _like(given: Any, slope: Any) -> Any:
+    return Ragged.from_layout(slope, given.layout) if _is_ragged(given) else slope
 
 
 def _is_ragged(value: Any) -> bool:
