@@ -61,6 +61,7 @@ class Job(ABC):
 
     name: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]  # where the recipe calls plan, run and iterate
+    folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __init__(self, items: int, on: str, **options: Any) -> None:
         self.items, self.on, self.options = items, on, options
@@ -79,7 +80,9 @@ class Job(ABC):
         """Count what the job must do."""
 
     def close(self) -> None:
-        """Let go of files."""
+        """Remove files."""
+        if self.folder is not None:
+            self.folder.cleanup()
 
 
 class Ewald(Job):
@@ -166,9 +169,7 @@ class Overlay(Job):
     def make(self) -> None:
         rng = np.random.default_rng(5)
         counts = rng.integers(8, 51, (1000, 2))[spread_evenly(self.items, 1000)]
-        self.reference, self.fit = (
-            [cloud(rng, int(count)) for count in side] for side in counts.T
-        )
+        self.reference, self.fit = ([cloud(rng, int(count)) for count in side] for side in counts.T)
 
     def call(self) -> Any:
         from stowplan.recipes import overlay
@@ -201,19 +202,19 @@ class Fields(Job):
 
     def make(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
+        place = Path(self.folder.name)
         rng = np.random.default_rng(6)
         parts = rng.normal(size=(8, 8, 8, self.lines_here, 2))
         field = parts.view(np.complex128)[..., 0]
         for number in range(self.items):
-            np.save(Path(self.folder.name) / f"{number:05d}.npy", field)
+            np.save(place / f"{number:05d}.npy", field)
 
     def call(self) -> Any:
         from stowplan.recipes import fields
 
+        assert self.folder is not None
         options = {"budget": "1 GB", **self.options}
-        return fields.spectrum(
-            str(Path(self.folder.name) / "*.npy"), spacing=0.1, on=self.on, **options
-        )
+        return fields.spectrum(f"{self.folder.name}/*.npy", spacing=0.1, on=self.on, **options)
 
     def work(self, result: Any, steps: Sequence[Step]) -> Work:
         """5 N log2 N flops of a complex transform of N points, and 4 of each squared modulus.
@@ -222,9 +223,6 @@ class Fields(Job):
         """
         points = 512.0 * self.lines_here * self.items
         return Work((5 * 9 + 4) * points, 0.0, 16 * points, "float64", on_disk=True)
-
-    def close(self) -> None:
-        self.folder.cleanup()
 
 
 class Transport(Job):
