@@ -31,6 +31,7 @@ class Work(NamedTuple):
     """What a job must do: operations, and bytes that go in and out once."""
 
     flops: float  # additions and multiplications
+    products: float  # those of them in matrix products
     exps: float  # exponentials, logarithms, sines and cosines
     bytes: float
     dtype: str
@@ -124,8 +125,10 @@ class Ewald(Job):
         grid = n1 * n2 * n3
         columns = {name: values for step in steps for name, values in step.data.items()}
         pairs = np.count_nonzero(columns["neighbours"].values >= 0) / 2
+        products = float((48 * grid * atoms).sum())
         return Work(
-            flops=float((48 * grid * atoms).sum() + 30 * pairs),
+            flops=products + 30 * pairs,
+            products=products,
             exps=float((2 * (n1 + n2 + n3) * atoms + 4 * grid).sum() + 2 * pairs),
             bytes=bytes_of(*columns.values(), *result.columns().values()),
             dtype="float64",
@@ -157,7 +160,7 @@ class Bragg(Job):
         and sums; 25 for the rest. Bytes: indices of pixels, and the image.
         """
         terms = 9.0 * self.side**2
-        return Work(250 * terms, 6 * terms, 8.0 * self.side**2, "float32")
+        return Work(250 * terms, 0.0, 6 * terms, 8.0 * self.side**2, "float32")
 
 
 class Overlay(Job):
@@ -186,7 +189,7 @@ class Overlay(Job):
         each = np.array([len(a) * len(b) for a, b in pairs], float)
         entries = float((each * result.all_steps).sum())
         given = bytes_of(*self.reference, *self.fit)
-        return Work(18 * entries, entries, given + 17 * 8.0 * self.items, "float32")
+        return Work(18 * entries, 18 * entries, entries, given + 17 * 8.0 * self.items, "float32")
 
 
 class Fields(Job):
@@ -222,7 +225,7 @@ class Fields(Job):
         M. Frigo and S. G. Johnson, Proc. IEEE 93, 216 (2005). Bytes: the files, once.
         """
         points = 512.0 * self.lines_here * self.items
-        return Work((5 * 9 + 4) * points, 0.0, 16 * points, "float64", on_disk=True)
+        return Work((5 * 9 + 4) * points, 0.0, 0.0, 16 * points, "float64", on_disk=True)
 
 
 class Transport(Job):
@@ -258,10 +261,11 @@ class Transport(Job):
         """
         y, x = result.plans["rounds"].lengths.T.astype(float)
         sums = 2 * result.iterations + 6
-        flops = (2 * y * x * (y + x) * sums + 20 * y * x * result.iterations).sum()
+        products = float((2 * y * x * (y + x) * sums).sum())
+        flops = products + float((20 * y * x * result.iterations).sum())
         maps = (y * x).sum() * 4 * 8
         return Work(
-            float(flops), float((2 * y * x * sums).sum()),
+            flops, products, float((2 * y * x * sums).sum()),
             bytes_of(*self.source, *self.target) + float(maps), "float64",
         )  # fmt: skip
 
