@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 
 import stowplan as sp
+from stowplan.contradictions import OF_ITERATE, RESERVED
 
 __all__ = ["FRAMEWORKS", "RECIPES", "Job", "Side", "Step", "Work", "make", "steps_of", "timed"]
 
@@ -53,8 +54,8 @@ class Step:
     @property
     def shared(self) -> dict[str, Any]:
         """Keyword-only parameters of the kernel among the options."""
-        names = {*self.kernel.shared, *self.kernel.static}
-        return {name: value for name, value in self.options.items() if name in names}
+        own = OF_ITERATE if self.call == "iterate" else RESERVED
+        return {name: value for name, value in self.options.items() if name not in own}
 
 
 class Job(ABC):

@@ -121,7 +121,11 @@ def measured_time(case: Case) -> list[dict[str, Any]]:
 
 def measure(step: Step, on: str) -> None:
     """Measure the costs of a kernel with the data of a step."""
-    sp.measure_costs(step.kernel, step.data, on=on, **step.shared)
+    rounds = None
+    if step.call == "iterate":
+        given = (step.options[name] for name in ("init", "until", "every", "keep", "limit"))
+        rounds = sp.Rounds(*given)
+    sp.measure_costs(step.kernel, step.data, on=on, rounds=rounds, **step.shared)
 
 
 def seen(step: Step) -> dict[str, Any]:

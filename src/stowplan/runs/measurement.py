@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel
@@ -24,13 +22,17 @@ from stowplan.runs.loads import Load, Reads
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place, find_places
 from stowplan.runs.planning import known_costs, plan_columns, remember_costs
+from stowplan.runs.round_times import MOST_STEPS, line_of_rounds, time_rounds, traced_programs
+from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
+from stowplan.runs.sampled_batches import (
+    cheapest_batch,
+    line_through,
+    sampled_batches,
+    work_of,
+)
 from stowplan.runs.shared import check_shared, leaves
 
 __all__ = ["measure_costs"]
-
-SHAPES, COMPILED_SHAPES = 6, 3
-"""Most batches of a plan that are timed."""
-LEAST_LAUNCH = 1e-6
 
 
 def measure_costs(
@@ -40,6 +42,7 @@ def measure_costs(
     on: str | None = None,
     device: Any = None,
     repeats: int = 5,
+    rounds: Rounds | None = None,
     **shared: Any,
 ) -> Costs:
     """Time the kernel on real batches: of its plan, and of one row of the cheapest item.
@@ -57,6 +60,9 @@ def measure_costs(
         As in `run`; at least one item. Data like those to come: their sizes say which batches.
     repeats
         Runs of each batch; their median counts.
+    rounds
+        How a step is iterated, if the kernel is one: batches are then iterated to their end, or to
+        ``rounds.limit`` steps, and what an item takes is that of the rounds of these items.
     **shared
         The kernel's keyword-only parameters.
 
@@ -73,27 +79,41 @@ def measure_costs(
     >>> sp.measure_costs(total, {"x": [[1.0] * 10, [5.0] * 500]}).launch_seconds > 0
     True
     """
-    columns = bind("measure_costs", kernel, data, on_disk=True)
+    columns = bind("measure_costs", kernel, data, on_disk=rounds is None)
     if repeats < 1:
         raise PlanError(f"measure_costs: repeats={repeats}; a median needs at least 1.")
     if columns.items == 0:
         raise PlanError("measure_costs: no item to measure on; give at least one.")
+    arrays = [*columns.arrays, *leaves(list(shared.values()))]
+    source, target = find_places("measure_costs", arrays, on, device)
+    if rounds is not None:
+        kernel = round_kernel(kernel, rounds, target.adapter)
+    limit = MOST_STEPS if rounds is None else rounds.limit or MOST_STEPS
     statics, traced = check_shared("measure_costs", kernel, shared)
-    source, target = find_places("measure_costs", [*columns.arrays, *leaves(traced)], on, device)
-    memory = MemoryRequest(statics=statics, traced=traced)  # for the terms of a kernel
+    gradient = False if rounds is not None else None
+    memory = MemoryRequest(gradient=gradient, statics=statics, traced=traced)  # terms, too
     plan = plan_columns("measure_costs", kernel, columns, source, target, memory)
-    stopwatch = _Stopwatch(kernel, columns, plan, source, target, statics, traced, repeats)
     compiles = target.adapter.compiles
-    sampled = _sampled(plan, COMPILED_SHAPES if compiles else SHAPES)
-    small = _cheapest(plan)
-    times = [stopwatch.of_batch(batch) for batch in (small, *sampled)]
-    seconds, compiled = np.array(times).T
-    work = _work(plan, [small, *sampled])
+    sampled = sampled_batches(plan, compiles=compiles)
     shares = np.array(list(sampled.values()), np.float64) / sum(sampled.values())
-    mean = float(shares @ work[1:]), float(shares @ seconds[1:])
-    slope, launch = _line((work[0], seconds[0]), mean, target.adapter.work_seconds)
+    batches = [cheapest_batch(plan), *sampled]
+    usual = target.adapter.work_seconds
+    if isinstance(kernel, RoundKernel):
+        turns = [
+            time_rounds(kernel, columns, replace(plan, batches=(batch,)), source, target, statics,
+                        traced, limit)
+            for batch in batches
+        ]  # fmt: skip
+        slope, launch, mean_rounds = line_of_rounds(turns, shares, usual)
+        compiled = max(one.compile_seconds for one in turns)
+    else:
+        stopwatch = _Stopwatch(kernel, columns, plan, source, target, statics, traced, repeats)
+        seconds, firsts = np.array([stopwatch.of_batch(batch) for batch in batches]).T
+        work, mean_rounds, compiled = work_of(plan, batches), 0.0, float(firsts.max())
+        mean = float(shares @ work[1:]), float(shares @ seconds[1:])
+        slope, launch = line_through((work[0], seconds[0]), mean, usual)
     known = known_costs(kernel, target).compile_seconds  # where all was compiled before
-    costs = Costs(slope, launch, (float(compiled.max()) or known) if compiles else 0.0)
+    costs = Costs(slope, launch, (compiled or known) if compiles else 0.0, mean_rounds)
     remember_costs(kernel, target, costs)
     return costs
 
@@ -118,9 +138,9 @@ class _Stopwatch:
         """
         plan = replace(self.plan, batches=(batch,))
         taken = self._reader(plan) if self.columns.stored else self._holder(plan)
-        traces = self._traces()
+        traces = traced_programs(self.target)
         first = self._seconds(taken)
-        compiled = self._traces() > traces
+        compiled = traced_programs(self.target) > traces
         median = float(np.median([self._seconds(taken) for _ in range(self.repeats)]))
         return median, max(first - median, 0.0) if compiled else 0.0
 
@@ -151,59 +171,3 @@ class _Stopwatch:
         arrays = [one.values if isinstance(one, Ragged) else one for one in results]
         self.target.adapter.synchronize(arrays)
         return reading + time.perf_counter() - start
-
-    def _traces(self) -> int:
-        """Programs that were traced so far."""
-        return sum(getattr(self.target.adapter, "traces", Counter()).values())
-
-
-def _sampled(plan: Plan, most: int) -> dict[Batch, int]:
-    """Give batches of different shapes, and how many of a few evenly spread ones each stands for.
-
-    Spread over all batches of the plan in the order of their work.
-    """
-    order = np.argsort(_work(plan, plan.batches), kind="stable")
-    count = min(most, len(order))
-    places = (np.arange(count) + 0.5) * len(order) / count
-    chosen = [plan.batches[number] for number in order[places.astype(np.intp)].tolist()]
-    first: dict[Any, Batch] = {}
-    counts: Counter[Batch] = Counter()
-    for batch in chosen:
-        counts[first.setdefault((len(batch.items), batch.capacity), batch)] += 1
-    return dict(counts)
-
-
-def _cheapest(plan: Plan) -> Batch:
-    """Give a batch of one row, of the item that takes the least work, unpadded."""
-    work = plan.measure.cost(plan.lengths) if plan.dims else np.ones(len(plan.lengths))
-    item = int(np.argmin(work))
-    capacity = tuple(int(length) for length in np.maximum(plan.lengths[item], 1))
-    return Batch(np.array([item], np.intp), 1, capacity, 0)
-
-
-def _work(plan: Plan, batches: Sequence[Batch]) -> NDArray[np.float64]:
-    """Padded work of batches."""
-    capacities = np.array([batch.capacity for batch in batches], np.int64)
-    rows = np.array([len(batch.items) for batch in batches], np.float64)
-    found: NDArray[np.float64] = rows * plan.measure.cost(
-        capacities.reshape(len(batches), len(plan.dims))
-    )
-    return found
-
-
-def _line(
-    small: tuple[float, float], mean: tuple[float, float], usual: float
-) -> tuple[float, float]:
-    """Give slope and height of the line through two points (work, seconds), both above 0.
-
-    Where no slope is to be seen it is the usual one, or what the mean allows.
-
-    >>> _line((1.0, 3.0), (5.0, 5.0), 1.0)
-    (0.5, 2.5)
-    >>> _line((1.0, 3.0), (1.0, 3.0), 0.25)
-    (0.25, 2.75)
-    """
-    steep = (mean[1] - small[1]) / (mean[0] - small[0]) if mean[0] > small[0] else 0.0
-    steepest = mean[1] / mean[0]
-    slope = float(min(steep if steep > 0 else usual, steepest))
-    return slope, float(max(mean[1] - slope * mean[0], LEAST_LAUNCH))
