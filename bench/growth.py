@@ -45,8 +45,10 @@ def numbers_of(recipe: str) -> tuple[int, ...]:
 def measure(recipe: str, on: str) -> list[dict[str, Any]]:
     """CPU seconds at each number of items: median, and parts."""
     found = []
-    for items in numbers_of(recipe):
-        worker = Worker(f"{recipe} {on}", partial(Side, recipe, items, on, {}))
+    numbers = numbers_of(recipe)
+    worker = Worker(f"{recipe} {on}", partial(Side, recipe, numbers[0], on, {}))
+    for items in numbers:
+        worker("prepare", items)
         worker("call")
         repeats: list[dict[str, float]] = []
         walls: list[float] = []
@@ -54,11 +56,11 @@ def measure(recipe: str, on: str) -> list[dict[str, Any]]:
             parts, (wall, _) = worker("call")
             repeats.append(parts)
             walls.append(wall)
-        worker("close")
-        worker.stop()
         parts = {key: statistics.median(one[key] for one in repeats) for key in repeats[0]}
         found.append({"items": items, "wall": statistics.median(walls), **parts})
         print(f"{recipe}, {on}, {items} items: {1e3 * parts['all']:.2f} CPU-ms", flush=True)
+    worker("close")
+    worker.stop()
     return found
 
 

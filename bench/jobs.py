@@ -373,7 +373,13 @@ class Side:
 
     def __init__(self, recipe: str, items: int, on: str, options: dict[str, Any]) -> None:
         self.compiles: Counter[str] = Counter()
+        self.recipe, self.on, self.options = recipe, on, options
         self.job = make(recipe, items, on, **options)
+
+    def prepare(self, items: int) -> None:
+        """Go on with another number of items."""
+        self.close()
+        self.job = make(self.recipe, items, self.on, **self.options)
 
     def call(self) -> dict[str, float]:
         """Give CPU seconds by part: plans, runs, and all."""
