@@ -59,7 +59,7 @@ LARGE: dict[str, tuple[int, dict[str, Any]]] = {
     "bragg": (724**2, {"rows": 362}),
     "overlay": (2000, {"slots": 1, "rows": 10000, "steps": 20}),
     "fields": (64, {"lines": 400, "rows": 32}),
-    "transport": (200, {"pool": 2, "buckets": 1, "rows": 200, "max_iterations": 10}),
+    "transport": (400, {"pool": 2, "buckets": 1, "rows": 200, "max_iterations": 10}),
 }
 """... whose batches have 200 MB or more in most frameworks, in steps as few as there can be."""
 
