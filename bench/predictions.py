@@ -55,7 +55,7 @@ TIMED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Items and options of a job that takes some tenths of a second."""
 LARGE: dict[str, tuple[int, dict[str, Any]]] = {
-    "ewald": (240, {"slots": {"kspace": 1, "real": 1}, "rows": 120}),
+    "ewald": (360, {"slots": {"kspace": 1, "real": 1}, "rows": 180}),
     "bragg": (724**2, {"rows": 362}),
     "overlay": (2000, {"slots": 1, "rows": 10000, "steps": 20}),
     "fields": (64, {"lines": 400, "rows": 32}),
