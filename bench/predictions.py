@@ -57,9 +57,9 @@ TIMED: dict[str, tuple[int, dict[str, Any]]] = {
 LARGE: dict[str, tuple[int, dict[str, Any]]] = {
     "ewald": (360, {"slots": {"kspace": 1, "real": 1}, "rows": 180}),
     "bragg": (724**2, {"rows": 362}),
-    "overlay": (2000, {"slots": 1, "rows": 10000, "steps": 20}),
+    "overlay": (2000, {"slots": 1, "rows": 10000, "steps": 40}),
     "fields": (64, {"lines": 400, "rows": 32}),
-    "transport": (400, {"pool": 2, "buckets": 1, "rows": 200, "max_iterations": 10}),
+    "transport": (400, {"pool": 2, "buckets": 1, "rows": 200, "max_iterations": 20}),
 }
 """... whose batches have 200 MB or more in most frameworks, in steps as few as there can be."""
 
