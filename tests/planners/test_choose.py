@@ -290,3 +290,17 @@ def test_a_curve_beyond_the_distinct_sizes_takes_no_longer_and_stays_level():
     curve = slot_curve({"a": [1, 2, 2], "b": [4, 3, 3]}, 100_000)
     assert len(curve) == 100_000
     assert curve[1:] == [curve[1]] * 99_999
+
+
+def test_items_of_equal_sizes_are_one_class():
+    """Five starts of each pair: the merges are those of the pairs, and so are the slots."""
+    rng = np.random.default_rng(3)
+    pairs = {"n": rng.integers(8, 50, 300), "m": rng.integers(8, 50, 300)}
+    starts = {dim: np.repeat(lengths, 5) for dim, lengths in pairs.items()}
+    lengths = np.stack(list(starts.values()), axis=1)
+    sizes, counts = thin(lengths, np.ones(1500, np.int64), 1000, [])
+    assert len(sizes) == len(np.unique(lengths, axis=0))
+    assert counts.sum() == 1500
+    for cost in (1e-5, 1e-3):
+        own = choose_slots(pairs, work="n * m", costs=Costs(5e-9, cost, 0.0))
+        assert choose_slots(starts, work="n * m", costs=Costs(1e-9, cost, 0.0)) == own

@@ -288,3 +288,18 @@ def test_rows_that_take_turns_cost_little_more_than_the_best(count, item_seconds
     allowed = [r for r in row_ladder(max(count, 32)) if r >= 32]
     assert rows in allowed
     assert seconds(rows) <= 1.1 * min(map(seconds, allowed))
+
+
+def test_a_measured_iteration_has_a_tail_in_each_shape():
+    plan = split_chunks(assign_slots({"n": [3, 4, 4, 2]}, [{"n": 4}]), 2)  # 2 batches of 8
+    costs = Costs(work_seconds=1.0, launch_seconds=10.0)
+    assert predict_seconds(plan, costs) == 16 + 2 * 10
+    assert predict_seconds(plan, replace(costs, rounds=5.0)) == 16 + 3 * 10
+    compiled = replace(costs, rounds=5.0, compile_seconds=100.0)
+    assert predict_seconds(plan, compiled) == 16 + 8 + 3 * 10 + 100  # rows of the tail, computed
+
+
+def test_rows_of_an_iteration_follow_the_rounds_of_its_items():
+    assert rows_in_turn(10**4, 1e-4, 5e-4) == rows_in_turn(10**4, 1e-4, 5e-4, 5)
+    few, many = (rows_in_turn(10**4, 1e-4, 5e-4, rounds) for rounds in (2, 32))
+    assert 3 * few <= many <= 5 * few

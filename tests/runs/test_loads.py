@@ -183,3 +183,21 @@ def test_stand_ins_take_no_memory(shape):
     found = stand_in(shape, np.complex64)
     assert (found.shape, found.dtype) == (shape, np.complex64)
     assert not any(found.strides) or not found.size
+
+
+def test_rows_to_spare_are_copies_of_what_was_read(tmp_path):
+    """Five items in rows of three: the second load has a row to spare, and is no view."""
+
+    @sp.kernel("(4096)->()")
+    def first(x):
+        return x[..., 0]
+
+    np.save(tmp_path / "x.npy", np.zeros((5, 4096)))
+    size = 4096 * 8
+    spare, full = (
+        sp.plan(first, {"x": str(tmp_path / "x.npy")}, rows=rows, budget="1 GB") for rows in (3, 5)
+    )
+    assert spare.memory is not None
+    assert full.memory is not None
+    assert max(spare.memory.batch_bytes) >= 3 * size
+    assert max(full.memory.batch_bytes) < size

@@ -66,6 +66,8 @@ def thin(
     if len(lengths) > _CELLS:  # one pass over all sizes, the rest over cells
         per_dim = max(int(_CELLS ** (1 / max(len(free), 1))), 2)
         lengths, counts = _round_up(lengths, counts, dict.fromkeys(free, per_dim))
+    else:  # items often share their sizes, as the starts of a pair do
+        lengths, counts = _joined(lengths, counts)
     if len(lengths) <= most:
         return lengths, counts
     low, high = 1, 1024
@@ -104,6 +106,11 @@ def _round_up(
         last = np.append(bins[1:] != bins[:-1], True)
         edges = values[last]
         rounded[:, axis] = edges[np.searchsorted(edges, values)][level]
-    distinct, inverse, _ = distinct_rows(rounded)
-    merged = np.bincount(inverse, weights=counts, minlength=len(distinct))
-    return distinct, merged.astype(np.int64)
+    return _joined(rounded, counts)
+
+
+def _joined(lengths: Lengths, counts: NDArray[np.int64]) -> tuple[Lengths, NDArray[np.int64]]:
+    """Join equal rows."""
+    distinct, inverse, _ = distinct_rows(lengths)
+    joined = np.bincount(inverse, weights=counts, minlength=len(distinct))
+    return distinct, joined.astype(np.int64)

@@ -26,14 +26,17 @@ class Costs:
     work_seconds : float
         Seconds for one unit of a kernel's work expression.
     launch_seconds : float
-        Seconds that each batch takes however small it is.
+        Seconds that each batch takes however small it is; of an iteration in all its rounds.
     compile_seconds : float
         Seconds for each distinct (rows, capacity); 0 where nothing compiles.
+    rounds : float
+        Rounds that an item of an iteration takes; 0 for what is not iterated, or not measured.
     """
 
     work_seconds: float = 1e-9
     launch_seconds: float = 5e-4
     compile_seconds: float = 0.0
+    rounds: float = 0.0
 
     def seconds(self, work: float, batches: float, shapes: float) -> float:
         """Seconds for so much padded work in so many batches and shapes.
@@ -49,7 +52,9 @@ class Costs:
 def predict_seconds(plan: Plan, costs: Costs | None = None) -> float:
     """Seconds that a plan should take: rows x work(capacity), launches and compiles.
 
-    `costs` defaults to those of the plan, then to ``Costs()``.
+    `costs` defaults to those of the plan, then to ``Costs()``. In an iteration that was measured
+    each shape has a tail, in which nothing waits: it launches as often as one batch more, and
+    where shapes are compiled, rows without an item are computed as well.
 
     >>> from stowplan.planners import assign_slots
     >>> plan = assign_slots({"atoms": [2, 3]}, [{"atoms": 4}])
@@ -57,7 +62,14 @@ def predict_seconds(plan: Plan, costs: Costs | None = None) -> float:
     8.75
     """
     costs = costs or plan.costs or Costs()
-    return costs.seconds(plan.padded_work(), len(plan.batches), len(plan.shapes))
+    work, batches, shapes = plan.padded_work(), len(plan.batches), len(plan.shapes)
+    if costs.rounds:
+        batches += shapes
+        if costs.compile_seconds:
+            capacities = np.array([capacity for _, capacity in plan.shapes], np.int64)
+            each = plan.measure.cost(capacities.reshape(shapes, len(plan.dims)))
+            work += float(each @ np.array([rows for rows, _ in plan.shapes], np.float64))
+    return costs.seconds(work, batches, shapes)
 
 
 def row_ladder(largest: int) -> list[int]:
@@ -72,20 +84,23 @@ def row_ladder(largest: int) -> list[int]:
     return steps[: int(np.searchsorted(steps, largest)) + 1]
 
 
-def rows_in_turn(count: int, item_seconds: float, launch_seconds: float) -> int:
+def rows_in_turn(
+    count: int, item_seconds: float, launch_seconds: float, rounds: float = ROUNDS
+) -> int:
     """Most rows for an iteration over `count` items, in which rows that end make room for others.
 
     With r rows, items of s seconds in m rounds each, and launches of c seconds, it takes
     (count / r + 1) m launches, where the 1 is the tail in which nothing waits, and count s + r s
     of computing, as rows of the tail are computed without an item. The best r is
-    sqrt(count m c / s), with m = 5 rounds; but `FEWEST_IN_TURN`, below which programs gain little.
+    sqrt(count m c / s), with m = 5 rounds where none were measured; but `FEWEST_IN_TURN`, below
+    which programs gain little.
 
     >>> rows_in_turn(240, 1.3e-4, 5e-4), rows_in_turn(64, 6e-3, 5e-4)
     (96, 32)
     """
     if not item_seconds:
         return max(count, 1)
-    best = math.sqrt(count * ROUNDS * launch_seconds / item_seconds)
+    best = math.sqrt(count * rounds * launch_seconds / item_seconds)
     return row_ladder(max(math.ceil(min(best, count)), FEWEST_IN_TURN))[-1]
 
 

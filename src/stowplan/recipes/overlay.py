@@ -299,7 +299,9 @@ class _Job:
         self.executor = executor
         self.progress = progress
         self.overlaps = pool.self_overlaps(options.alpha)
-        self.rounds = Rounds(kernels.start, kernels.finished, kernels.EVERY, kernels.KEEP)
+        self.rounds = Rounds(
+            kernels.start, kernels.finished, kernels.EVERY, kernels.KEEP, options.limit
+        )
 
     def align(self, pairs: NDArray[np.int64], slots: Slots) -> OverlayResults:
         """Align pairs (pairs, 2) of the pool; later blocks take the slots of the first."""

@@ -20,7 +20,7 @@ from stowplan.memory import Budget, resolve_budget, show_bytes
 from stowplan.peaks import Forecast, PeakModel, peak_models_by_hand
 from stowplan.planners.batches import Plan
 from stowplan.planners.chunks import split_chunks
-from stowplan.planners.cost import Costs, row_ladder, rows_in_turn
+from stowplan.planners.cost import ROUNDS, Costs, row_ladder, rows_in_turn
 from stowplan.planners.sizes import listed
 from stowplan.runs.columns import Columns
 from stowplan.runs.footprint import Footprint, measure_footprint, widest_input
@@ -581,7 +581,10 @@ def _cached_rows(
         costs = plan.costs or Costs()
         for slot, capacity in {batch.slot: batch.capacity for batch in plan.batches}.items():
             work = float(plan.measure.cost(np.array([capacity], np.int64))[0])
-            few = rows_in_turn(counts[slot], work * costs.work_seconds, costs.launch_seconds)
+            turns = costs.rounds or ROUNDS
+            # measured launches are those of all rounds
+            launch = costs.launch_seconds / (costs.rounds or 1.0)
+            few = rows_in_turn(counts[slot], work * costs.work_seconds, launch, turns)
             most[slot] = min(most[slot], few)
     return [max(rows, slot.get("rows", 1), 1) for slot, rows in zip(plan.slots, most, strict=True)]
 

@@ -244,25 +244,35 @@ class _Fit:
     def _fitted(
         self, split: Plan, most: int, rows: Sequence[int] | None
     ) -> tuple[dict[int, tuple[Plan, int]], int]:
-        """Fit the largest load of each slot; give also the bytes of the largest of all."""
-        largest: dict[int, Load] = {}
+        """Fit the largest load of each slot; give also the bytes of the largest of all.
+
+        With rows by hand the largest load with rows to spare counts, too: full batches may be views
+        of what was read, but these are copies.
+        """
+        by_hand = self.rows is not None or rows is not None
+        largest: dict[tuple[int, bool], Load] = {}
         loads = cut_loads(split, self.reads, most)
         for load in loads:
-            slot = split.batches[load.batches[0]].slot
-            if slot not in largest or load.bytes > largest[slot].bytes:
-                largest[slot] = load
+            batches = [split.batches[number] for number in load.batches]
+            spare = by_hand and any(batch.count < len(batch.items) for batch in batches)
+            key = batches[0].slot, spare
+            if key not in largest or load.bytes > largest[key].bytes:
+                largest[key] = load
         most_read = max(load.bytes for load in loads)
         read = self._read_bytes(most_read)
-        return {
-            slot: self._fitted_load(split, load, read, rows) for slot, load in largest.items()
-        }, most_read
+        found: dict[int, tuple[Plan, int]] = {}
+        for (slot, _), load in largest.items():
+            fitted = self._fitted_load(split, load, read, by_hand=by_hand)
+            if slot not in found or _peak(fitted[0]) > _peak(found[slot][0]):
+                found[slot] = fitted
+        return found, most_read
 
     def _read_bytes(self, largest: int) -> int:
         """Bytes of the buffers, and of what stores hold beside the rows that they give."""
         return self.buffers * largest + self.reads.beside
 
     def _fitted_load(
-        self, split: Plan, load: Load, read: int, rows: Sequence[int] | None
+        self, split: Plan, load: Load, read: int, *, by_hand: bool
     ) -> tuple[Plan, int]:
         """Fit the batches of a load beside what is read and kept; give what writing takes, too."""
         part = self.reads.part_without_data(self.kernel, split, load)
@@ -281,10 +291,8 @@ class _Fit:
         request = replace(self.request, buffered=True)
         if given:
             request = replace(request, budget=left)
-        by_hand = self.rows if rows is None else rows
-        if isinstance(by_hand, Sequence):
-            by_hand = [by_hand[slot]]
-        return self.fit_part(part.columns, own, request, by_hand), written
+        exactly = [len(split.batches[load.batches[0]].items)] if by_hand else None
+        return self.fit_part(part.columns, own, request, exactly), written
 
     def _with_forecast(
         self, split: Plan, most: int, largest: int, found: dict[int, tuple[Plan, int]]
@@ -323,6 +331,11 @@ class _Fit:
         return measure_footprint(
             self.kernel, columns, plan, moved=False, wanted=None, traced=self.request.traced
         ).result_bytes
+
+
+def _peak(plan: Plan) -> int:
+    """Peak of a load in bytes; 0 where it was not probed."""
+    return (plan.memory.peak_bytes if plan.memory is not None else None) or 0
 
 
 def _largest_read(reads: Reads, plan: Plan, slot: int) -> int:

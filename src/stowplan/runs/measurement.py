@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from stowplan.adapters.interface import as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import PlanError
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs
+from stowplan.ragged import Ragged
+from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import Columns, bind
 from stowplan.runs.jobs import Job
-from stowplan.runs.places import find_places
-from stowplan.runs.planning import plan_columns, remember_costs
+from stowplan.runs.loads import Load, Reads
+from stowplan.runs.parts import Part, part_of
+from stowplan.runs.places import Place, find_places
+from stowplan.runs.planning import known_costs, plan_columns, remember_costs
+from stowplan.runs.round_times import MOST_STEPS, line_of_rounds, time_rounds, traced_programs
+from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
+from stowplan.runs.sampled_batches import (
+    cheapest_batch,
+    line_through,
+    sampled_batches,
+    work_of,
+)
 from stowplan.runs.shared import check_shared, leaves
 
 __all__ = ["measure_costs"]
@@ -29,20 +42,27 @@ def measure_costs(
     on: str | None = None,
     device: Any = None,
     repeats: int = 5,
+    rounds: Rounds | None = None,
     **shared: Any,
 ) -> Costs:
-    """Time the kernel on batches of one small and of several large items.
+    """Time the kernel on real batches: of its plan, and of one row of the cheapest item.
 
-    A line through the medians gives the seconds of a unit of work and of a launch; where the
+    Batches of the plan for these data are run one at a time: gathered, or read from disk, computed
+    and put away. The
+    line through the smallest one and the mean of the others gives the seconds of a unit of work and
+    of a launch, so that the batches of the plan together take what is predicted; where the
     framework compiles, a first call less a later one gives those of a compile. Later plans for the
     kernel on this framework and device use what was measured.
 
     Parameters
     ----------
     kernel, data, on, device
-        As in `run`; at least one item.
+        As in `run`; at least one item. Data like those to come: their sizes say which batches.
     repeats
-        Calls of each batch; their median counts.
+        Runs of each batch; their median counts.
+    rounds
+        How a step is iterated, if the kernel is one: batches are then iterated to their end, or to
+        ``rounds.limit`` steps, and what an item takes is that of the rounds of these items.
     **shared
         The kernel's keyword-only parameters.
 
@@ -59,60 +79,95 @@ def measure_costs(
     >>> sp.measure_costs(total, {"x": [[1.0] * 10, [5.0] * 500]}).launch_seconds > 0
     True
     """
-    columns = bind("measure_costs", kernel, data)
+    columns = bind("measure_costs", kernel, data, on_disk=rounds is None)
     if repeats < 1:
         raise PlanError(f"measure_costs: repeats={repeats}; a median needs at least 1.")
     if columns.items == 0:
         raise PlanError("measure_costs: no item to measure on; give at least one.")
+    arrays = [*columns.arrays, *leaves(list(shared.values()))]
+    source, target = find_places("measure_costs", arrays, on, device)
+    if rounds is not None:
+        kernel = round_kernel(kernel, rounds, target.adapter)
+    limit = MOST_STEPS if rounds is None else rounds.limit or MOST_STEPS
     statics, traced = check_shared("measure_costs", kernel, shared)
-    source, target = find_places("measure_costs", [*columns.arrays, *leaves(traced)], on, device)
-    plan = _probe(
-        kernel,
-        columns,
-        plan_columns("measure_costs", kernel, columns, source, target, slots="exact", rows=1),
-    )
-    job = Job("measure_costs", kernel, columns, plan, source, target)
-    compute = job.computation(statics, traced)
-    first, medians = [], []
-    for number in range(len(plan.batches)):
-
-        def call(number: int = number) -> None:
-            target.adapter.synchronize(compute(number))
-
-        first.append(_seconds(call))
-        medians.append(float(np.median([_seconds(call) for _ in range(repeats)])))
-    work = np.array(
-        [
-            len(b.items) * plan.measure.cost(np.array([b.capacity], np.int64))[0]
-            for b in plan.batches
-        ]
-    )
-    spread = float(work.max() - work.min())
-    slope = (medians[-1] - medians[0]) / spread if spread else 0.0
-    slope = slope if slope > 0 else target.adapter.work_seconds
-    costs = Costs(
-        work_seconds=slope,
-        launch_seconds=max(medians[0] - slope * float(work[0]), 1e-6),
-        compile_seconds=max(first[-1] - medians[-1], 0.0) if target.adapter.compiles else 0.0,
-    )
+    gradient = False if rounds is not None else None
+    memory = MemoryRequest(gradient=gradient, statics=statics, traced=traced)  # terms, too
+    plan = plan_columns("measure_costs", kernel, columns, source, target, memory)
+    compiles = target.adapter.compiles
+    sampled = sampled_batches(plan, compiles=compiles)
+    shares = np.array(list(sampled.values()), np.float64) / sum(sampled.values())
+    batches = [cheapest_batch(plan), *sampled]
+    usual = target.adapter.work_seconds
+    if isinstance(kernel, RoundKernel):
+        turns = [
+            time_rounds(kernel, columns, replace(plan, batches=(batch,)), source, target, statics,
+                        traced, limit)
+            for batch in batches
+        ]  # fmt: skip
+        slope, launch, mean_rounds = line_of_rounds(turns, shares, usual)
+        compiled = max(one.compile_seconds for one in turns)
+    else:
+        stopwatch = _Stopwatch(kernel, columns, plan, source, target, statics, traced, repeats)
+        seconds, firsts = np.array([stopwatch.of_batch(batch) for batch in batches]).T
+        work, mean_rounds, compiled = work_of(plan, batches), 0.0, float(firsts.max())
+        mean = float(shares @ work[1:]), float(shares @ seconds[1:])
+        slope, launch = line_through((work[0], seconds[0]), mean, usual)
+    known = known_costs(kernel, target).compile_seconds  # where all was compiled before
+    costs = Costs(slope, launch, (compiled or known) if compiles else 0.0, mean_rounds)
     remember_costs(kernel, target, costs)
     return costs
 
 
-def _probe(kernel: Kernel, columns: Columns, plan: Plan) -> Plan:
-    """Two batches: the cheapest item alone, and up to eight rows of the dearest."""
-    work = plan.measure.cost(plan.lengths) if plan.dims else np.ones(columns.items)
-    small, large = int(np.argmin(work)), int(np.argmax(work))
-    rows = 8
+@dataclass
+class _Stopwatch:
+    """Times batches as runs of their own."""
 
-    def batch(item: int, rows: int) -> Batch:
-        capacity = tuple(int(length) for length in np.maximum(plan.lengths[item], 1))
-        return Batch(np.full(rows, item, np.intp), rows, capacity, 0)
+    kernel: Kernel
+    columns: Columns
+    plan: Plan
+    source: Place
+    target: Place
+    statics: Mapping[str, Any]
+    traced: Mapping[str, Any]
+    repeats: int
 
-    return replace(plan, batches=(batch(small, 1), batch(large, rows)))
+    def of_batch(self, batch: Batch) -> tuple[float, float]:
+        """Give the median seconds of a batch, and those of a compile before; 0 if there was none.
 
+        Data on disk are read each time, those in memory lie ready.
+        """
+        plan = replace(self.plan, batches=(batch,))
+        taken = self._reader(plan) if self.columns.stored else self._holder(plan)
+        traces = traced_programs(self.target)
+        first = self._seconds(taken)
+        compiled = traced_programs(self.target) > traces
+        median = float(np.median([self._seconds(taken) for _ in range(self.repeats)]))
+        return median, max(first - median, 0.0) if compiled else 0.0
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    def _holder(self, plan: Plan) -> Callable[[], Part]:
+        part = part_of(self.kernel, self.columns, plan, [0])
+        return lambda: part
+
+    def _reader(self, plan: Plan) -> Callable[[], Part]:
+        (batch,) = plan.batches
+        items = np.sort(batch.items[: batch.count])
+        reads = Reads(self.columns)
+        load = Load(range(1), items, reads.bytes_of(items))
+        buffer = self.target.adapter.host_buffer(load.bytes, self.target.device)
+        return lambda: reads.part(self.kernel, plan, load, reads.fill(load, buffer))
+
+    def _seconds(self, take: Callable[[], Part]) -> float:
+        """Time a run with index arrays of its own, which each run makes anew."""
+        start = time.perf_counter()
+        part = take()
+        reading = time.perf_counter() - start
+        read = all(isinstance(array, np.ndarray) for array in part.columns.arrays)
+        source = self.source if read or not self.columns.stored else self.target
+        own = replace(part.plan)
+        job = Job("measure_costs", self.kernel, part.columns, own, source, self.target)
+        compute = job.computation(self.statics, self.traced)
+        start = time.perf_counter()
+        results = as_tuple(job.execute(compute, progress=False))
+        arrays = [one.values if isinstance(one, Ragged) else one for one in results]
+        self.target.adapter.synchronize(arrays)
+        return reading + time.perf_counter() - start

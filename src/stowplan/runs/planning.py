@@ -251,7 +251,7 @@ def _refuse_no_list(where: str, slots: object) -> None:
 def _own_costs(kernel: Kernel, place: Place) -> Costs:
     """Give the constants of a kernel; a batch of an eager iteration launches a round at least."""
     costs = known_costs(kernel, place)
-    if place.adapter.compiles or not isinstance(kernel, RoundKernel):
+    if place.adapter.compiles or costs.rounds or not isinstance(kernel, RoundKernel):
         return costs
     return replace(costs, launch_seconds=costs.launch_seconds * kernel.rounds.every)
 
@@ -263,12 +263,17 @@ def known_costs(kernel: Kernel, place: Place) -> Costs:
     """Give measured constants for a kernel where there are some, else those shipped."""
     adapter = place.adapter
     shipped = Costs(adapter.work_seconds, adapter.launch_seconds, adapter.compile_seconds)
-    return _measured.get((kernel, adapter.name, str(place.device)), shipped)
+    return _measured.get((_key(kernel), adapter.name, str(place.device)), shipped)
 
 
 def remember_costs(kernel: Kernel, place: Place, costs: Costs) -> None:
     """Use these constants for all later plans of the kernel there."""
-    _measured[kernel, place.adapter.name, str(place.device)] = costs
+    _measured[_key(kernel), place.adapter.name, str(place.device)] = costs
+
+
+def _key(kernel: Kernel) -> Kernel:
+    """Give the kernel that costs are kept for: of a round its step."""
+    return kernel.step if isinstance(kernel, RoundKernel) else kernel
 
 
 def _item_bytes(kernel: Kernel, columns: Columns) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,8 @@ class Rounds:
         Steps of a round.
     keep : tuple of str
         Fields of the state that are the step's outputs, in the order of its signature.
+    limit : int, optional
+        Most steps of an item, which `measure_costs` iterates to; 1000 where none is given.
 
     Raises
     ------
@@ -65,6 +68,7 @@ class Rounds:
     until: Callable[..., tuple[Any, Any]]
     every: int
     keep: tuple[str, ...]
+    limit: int | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", _fields(self.keep))
