@@ -30,7 +30,9 @@ COUNTS = (*range(1, 13), 16, 24)
 PASSES = 1000  # of sets like this, where only warm passes count
 WARM_WITHIN, COLD_WITHIN = 1.10, 1.25
 COLD_ROUNDS = {"numpy": 5, "torch": 5, "jax": 3}
-ONCE = 2.0  # seconds beyond which a side is measured once
+ONCE = 2.0  # seconds beyond which a side has one cold pass and two warm ones
+
+Times = tuple[float, float]  # wall and CPU
 
 
 @sp.kernel(
@@ -160,50 +162,69 @@ class Side:
 
 
 def measure(on: str, workload: str, rounds: int) -> dict[str, Any]:
-    """Time every side of a framework, warm and cold; which is nearest to the best."""
+    """Time every side of a framework, warm and cold."""
     worker = Worker(f"{on} {workload}", partial(Side, on, workload))
-    facts: dict[str, Any] = {}
+    sides: dict[str, Any] = {}
     for when, passes in (("cold", 1), ("warm", PASSES)):
-        facts[f"shipped {when}"] = worker("choose", f"shipped {when}", None, passes)[0]
+        sides[f"shipped {when}"] = worker("choose", f"shipped {when}", None, passes)[0]
     costs = worker("measure_costs")[0]
     for when, passes in (("cold", 1), ("warm", PASSES)):
-        facts[f"measured {when}"] = worker("choose", f"measured {when}", None, passes)[0]
-    for count in COUNTS:
-        facts[str(count)] = worker("choose", str(count), count, 1)[0]
-    facts["exact"] = worker("choose", "exact", "exact", 1)[0]
-    first: list[np.ndarray] | None = None
-    cold: dict[str, list[tuple[float, float]]] = {label: [] for label in facts}
-    for number in range(COLD_ROUNDS[on]):
-        for label in facts:
-            if number and cold[label][0][1] > ONCE:
-                continue
-            worker("renew", label)
-            cold[label].append(worker("run", label)[1])
-            facts[label]["compiles"] = worker.compiled
-            if number:
-                continue
-            found = worker("results", label)[0]  # compiled now, if anything is
-            first = first or found
-            for ours, others in zip(found, first, strict=True):
-                np.testing.assert_allclose(ours, others, rtol=1e-9, atol=1e-9 * abs(others).max())
-    warm: dict[str, list[tuple[float, float]]] = {label: [] for label in facts}
-    for label in facts:
-        worker("run", label)  # what the last renewal dropped
-    for number in range(rounds):
-        for label in facts:
-            if number < 2 or warm[label][0][1] < ONCE:
-                warm[label].append(worker("run", label)[1])
+        sides[f"measured {when}"] = worker("choose", f"measured {when}", None, passes)[0]
+    for slots in (*COUNTS, "exact"):
+        sides[str(slots)] = worker("choose", str(slots), slots, 1)[0]
+    cold, compiles = cold_passes(worker, list(sides), COLD_ROUNDS[on])
+    warm = warm_passes(worker, list(sides), rounds)
+    for label, one in sides.items():
+        one["compiles"] = compiles[label]
+        one["cold"], one["warm"] = summary(cold[label]), summary(warm[label])
     peak = worker.peak_mb
     worker.stop()
-    for label, one in facts.items():
-        for when, pairs in (("cold", cold[label]), ("warm", warm[label])):
-            wall, cpu = zip(*pairs, strict=True)
-            one[when] = {
-                "cpu": statistics.median(cpu), "cpu_min": min(cpu), "cpu_max": max(cpu),
-                "wall": statistics.median(wall), "wall_min": min(wall), "wall_max": max(wall),
-                "passes": len(pairs),
-            }  # fmt: skip
-    return {"costs": costs, "sides": facts, "ratios": ratios(facts), "peak_mib": peak}
+    return {"costs": costs, "sides": sides, "ratios": ratios(sides), "peak_mib": peak}
+
+
+def cold_passes(
+    worker: Worker, labels: list[str], rounds: int
+) -> tuple[dict[str, list[Times]], dict[str, int]]:
+    """Time first passes in turn, and compare results of all sides in the first of them."""
+    times: dict[str, list[Times]] = {label: [] for label in labels}
+    compiles: dict[str, int] = {}
+    first: list[np.ndarray] | None = None
+    for number in range(rounds):
+        for label in labels:
+            if number and times[label][0][1] > ONCE:
+                continue
+            worker("renew", label)
+            times[label].append(worker("run", label)[1])
+            compiles[label] = worker.compiled
+            if not number:
+                found = worker("results", label)[0]
+                first = first or found
+                for ours, others in zip(found, first, strict=True):
+                    largest = abs(others).max()
+                    np.testing.assert_allclose(ours, others, rtol=1e-9, atol=1e-9 * largest)
+    return times, compiles
+
+
+def warm_passes(worker: Worker, labels: list[str], rounds: int) -> dict[str, list[Times]]:
+    """Time passes in turn, A B A B."""
+    times: dict[str, list[Times]] = {label: [] for label in labels}
+    for label in labels:
+        worker("run", label)  # what was dropped for the last cold pass
+    for number in range(rounds):
+        for label in labels:
+            if number < 2 or times[label][0][1] < ONCE:
+                times[label].append(worker("run", label)[1])
+    return times
+
+
+def summary(times: list[Times]) -> dict[str, float]:
+    """Medians with min and max, CPU beside wall."""
+    wall, cpu = zip(*times, strict=True)
+    return {
+        "cpu": statistics.median(cpu), "cpu_min": min(cpu), "cpu_max": max(cpu),
+        "wall": statistics.median(wall), "wall_min": min(wall), "wall_max": max(wall),
+        "passes": len(times),
+    }  # fmt: skip
 
 
 def ratios(sides: dict[str, Any]) -> dict[str, Any]:
