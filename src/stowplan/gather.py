@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EndToEnd",
+    "flat_rows",
     "gather",
     "input_order",
     "inside_all",
     "locate",
     "real_places",
     "select",
+    "select_into",
     "take_grid",
     "valid_places",
 ]
@@ -135,8 +137,9 @@ def inside_all(masks: Sequence[Any]) -> Any:
 def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> Any:
     """Copy flat rows (total, ...) into a padded batch (rows, *capacity, ...).
 
-    ``inside`` is None where nothing is padding; ``fill`` goes where it is False. Rows that lie end
-    to end are a view. A caller with many batches passes ``fill`` as a 0-d array and the namespace.
+    ``inside`` is None where nothing is padding; ``fill`` goes where it is False: written into the
+    batch where arrays can be written, else into a copy. Rows that lie end to end are a view. A
+    caller with many batches passes ``fill`` as a 0-d array and the namespace.
     """
     if isinstance(index, EndToEnd):
         return index.view(values, xp or namespace_of(values))
@@ -148,9 +151,16 @@ def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> A
     padded = xp.reshape(xp.take(values, xp.reshape(index, (-1,)), axis=0), shape)
     if inside is None:
         return padded
+    fill = _beside(fill, values, xp)
+    if type(padded) is np.ndarray:  # half the time of a copy, and less for wide rows
+        padded[~inside] = fill
+        return padded
+    filled = getattr(xp, "filled", None)
+    if filled is not None:
+        return filled(padded, inside, fill)
     if inside.ndim < padded.ndim:
         inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
-    return xp.where(inside, padded, _beside(fill, values, xp))
+    return xp.where(inside, padded, fill)
 
 
 def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
@@ -218,9 +228,28 @@ def select(output: Any, places: Any, core_dims: int, xp: Any = None) -> Any:
     ``places`` is None where all rows are real.
     """
     xp = xp or namespace_of(output)
-    rows = math.prod(output.shape[: 1 + core_dims])
-    flat = xp.reshape(output, (rows, *output.shape[1 + core_dims :]))
+    flat = flat_rows(output, core_dims, xp)
     return flat if places is None else xp.take(flat, places, axis=0)
+
+
+def flat_rows(output: Any, core_dims: int, xp: Any) -> Any:
+    """Give a padded output with its leading ``1 + core_dims`` axes as one."""
+    rows = math.prod(output.shape[: 1 + core_dims])
+    return xp.reshape(output, (rows, *output.shape[1 + core_dims :]))
+
+
+def select_into(total: Any, flat: Any, places: Any, xp: Any) -> None:
+    """Write some of flat rows into as many rows of a total, without a copy first.
+
+    >>> total = np.zeros(2)
+    >>> select_into(total, np.array([1.0, 0.0, 2.0, 0.0]), np.array([0, 2]), np)
+    >>> total.tolist()
+    [1.0, 2.0]
+    """
+    if type(total) is np.ndarray:
+        np.take(flat, places, axis=0, out=total, mode="clip")  # to raise it would make a copy
+    else:
+        xp.take_into(total, flat, places)
 
 
 def input_order(items: NDArray[np.intp], counts: NDArray[np.int64]) -> NDArray[np.int64] | None:

@@ -36,6 +36,8 @@ from stowplan.host_memory import free_host_bytes
 
 __all__ = ["adapter"]
 
+LARGE_PAGES = 2**22
+"""From here on NumPy asks for large pages, whose first touch takes half the time; torch does not."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",  # the allocator of the host, and that of Windows
@@ -235,7 +237,11 @@ class TorchAdapter:
     def room(self, count: int, like: Any) -> Any:
         if like.requires_grad or self.is_traced(like):
             return None
-        return like.new_empty((count, *like.shape[1:]))
+        shape = (count, *like.shape[1:])
+        size = count * like[:1].numel() * like.element_size()
+        if like.device.type != "cpu" or size < LARGE_PAGES:
+            return like.new_empty(shape)
+        return torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype).view(shape)
 
     def deliver(self, array: Any, device: Any) -> Any:
         return array
@@ -373,6 +379,23 @@ class _Direct:
     @staticmethod
     def take(values: Any, index: Any, axis: int) -> Any:
         return torch.index_select(values, axis, index)
+
+    @staticmethod
+    def take_into(total: Any, values: Any, index: Any) -> None:
+        torch.index_select(values, 0, index, out=total)
+
+    @staticmethod
+    def filled(padded: Any, inside: Any, fill: Any) -> Any:
+        """Write the fill into a batch, in place; a transform of a user gets a copy."""
+        wide = padded.ndim - inside.ndim
+        mask = inside[(...,) + (None,) * wide]
+        if torch._C._functorch.is_functorch_wrapped_tensor(padded):
+            return torch.where(mask, padded, fill)
+        if wide and padded.device.type == "cpu":  # whole rows at once; a GPU would have to wait
+            rows = padded.view(-1, *padded.shape[inside.ndim :])
+            rows.index_fill_(0, torch.nonzero(~inside.view(-1)).view(-1), fill)
+            return padded
+        return padded.masked_fill_(~mask, fill)
 
 
 @functools.lru_cache(maxsize=256)

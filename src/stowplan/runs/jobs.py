@@ -271,12 +271,12 @@ class Job:
         """Keep the real rows of the outputs of a batch."""
         parts = self.checked(number, outputs)
         collect = self.target.adapter.collect
-        rows = [
-            assembly.real_rows(self.indices, number, collect(part, self.first))
+        ready = [
+            assembly.ready(self.indices, number, collect(part, self.first))
             for assembly, part in zip(self.assemblies, parts, strict=True)
         ]
-        for assembly, real in zip(self.assemblies, rows, strict=True):
-            assembly.keep(self.indices, number, real)
+        for put_away in ready:
+            put_away()
         self.done = number + 1  # of all outputs, or of none
 
     def results(self) -> list[Any]:
