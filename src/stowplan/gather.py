@@ -148,19 +148,21 @@ def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> A
     if values.shape[0] == 0:
         full = namespace_of(values)  # a caller's may know no more than take, where and reshape
         return full.broadcast_to(_beside(fill, values, full), shape)
-    padded = xp.reshape(xp.take(values, xp.reshape(index, (-1,)), axis=0), shape)
-    if inside is None:
-        return padded
-    fill = _beside(fill, values, xp)
-    if type(padded) is np.ndarray:  # half the time of a copy, and less for wide rows
-        padded[~inside] = fill
-        return padded
-    filled = getattr(xp, "filled", None)
-    if filled is not None:
-        return filled(padded, inside, fill)
-    if inside.ndim < padded.ndim:
-        inside = inside[(...,) + (None,) * (padded.ndim - inside.ndim)]
-    return xp.where(inside, padded, fill)
+    flat = xp.take(values, xp.reshape(index, (-1,)), axis=0)
+    if inside is not None:
+        flat = _filled(flat, xp.reshape(inside, (-1,)), _beside(fill, values, xp), xp)
+    return xp.reshape(flat, shape)
+
+
+def _filled(flat: Any, inside: Any, fill: Any, xp: Any) -> Any:
+    """Give flat rows with the fill where they are not inside."""
+    if type(flat) is np.ndarray:  # at most half the time of a copy
+        flat[~inside] = fill
+        return flat
+    in_place = getattr(xp, "filled", None)
+    if in_place is not None:
+        return in_place(flat, inside, fill)
+    return xp.where(inside[(...,) + (None,) * (flat.ndim - 1)], flat, fill)
 
 
 def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:

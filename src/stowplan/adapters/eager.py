@@ -102,6 +102,9 @@ class EagerAdapter:
             dtype = xp.asarray(value).dtype
         return xp.asarray(value.item(), dtype=dtype, device=device)
 
+    def in_place(self, device: Any) -> bool:
+        return False
+
     def index(self, index: NDArray[Any], like: Any) -> Any:
         return self.asarray(index, self.device_of(like))
 

@@ -142,6 +142,9 @@ class Adapter(Protocol):
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         """Give a 0-d host array as one beside ``like``, in a dtype (None: its own)."""
 
+    def in_place(self, device: Any) -> bool:
+        """Whether gathering fills padding in place, and rows in order go straight into results."""
+
     def index(self, index: NDArray[Any], like: Any) -> Any:
         """Put index or mask arrays beside staged values, in the dtype that indexing wants."""
 

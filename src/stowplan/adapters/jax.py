@@ -175,6 +175,9 @@ class JaxAdapter:
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         return value if dtype is None else value.astype(dtype)
 
+    def in_place(self, device: Any) -> bool:
+        return getattr(device, "platform", "cpu") == "cpu"  # in NumPy
+
     def index(self, index: NDArray[Any], like: Any) -> Any:
         if isinstance(like, np.ndarray):
             return index

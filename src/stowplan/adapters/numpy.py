@@ -28,6 +28,9 @@ class NumpyAdapter(EagerAdapter):
     def stage(self, array: Any, device: Any) -> Any:
         return np.asarray(array, order="C")  # take copies all of any other order, for each batch
 
+    def in_place(self, device: Any) -> bool:
+        return True
+
     def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
         return list(arrays)
 

@@ -37,7 +37,7 @@ from stowplan.host_memory import free_host_bytes
 __all__ = ["adapter"]
 
 LARGE_PAGES = 2**22
-"""From here on NumPy asks for large pages, whose first touch takes half the time; torch does not."""
+"""Bytes from which NumPy asks for large pages, and torch does not: touching them takes half."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",  # the allocator of the host, and that of Windows
@@ -157,6 +157,9 @@ class TorchAdapter:
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         return torch.asarray(value.item(), dtype=dtype or _dtype(value), device=like.device)
+
+    def in_place(self, device: Any) -> bool:
+        return True
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         wide = index.astype(np.int64, copy=False) if index.dtype.kind == "i" else index
@@ -385,17 +388,14 @@ class _Direct:
         torch.index_select(values, 0, index, out=total)
 
     @staticmethod
-    def filled(padded: Any, inside: Any, fill: Any) -> Any:
-        """Write the fill into a batch, in place; a transform of a user gets a copy."""
-        wide = padded.ndim - inside.ndim
-        mask = inside[(...,) + (None,) * wide]
-        if torch._C._functorch.is_functorch_wrapped_tensor(padded):
-            return torch.where(mask, padded, fill)
-        if wide and padded.device.type == "cpu":  # whole rows at once; a GPU would have to wait
-            rows = padded.view(-1, *padded.shape[inside.ndim :])
-            rows.index_fill_(0, torch.nonzero(~inside.view(-1)).view(-1), fill)
-            return padded
-        return padded.masked_fill_(~mask, fill)
+    def filled(rows: Any, inside: Any, fill: Any) -> Any:
+        """Fill rows that are not inside, in place; a transform of a user gets a copy."""
+        mask = inside[(...,) + (None,) * (rows.ndim - 1)]
+        if torch._C._functorch.is_functorch_wrapped_tensor(rows):
+            return torch.where(mask, rows, fill)
+        if rows.ndim > 1 and rows.device.type == "cpu":  # a GPU would have to wait for a count
+            return rows.index_fill_(0, torch.nonzero(~inside).view(-1), fill)
+        return rows.masked_fill_(~mask, fill)
 
 
 @functools.lru_cache(maxsize=256)
