@@ -1,6 +1,6 @@
 """What ``run`` costs over a loop by hand.
 
-``python -m bench.overhead [--check] [--rounds 31] [--repeats 3] [--on numpy torch jax]``: the loop
+``python -m bench.overhead [--check] [--rounds 15] [--repeats 5] [--on numpy torch jax]``: the loop
 gathers and scatters the same batches of about 1 ms with index arrays that are ready. Both sides run
 in turn, each framework in processes of its own, a new one for each repeat.
 """
@@ -62,7 +62,7 @@ class ByHand:
                 layout.starts[batch.items], layout.shapes[batch.items], batch.capacity
             )
             places = valid_places([inside], batch.count)
-            self.batches.append((index, inside, places, batch.count))
+            self.batches.append((index, ~inside, places, batch.count))
         items = np.concatenate([batch.items[: batch.count] for batch in plan.batches])
         self.rows = input_order(items, layout.counts)
         self.items = input_order(items, np.ones(len(items), np.int64))
@@ -87,20 +87,21 @@ class ByHand:
         if self.name == "torch":
             import torch
 
-            for index, inside, places, count in self.batches:
-                padded = (
-                    torch.where(inside[..., None], x[index], 0.0),
-                    torch.where(inside, q[index], 0.0),
-                )
-                energy, force = attract.function(*padded, width=width)
+            for index, outside, places, count in self.batches:
+                positions, charges = x[index], q[index]
+                positions.masked_fill_(outside[..., None], 0.0)
+                charges.masked_fill_(outside, 0.0)
+                energy, force = attract.function(positions, charges, width=width)
                 energies.append(energy[:count])
                 forces.append(force.reshape(-1, 3)[places])
             energy, force = torch.cat(energies), torch.cat(forces)
             return (energy, force) if self.rows is None else (energy[self.items], force[self.rows])
         x, q = np.asarray(x), np.asarray(q)
         waiting = None
-        for index, inside, places, count in self.batches:
-            padded = np.where(inside[..., None], x[index], 0.0), np.where(inside, q[index], 0.0)
+        for index, outside, places, count in self.batches:
+            padded = x[index], q[index]
+            for column in padded:
+                column[outside] = 0.0
             if self.name == "jax":
                 started = (*self.compiled(*padded, width), places, count)
             else:
@@ -183,8 +184,8 @@ class Sides:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=31, help="passes of either side, in turn")
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each framework")
+    parser.add_argument("--rounds", type=int, default=15, help="passes of either side, in turn")
+    parser.add_argument("--repeats", type=int, default=5, help="processes of each framework")
     parser.add_argument("--on", nargs="+", default=["numpy", "torch", "jax"])
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
