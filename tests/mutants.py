@@ -28,7 +28,7 @@ MUTANTS = [
     ("gather.py", "index = index + starts[", "index = index + 1 + starts["),
     ("gather.py", "return xp.where(inside_all(masks), index, elsewhere)", "return index"),
     ("gather.py", "xp.full_like(starts[:1], padding)", "xp.full_like(starts[:1], padding - 1)"),
-    ("gather.py", "if inside is not None:\n        flat", "if False:\n        flat"),
+    ("gather.py", "if inside is not None:\n        inside", "if False:\n        inside"),
     ("gather.py", "flat[~inside] = fill", "flat[inside] = fill"),
     ("gather.py", "mask[:count] for mask", "mask[: count + 1] for mask"),
     ("gather.py", "mask[:count] for mask", "mask[: max(count - 1, 0)] for mask"),

@@ -134,12 +134,14 @@ def inside_all(masks: Sequence[Any]) -> Any:
     return inside
 
 
-def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> Any:
+def gather(
+    values: Any, index: Any, inside: Any, fill: Any, xp: Any = None, *, in_place: bool = False
+) -> Any:
     """Copy flat rows (total, ...) into a padded batch (rows, *capacity, ...).
 
-    ``inside`` is None where nothing is padding; ``fill`` goes where it is False: written into the
-    batch where arrays can be written, else into a copy. Rows that lie end to end are a view. A
-    caller with many batches passes ``fill`` as a 0-d array and the namespace.
+    ``inside`` is None where nothing is padding; ``fill`` goes where it is False, ``in_place`` if
+    the framework has that. Rows that lie end to end are a view. A caller with many batches passes
+    ``fill`` as a 0-d array and the namespace.
     """
     if isinstance(index, EndToEnd):
         return index.view(values, xp or namespace_of(values))
@@ -150,18 +152,20 @@ def gather(values: Any, index: Any, inside: Any, fill: Any, xp: Any = None) -> A
         return full.broadcast_to(_beside(fill, values, full), shape)
     flat = xp.take(values, xp.reshape(index, (-1,)), axis=0)
     if inside is not None:
-        flat = _filled(flat, xp.reshape(inside, (-1,)), _beside(fill, values, xp), xp)
+        inside, fill = xp.reshape(inside, (-1,)), _beside(fill, values, xp)
+        flat = (_filled if in_place else _filled_copy)(flat, inside, fill, xp)
     return xp.reshape(flat, shape)
 
 
 def _filled(flat: Any, inside: Any, fill: Any, xp: Any) -> Any:
-    """Give flat rows with the fill where they are not inside."""
-    if type(flat) is np.ndarray:  # at most half the time of a copy
-        flat[~inside] = fill
-        return flat
-    in_place = getattr(xp, "filled", None)
-    if in_place is not None:
-        return in_place(flat, inside, fill)
+    """Fill flat rows where they are not inside: at most half the time of a copy."""
+    if type(flat) is not np.ndarray:
+        return xp.filled(flat, inside, fill)
+    flat[~inside] = fill
+    return flat
+
+
+def _filled_copy(flat: Any, inside: Any, fill: Any, xp: Any) -> Any:
     return xp.where(inside[(...,) + (None,) * (flat.ndim - 1)], flat, fill)
 
 

@@ -27,6 +27,7 @@ class EagerAdapter:
 
     name: str
     compiles = False
+    in_place = False
     one_core = False
     peak_probe = "real"
     peak_margin = 0.01
@@ -101,9 +102,6 @@ class EagerAdapter:
         if dtype is None:  # its own
             dtype = xp.asarray(value).dtype
         return xp.asarray(value.item(), dtype=dtype, device=device)
-
-    def in_place(self, device: Any) -> bool:
-        return False
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         return self.asarray(index, self.device_of(like))

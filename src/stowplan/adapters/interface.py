@@ -53,6 +53,8 @@ class Adapter(Protocol):
         Name of the framework, as ``on=`` takes it.
     compiles
         Whether each new padded shape costs a compile, so that few shapes and padded rows pay.
+    in_place
+        Whether gathering fills padding in place; else in a copy.
     one_core
         Whether a call computes on one core and lets others compute beside it.
     peak_probe
@@ -72,6 +74,7 @@ class Adapter(Protocol):
 
     name: str
     compiles: bool
+    in_place: bool
     one_core: bool
     peak_probe: str
     peak_margin: float
@@ -141,9 +144,6 @@ class Adapter(Protocol):
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         """Give a 0-d host array as one beside ``like``, in a dtype (None: its own)."""
-
-    def in_place(self, device: Any) -> bool:
-        """Whether gathering fills padding in place, and rows in order go straight into results."""
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         """Put index or mask arrays beside staged values, in the dtype that indexing wants."""

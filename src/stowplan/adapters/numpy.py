@@ -18,6 +18,7 @@ class NumpyAdapter(EagerAdapter):
 
     name = "numpy"
     one_core = True
+    in_place = True
 
     def devices(self) -> list[Any]:
         return ["cpu"]
@@ -27,9 +28,6 @@ class NumpyAdapter(EagerAdapter):
 
     def stage(self, array: Any, device: Any) -> Any:
         return np.asarray(array, order="C")  # take copies all of any other order, for each batch
-
-    def in_place(self, device: Any) -> bool:
-        return True
 
     def put(self, arrays: Sequence[NDArray[Any]], device: Any) -> list[Any]:
         return list(arrays)

@@ -54,6 +54,7 @@ class TorchAdapter:
 
     name = "torch"
     compiles = False
+    in_place = True
     one_core = False
     peak_probe = "fake"
     peak_margin = 0.01
@@ -157,9 +158,6 @@ class TorchAdapter:
 
     def number(self, value: NDArray[Any], like: Any, dtype: Any) -> Any:
         return torch.asarray(value.item(), dtype=dtype or _dtype(value), device=like.device)
-
-    def in_place(self, device: Any) -> bool:
-        return True
 
     def index(self, index: NDArray[Any], like: Any) -> Any:
         wide = index.astype(np.int64, copy=False) if index.dtype.kind == "i" else index

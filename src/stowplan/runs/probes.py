@@ -289,7 +289,7 @@ class Probe:
 
     def _gathered_bytes(self) -> int:
         """Bytes of a row while its last arguments are gathered: taken, then filled."""
-        in_place = self.target.adapter.in_place(self.target.device)
+        in_place = self.target.adapter.in_place
         taken, most = 0, 0
         for array, core in zip(self.arguments, self.kernel.signature.inputs, strict=True):
             ragged = len(self.kernel.ragged_dims(core))
