@@ -138,6 +138,7 @@ class Side:
             "shapes": len(plan.shapes),
             "occupancy": plan.occupancy(),
             "plan_seconds": seconds,
+            "rows": repr(plan.slots),
             "predicted_seconds": plan.predicted_seconds,
         }
 
@@ -178,9 +179,11 @@ def measure(on: str, workload: str, rounds: int) -> dict[str, Any]:
         sides[str(slots)] = worker("choose", str(slots), slots, 1)[0]
     cold, compiles = cold_passes(worker, list(sides), COLD_ROUNDS[on])
     warm = warm_passes(worker, list(sides), rounds)
+    cold, warm = pooled(cold, sides), pooled(warm, sides)
     for label, one in sides.items():
         one["compiles"] = compiles[label]
         one["cold"], one["warm"] = summary(cold[label]), summary(warm[label])
+        del one["rows"]
     peak = worker.peak_mb
     worker.stop()
     return {"costs": costs, "sides": sides, "ratios": ratios(sides), "peak_mib": peak}
@@ -217,6 +220,14 @@ def warm_passes(worker: Worker, labels: list[str], rounds: int) -> dict[str, lis
             if number < 2 or times[label][0][1] < ONCE:
                 times[label].append(worker("run", label)[1])
     return times
+
+
+def pooled(times: dict[str, list[Times]], sides: dict[str, Any]) -> dict[str, list[Times]]:
+    """Put the times of plans that are the same together: they differ by chance alone."""
+    found: dict[str, list[Times]] = {}
+    for label, one in sides.items():
+        found.setdefault(one["rows"], []).extend(times[label])
+    return {label: found[one["rows"]] for label, one in sides.items()}
 
 
 def summary(times: list[Times]) -> dict[str, float]:
