@@ -1,32 +1,33 @@
-"""What ``run`` costs over a loop by hand: ``python -m bench.overhead [numpy|torch|jax ...]``.
+"""What ``run`` costs over a loop by hand.
 
-The loop gathers and scatters the same batches with index arrays that are ready. Both sides run in
-turn; medians and their ratio are printed, for batches of about 1 ms.
+``python -m bench.overhead [--check] [--rounds 15] [--repeats 5] [--on numpy torch jax]``: the loop
+gathers and scatters the same batches of about 1 ms with index arrays that are ready. Both sides run
+in turn, each framework in processes of its own, a new one for each repeat.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+import numpy as np
+from array_api_compat import array_namespace
 
-import numpy as np  # noqa: E402  # threads are set before it loads
-from array_api_compat import array_namespace  # noqa: E402
-
-import stowplan as sp  # noqa: E402
-from stowplan.gather import input_order, locate, valid_places  # noqa: E402
+import stowplan as sp
+from bench.record import at_most, save, show
+from bench.workers import ONE_THREAD, Worker, spread
+from stowplan.gather import input_order, locate, valid_places
 
 ATOMS = 48
 BATCHES = 40
-ROUNDS = 31
 BATCH_SECONDS = 1e-3
+WITHIN = 1.05
 
 
 @sp.kernel("(atoms,3),(atoms)->(),(atoms,3)", ragged="atoms", fill={"charges": 0.0})
@@ -61,7 +62,7 @@ class ByHand:
                 layout.starts[batch.items], layout.shapes[batch.items], batch.capacity
             )
             places = valid_places([inside], batch.count)
-            self.batches.append((index, inside, places, batch.count))
+            self.batches.append((index, ~inside, places, batch.count))
         items = np.concatenate([batch.items[: batch.count] for batch in plan.batches])
         self.rows = input_order(items, layout.counts)
         self.items = input_order(items, np.ones(len(items), np.int64))
@@ -86,20 +87,21 @@ class ByHand:
         if self.name == "torch":
             import torch
 
-            for index, inside, places, count in self.batches:
-                padded = (
-                    torch.where(inside[..., None], x[index], 0.0),
-                    torch.where(inside, q[index], 0.0),
-                )
-                energy, force = attract.function(*padded, width=width)
+            for index, outside, places, count in self.batches:
+                positions, charges = x[index], q[index]
+                positions.masked_fill_(outside[..., None], 0.0)
+                charges.masked_fill_(outside, 0.0)
+                energy, force = attract.function(positions, charges, width=width)
                 energies.append(energy[:count])
                 forces.append(force.reshape(-1, 3)[places])
             energy, force = torch.cat(energies), torch.cat(forces)
             return (energy, force) if self.rows is None else (energy[self.items], force[self.rows])
         x, q = np.asarray(x), np.asarray(q)
         waiting = None
-        for index, inside, places, count in self.batches:
-            padded = np.where(inside[..., None], x[index], 0.0), np.where(inside, q[index], 0.0)
+        for index, outside, places, count in self.batches:
+            padded = x[index], q[index]
+            for column in padded:
+                column[outside] = 0.0
             if self.name == "jax":
                 started = (*self.compiled(*padded, width), places, count)
             else:
@@ -138,37 +140,81 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def compare(name: str) -> None:
-    move = mover(name)
-    rows = 8
-    for _ in range(3):  # rows that make a batch last about 1 ms
+class Sides:
+    """Both loops of one framework, in one process, interleaved."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.compiles: Counter[str] = Counter()
+
+    def compare(self, rounds: int) -> dict[str, Any]:
+        """Seconds of a batch by hand and by `run`, and their ratio."""
+        move = mover(self.name)
+        rows = 8
+        for _ in range(3):  # rows that make a batch last about 1 ms
+            data = make_data(rows * BATCHES, move)
+            plan = sp.plan(attract, data, slots=[{"atoms": ATOMS}], rows=rows)
+            by_hand = ByHand(self.name, data, plan)
+            by_hand(data, 2.0)
+            per_batch = min(seconds(partial(by_hand, data, 2.0)) for _ in range(3)) / BATCHES
+            rows = max(round(rows * BATCH_SECONDS / per_batch), 1)
         data = make_data(rows * BATCHES, move)
         plan = sp.plan(attract, data, slots=[{"atoms": ATOMS}], rows=rows)
-        by_hand = ByHand(name, data, plan)
-        by_hand(data, 2.0)
-        per_batch = min(seconds(partial(by_hand, data, 2.0)) for _ in range(3)) / BATCHES
-        rows = max(round(rows * BATCH_SECONDS / per_batch), 1)
-    data = make_data(rows * BATCHES, move)
-    plan = sp.plan(attract, data, slots=[{"atoms": ATOMS}], rows=rows)
-    by_hand = ByHand(name, data, plan)
-    width = move(np.asarray(2.0))  # an array on both sides: torch divides by a number 8 % faster
-    energy, forces = sp.run(attract, data, plan, width=width)
-    expected = by_hand(data, width)
-    np.testing.assert_allclose(energy, expected[0], rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(forces.values, expected[1], rtol=1e-10, atol=1e-10)
-    ours, theirs = [], []
-    for _ in range(ROUNDS):
-        theirs.append(seconds(lambda: by_hand(data, width)))
-        ours.append(seconds(lambda: sp.run(attract, data, plan, width=width)))
-    mine, hand = statistics.median(ours), statistics.median(theirs)
-    extra = statistics.median(a - b for a, b in zip(ours, theirs, strict=True)) / BATCHES
-    print(
-        f"{name:6} {BATCHES} batches of {rows} rows: by hand {hand / BATCHES * 1e3:.3f} ms a "
-        "batch, "
-        f"run {mine / BATCHES * 1e3:.3f} ms, ratio {mine / hand:.3f}, {extra * 1e6:+.0f} us a batch"
-    )
+        by_hand = ByHand(self.name, data, plan)
+        width = move(
+            np.asarray(2.0)
+        )  # an array on both sides: torch divides by a number 8 % faster
+        energy, forces = sp.run(attract, data, plan, width=width)
+        expected = by_hand(data, width)
+        np.testing.assert_allclose(energy, expected[0], rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(forces.values, expected[1], rtol=1e-10, atol=1e-10)
+        ours, theirs = [], []
+        for _ in range(rounds):
+            theirs.append(seconds(lambda: by_hand(data, width)))
+            ours.append(seconds(lambda: sp.run(attract, data, plan, width=width)))
+        extra = statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
+        return {
+            "rows": rows,
+            "by hand": spread([each / BATCHES for each in theirs]),
+            "run": spread([each / BATCHES for each in ours]),
+            "ratio": statistics.median(ours) / statistics.median(theirs),
+            "extra_us": 1e6 * extra / BATCHES,
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="passes of either side, in turn")
+    parser.add_argument("--repeats", type=int, default=5, help="processes of each framework")
+    parser.add_argument("--on", nargs="+", default=["numpy", "torch", "jax"])
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
+    options = parser.parse_args()
+    os.environ.update(ONE_THREAD)  # for the workers, which start after this
+    figures: dict[str, Any] = {}
+    targets = []
+    for name in options.on:
+        runs = []
+        for _ in range(options.repeats):
+            worker = Worker(name, partial(Sides, name))
+            one = worker("compare", options.rounds)[0]
+            worker.stop()
+            runs.append(one)
+            print(
+                f"{name:6} {BATCHES} batches of {one['rows']} rows: by hand "
+                f"{1e3 * one['by hand']['median']:.3f} ms a batch, run "
+                f"{1e3 * one['run']['median']:.3f} ms, ratio {one['ratio']:.3f}, "
+                f"{one['extra_us']:+.0f} us a batch",
+                flush=True,
+            )
+        ratio = statistics.median(one["ratio"] for one in runs)
+        figures[name] = {"runs": runs, "ratio": ratio}
+        targets.append(at_most(f"{name}: run over a loop by hand, batches of 1 ms", ratio, WITHIN))
+    show(targets)
+    if len(options.on) == 3:  # a part is no record
+        figures = {"batches": BATCHES, "frameworks": figures}
+        save("overhead", figures, targets, ["torch", "jax"])
+    return int(options.check and not all(each["met"] for each in targets))
 
 
 if __name__ == "__main__":
-    for framework in sys.argv[1:] or ["numpy", "torch", "jax"]:
-        compare(framework)
+    raise SystemExit(main())

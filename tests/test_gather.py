@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stowplan.adapters import get_adapter
 from stowplan.errors import DataError
 from stowplan.gather import gather, input_order, locate, select, take_grid, valid_places
 from stowplan.planners.grids import crop, pad, unpad
@@ -84,6 +85,27 @@ def product(masks):
     for row, *place in np.ndindex(*inside.shape):
         inside[(row, *place)] = all(m[row, at] for m, at in zip(masks, place, strict=True))
     return inside
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_what_is_filled_in_place_is_what_is_filled_in_a_copy(framework, xp):
+    adapter = get_adapter(framework)
+    assert adapter.in_place
+
+    def law(case):
+        shapes, items, _, capacity, tail = case
+        arrays = numbered(shapes, tail)
+        ragged = Ragged.from_list(arrays, len(capacity))
+        index, masks = locate(ragged.starts[items], ragged.shapes[items], capacity)
+        values = xp.asarray(ragged.values.copy())
+        inside = xp.asarray(product(masks))
+        namespace = adapter.namespace(values)
+        found = gather(values, xp.asarray(index), inside, FILL, namespace, in_place=True)
+        expected = padded([arrays[item] for item in items], capacity, tail)
+        np.testing.assert_array_equal(np.asarray(found), expected)
+        np.testing.assert_array_equal(np.asarray(values), ragged.values)
+
+    hold(framework, law, batches())
 
 
 def test_a_gathered_batch_is_every_item_padded(framework, xp):

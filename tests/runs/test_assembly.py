@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
 
 import stowplan as sp
+from stowplan.runs.columns import bind
+from stowplan.runs.jobs import Job
+from stowplan.runs.places import find_places
 
 
 @sp.kernel("(n)->(n),()", ragged="n")
@@ -63,3 +69,53 @@ def test_shared_items_are_in_place_though_memory_runs_out_between(slots, framewo
     for item, result, total in zip(host(data["x"]), found, totals, strict=True):
         np.testing.assert_array_equal(result, 2 * item)
         np.testing.assert_allclose(total, item.sum(), atol=1e-13)
+
+
+@pytest.mark.parametrize(("order", "copies"), [("kept", 0), ("turned round", 1)])
+def test_padded_rows_in_order_are_no_copies_on_their_way(order, copies):
+    @sp.kernel("(n)->(n)", ragged="n")
+    def twice(x):
+        return 2 * x
+
+    sizes = np.full(400, 1000)
+    sizes[1::2] -= 7
+    data = {"x": sp.Ragged(np.arange(float(sizes.sum())), sizes)}
+    columns = bind("test", twice, data)
+    source, target = find_places("test", columns.arrays, None, None)
+    slots = [{"n": 1000}] if order == "kept" else [{"n": 993}, {"n": 1001}]
+    plan = sp.plan(twice, data, slots=slots, rows=400)
+    job = Job("test", twice, columns, plan, source, target)
+    last = len(plan.batches) - 1
+    for number in range(last + 1):  # room for results, and index arrays, are there
+        job.scatter(number, 2 * job.gather(number)[0][0])
+    output = 2 * job.gather(last)[0][0]
+    gc.collect()
+    tracemalloc.start()
+    job.scatter(last, output)
+    _, measured = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    rows = 8 * int(sizes[plan.batches[last].items[: plan.batches[last].count]].sum())
+    assert copies * rows <= measured < copies * rows + 10_000
+    (found,) = job.results()
+    np.testing.assert_array_equal(found.values, 2 * data["x"].values)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "complex64", "int64", "bool"])
+def test_large_results_of_torch_keep_their_dtype(dtype):
+    torch = pytest.importorskip("torch")
+
+    @sp.kernel("(n,3)->(n,3)", ragged="n")
+    def same(x):
+        return x.clone()
+
+    sizes = np.full(600, 2000)
+    sizes[::2] -= 9
+    kind = getattr(torch, dtype)
+    values = torch.arange(int(sizes.sum()) * 3).remainder(7).reshape(-1, 3).to(kind)
+    assert values.numel() * values.element_size() > 2**21
+    found = sp.run(same, {"x": sp.Ragged(values, sizes)}, rows=100).values
+    assert found.dtype is kind
+    assert torch.equal(found, values)
+    assert not found.is_inference()
+    with torch.inference_mode():
+        assert torch.equal(sp.run(same, {"x": sp.Ragged(values, sizes)}, rows=100).values, values)

@@ -300,8 +300,33 @@ def test_what_gathering_takes_is_the_least():
         return x[..., 0] * 1
 
     (model,) = calibrate(first, {"x": [[1.0] * 100] * 3})
-    assert model.bytes_per_row == 2 * 800
-    assert model.peak(10) >= 16_000
+    assert model.bytes_per_row == 800 + 100  # x, and which of its places are padding
+    assert model.peak(10) >= 9_000
+
+
+def test_what_gathering_a_wide_column_takes_holds_for_one_that_is_half_padding():
+    """The column once, and where its padding is: as NumPy takes it, and no more than counted."""
+
+    @sp.kernel("(n,5)->()", ragged="n")
+    def first(x):
+        return x[..., 0, 0] * 1
+
+    count, size = 200, 100
+    sizes = np.array([size, 1] * (count // 2))
+    data = {"x": sp.Ragged(np.ones((int(sizes.sum()), 5)), sizes)}
+    (model,) = calibrate(first, data)
+    assert model.bytes_per_row == size * (5 * 8 + 9)
+    columns = bind("test", first, data)
+    source, target = find_places("test", columns.arrays, None, None)
+    plan = sp.plan(first, data, slots=1, rows=count)
+    job = Job("test", first, columns, plan, source, target)
+    job.gather(0)
+    gc.collect()
+    tracemalloc.start()
+    job.gather(0)
+    _, measured = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.85 * model.peak(count) < measured <= model.peak(count)
 
 
 def test_a_probe_is_made_once(monkeypatch, framework, put):

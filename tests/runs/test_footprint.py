@@ -27,15 +27,16 @@ def masked(x, *, mask):
     return (x * mask["n"]).sum(-1)
 
 
-def footprint(kernel, sizes, *, wanted=None, widths=None, moved=False, **options):
+def footprint(kernel, sizes, *, wanted=None, widths=None, moved=False, in_place=False, **options):
     count = len(sizes)
     data = {"x": sp.Ragged(np.zeros(sum(sizes)), sizes), "weight": np.zeros(count)}
     data = {name: data[name] for name in kernel.arguments}
     plan = sp.plan(kernel, data, **options)
     columns = bind("test", kernel, data)
     return measure_footprint(
-        kernel, columns, plan, moved=moved, wanted=wanted, traced={}, widths=widths
-    )
+        kernel, columns, plan, moved=moved, wanted=wanted, traced={}, widths=widths,
+        in_place=in_place,
+    )  # fmt: skip
 
 
 def test_results_are_counted_once_and_indices_per_padded_place():
@@ -99,6 +100,25 @@ def test_pages_of_results_and_places_are_taken_as_rows_are_put_away():
 def test_rows_that_nothing_pads_are_put_away_without_a_copy():
     found = footprint(masked_line, [4] * 8, slots=1, rows=4)
     assert found.idle_bytes(copied=False) == (9 + 1) * 32 + 8 * 16 + 8 * 32
+
+
+def test_rows_in_order_are_put_away_without_a_copy_in_place():
+    found = footprint(masked_line, [4, 3] * 4, slots=1, rows=4, in_place=True)
+    copied = footprint(masked_line, [4, 3] * 4, slots=1, rows=4)
+    assert found.idle_bytes(copied=False) == copied.idle_bytes(copied=False) - 8 * 14
+    assert found.held_beside() == copied.held_beside()
+    apart = [4, 3, 3, 4] * 2
+    slots = [{"n": 3}, {"n": 5}]  # neither in order, the second one padded
+    found, copied = (
+        footprint(masked_line, apart, slots=slots, rows=4, in_place=in_place)
+        for in_place in (True, False)
+    )
+    assert found.idle_bytes(copied=False) == copied.idle_bytes(copied=False)
+
+
+def test_gathering_in_place_takes_a_mask_of_the_padding():
+    found = footprint(mixed, [4] * 10, slots=1, rows=5, in_place=True)
+    assert found.row_gathered == (8 * 4 + 8,)  # a mask of x while it is filled, then the weight
 
 
 def test_gathering_takes_the_last_column_twice():

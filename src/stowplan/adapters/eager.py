@@ -27,6 +27,7 @@ class EagerAdapter:
 
     name: str
     compiles = False
+    in_place = False
     one_core = False
     peak_probe = "real"
     peak_margin = 0.01

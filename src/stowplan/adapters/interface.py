@@ -54,6 +54,8 @@ class Adapter(Protocol):
         Name of the framework, as ``on=`` takes it.
     compiles
         Whether each new padded shape costs a compile, so that few shapes and padded rows pay.
+    in_place
+        Whether gathering fills padding in place; else in a copy.
     one_core
         Whether a call computes on one core and lets others compute beside it.
     peak_probe
@@ -73,6 +75,7 @@ class Adapter(Protocol):
 
     name: str
     compiles: bool
+    in_place: bool
     one_core: bool
     peak_probe: str
     peak_margin: float

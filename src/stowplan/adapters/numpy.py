@@ -18,6 +18,7 @@ class NumpyAdapter(EagerAdapter):
 
     name = "numpy"
     one_core = True
+    in_place = True
 
     def devices(self) -> list[Any]:
         return ["cpu"]

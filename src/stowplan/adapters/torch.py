@@ -37,6 +37,8 @@ from stowplan.host_memory import free_host_bytes
 
 __all__ = ["adapter"]
 
+LARGE_PAGES = 2**22
+"""Bytes from which NumPy asks for large pages, and torch does not: touching them takes half."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",  # the allocator of the host, and that of Windows
@@ -53,6 +55,7 @@ class TorchAdapter:
 
     name = "torch"
     compiles = False
+    in_place = True
     one_core = False
     peak_probe = "fake"
     peak_margin = 0.01
@@ -263,7 +266,11 @@ class TorchAdapter:
     def room(self, count: int, like: Any) -> Any:
         if like.requires_grad or self.is_traced(like):
             return None
-        return like.new_empty((count, *like.shape[1:]))
+        shape = (count, *like.shape[1:])
+        size = count * like[:1].numel() * like.element_size()
+        if like.device.type != "cpu" or size < LARGE_PAGES:
+            return like.new_empty(shape)
+        return torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype).view(shape)
 
     def deliver(self, array: Any, device: Any) -> Any:
         return array
@@ -422,6 +429,20 @@ class _Direct:
     @staticmethod
     def take(values: Any, index: Any, axis: int) -> Any:
         return torch.index_select(values, axis, index)
+
+    @staticmethod
+    def take_into(total: Any, values: Any, index: Any) -> None:
+        torch.index_select(values, 0, index, out=total)
+
+    @staticmethod
+    def filled(rows: Any, inside: Any, fill: Any) -> Any:
+        """Fill rows that are not inside, in place; a transform of a user gets a copy."""
+        mask = inside[(...,) + (None,) * (rows.ndim - 1)]
+        if torch._C._functorch.is_functorch_wrapped_tensor(rows):
+            return torch.where(mask, rows, fill)
+        if rows.ndim > 1 and rows.device.type == "cpu":  # a GPU would have to wait for a count
+            return rows.index_fill_(0, torch.nonzero(~inside).view(-1), fill)
+        return rows.masked_fill_(~mask, fill)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from stowplan.adapters import Adapter
-from stowplan.gather import select
+from stowplan.gather import flat_rows, select, select_into
 from stowplan.runs.indices import Indices
 
 __all__ = ["Assembly"]
@@ -28,23 +30,46 @@ class Assembly:
         self._type: type | None = None
         self._xp: Any = None  # namespace of that type
 
+    def ready(self, indices: Indices, number: int, part: Any) -> Callable[[], None]:
+        """Give a call that puts the real rows of a padded output where they belong.
+
+        What may find no memory is done before it, so that all outputs are put away or none. Rows
+        that stay in order are taken straight into the results, others by a copy.
+        """
+        places, xp = indices.places(number, self.dims, part), self._namespace(part)
+        where = indices.destination(number, self.dims, part)
+        straight = type(part) is np.ndarray or hasattr(xp, "take_into")
+        if straight and places is not None and isinstance(where, slice):
+            flat = flat_rows(part, len(self.dims), xp)
+            self._make_room(indices, flat)
+            if self.total is not None and flat.dtype == self.total.dtype:
+                return lambda: select_into(self.total[where], flat, places, xp)
+        rows = self.real_rows(indices, number, part)
+        return lambda: self.keep(indices, number, rows)
+
     def real_rows(self, indices: Indices, number: int, part: Any) -> Any:
         """Give the rows of a padded output that are of an item, flat."""
         places = indices.places(number, self.dims, part)
-        if type(part) is not self._type:
-            self._type, self._xp = type(part), self.adapter.namespace(part)
-        return select(part, places, len(self.dims), self._xp)
+        return select(part, places, len(self.dims), self._namespace(part))
 
     def keep(self, indices: Indices, number: int, rows: Any) -> None:
         """Put the real rows of a batch away."""
-        if self.total is None and not self.parts:
-            self.total = self.adapter.room(indices.sizes.total(self.dims), rows)
+        self._make_room(indices, rows)
         if self.total is None:
             self.parts.append(rows)
         else:
             if rows.dtype != self.total.dtype:  # NumPy's eigenvalues are complex where they must
                 self._widen(rows.dtype)
             self.total[indices.destination(number, self.dims, rows)] = rows
+
+    def _make_room(self, indices: Indices, rows: Any) -> None:
+        if self.total is None and not self.parts:
+            self.total = self.adapter.room(indices.sizes.total(self.dims), rows)
+
+    def _namespace(self, part: Any) -> Any:
+        if type(part) is not self._type:
+            self._type, self._xp = type(part), self.adapter.namespace(part)
+        return self._xp
 
     def _widen(self, dtype: Any) -> None:
         """Let the total hold numbers of another dtype, as joined parts would."""

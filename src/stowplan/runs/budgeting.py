@@ -485,6 +485,7 @@ class _Fit:
             traced=self.request.traced,
             widths=self.widths,
             views=self._takes_views(),
+            in_place=self.target.adapter.in_place,
         )
 
     def _takes_copies(self) -> bool:

@@ -19,7 +19,14 @@ from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Sizes
 from stowplan.runs.shared import leaves, paired_leaves
 
-__all__ = ["Footprint", "array_bytes", "dtype_bytes", "measure_footprint", "widest_input"]
+__all__ = [
+    "Footprint",
+    "array_bytes",
+    "dtype_bytes",
+    "filling_bytes",
+    "measure_footprint",
+    "widest_input",
+]
 
 INDEX_BYTES = 8
 MASK_BYTES = 1
@@ -39,7 +46,7 @@ class PutAway:
     row_bytes
         Of the real rows, in the results.
     taken_bytes
-        Of the copy of them that is made first where there is padding.
+        Of the copy of them that is made first where there is padding and none are in order.
     """
 
     slot: int
@@ -69,7 +76,7 @@ class Footprint:
     row_inputs, row_outputs, row_masks
         Of one row in each slot: columns, outputs, and which places of the latter are real.
     row_gathered
-        Of one row in each slot while its last columns are gathered: taken, then filled in a copy.
+        Of one row in each slot while its last columns are gathered: taken, then filled.
     viewed
         Slots all of whose batches are views of the data.
     """
@@ -148,11 +155,13 @@ def measure_footprint(
     traced: Mapping[str, Any],
     widths: Sequence[int] | None = None,
     views: bool = False,
+    in_place: bool = False,
 ) -> Footprint:
     """Add up what a run of a plan takes.
 
     ``widths`` are the bytes of a number in each output; without them that of the widest input.
-    ``views`` says that batches without padding are no copies, which need no indices.
+    ``views`` says that batches without padding are no copies, which need no indices; ``in_place``
+    that padding is filled in place, and rows in order are no copies on their way to the results.
     """
     sizes = Sizes(plan, kernel, columns.fixed)
     own = [dtype_bytes(array.dtype) for array in columns.arrays]
@@ -202,17 +211,20 @@ def measure_footprint(
             most = max(padded(dims, capacity) for dims in copied)
             locating = max(locating, INDEX_BYTES * rows * most)
     put_away = tuple(
-        _put_away(batch, sizes, list(zip(outputs, output_bytes, strict=True)))
+        _put_away(batch, sizes, list(zip(outputs, output_bytes, strict=True)), in_place)
         for batch in plan.batches
     )
     index += sum(batch.index_bytes for batch in put_away)
     results = sum(
         size * sizes.total(dims) for size, dims in zip(output_bytes, outputs, strict=True)
     )
-    taken_and_filled = [
-        of_rows(inputs[: place + 1], [*input_bytes[:place], 2 * size])
-        for place, size in enumerate(input_bytes)
-    ]
+    taken_and_filled = []
+    for place, (size, dims) in enumerate(zip(input_bytes, inputs, strict=True)):
+        several = columns.arrays[place].ndim > 1
+        filling = filling_bytes(size, ragged=bool(dims), several=several, in_place=in_place)
+        taken_and_filled.append(
+            of_rows(inputs[: place + 1], [*input_bytes[:place], size + filling])
+        )
     return Footprint(
         index_bytes=index,
         locating_bytes=locating,
@@ -244,7 +256,9 @@ def _end_to_end(
     return found
 
 
-def _put_away(batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]]) -> PutAway:
+def _put_away(
+    batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]], in_place: bool
+) -> PutAway:
     """Count what the rows of a batch take as they are put away."""
     items, places = batch.items[: batch.count], len(batch.items)
     in_order = bool((np.diff(items) == 1).all())  # then a slice says where they go
@@ -254,8 +268,20 @@ def _put_away(batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]]) -
         padding = places * math.prod(sizes.capacity(batch, dims)) - real
         index[dims] = INDEX_BYTES * real * ((padding > 0) + (not in_order))
         row_bytes += size * real
-        taken += size * real if padding else 0
+        taken += size * real if padding and not (in_place and in_order) else 0
     return PutAway(batch.slot, places, batch.count, sum(index.values()), row_bytes, taken)
+
+
+def filling_bytes(size: int, *, ragged: bool, several: bool, in_place: bool) -> int:
+    """Bytes that filling a column takes for each place of ``size`` bytes, at most.
+
+    A copy; in place the mask of what is padding and, if a place has several numbers, its indices.
+    """
+    if not in_place:
+        return size
+    if not ragged:
+        return 0
+    return min(size, MASK_BYTES + INDEX_BYTES) if several else MASK_BYTES
 
 
 def widest_input(columns: Columns, traced: Mapping[str, Any]) -> int:

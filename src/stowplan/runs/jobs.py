@@ -205,7 +205,7 @@ class Job:
         """
         places, hidden, keywords = self._locate(number)
         arguments = [
-            gather(one.values, index, inside, one.fill, one.xp)
+            self._padded(one, index, inside)
             for one, (index, inside) in zip(self.inputs, places, strict=True)
         ]
         if not hidden:
@@ -213,7 +213,7 @@ class Job:
         segments = {}
         for dim, one in self.segments.items():
             index, inside = hidden[dim]
-            segments[dim] = gather(one.values, index, inside, one.fill, one.xp)
+            segments[dim] = self._padded(one, index, inside)
         return arguments, {**keywords, "segments": segments}
 
     def gather_rows(self, batch: Batch) -> tuple[list[Any], dict[str, Any]]:
@@ -222,7 +222,7 @@ class Job:
 
         def padded(one: _Input) -> Any:
             index, inside = indices.gather(0, one.dims, one.layout, one.values)
-            return gather(one.values, index, inside, one.fill, one.xp)
+            return self._padded(one, index, inside)
 
         keywords: dict[str, Any] = {}
         if self.kernel.takes_mask:
@@ -230,6 +230,10 @@ class Job:
         if self.segments:
             keywords["segments"] = {dim: padded(one) for dim, one in self.segments.items()}
         return [padded(one) for one in self.inputs], keywords
+
+    def _padded(self, one: _Input, index: Any, inside: Any) -> Any:
+        in_place = self.target.adapter.in_place
+        return gather(one.values, index, inside, one.fill, one.xp, in_place=in_place)
 
     def indices_of(self, batch: Batch) -> Indices:
         """Give the index arrays of one batch, which may be none of the plan's."""
@@ -271,12 +275,12 @@ class Job:
         """Keep the real rows of the outputs of a batch."""
         parts = self.checked(number, outputs)
         collect = self.target.adapter.collect
-        rows = [
-            assembly.real_rows(self.indices, number, collect(part, self.first))
+        ready = [
+            assembly.ready(self.indices, number, collect(part, self.first))
             for assembly, part in zip(self.assemblies, parts, strict=True)
         ]
-        for assembly, real in zip(self.assemblies, rows, strict=True):
-            assembly.keep(self.indices, number, real)
+        for put_away in ready:
+            put_away()
         self.done = number + 1  # of all outputs, or of none
 
     def results(self) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,7 +19,7 @@ from stowplan.peaks import PeakModel, fit_peak
 from stowplan.planners.batches import Batch, Plan, empty_batch
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
-from stowplan.runs.footprint import array_bytes
+from stowplan.runs.footprint import array_bytes, filling_bytes
 from stowplan.runs.jobs import Job
 from stowplan.runs.places import Place
 from stowplan.runs.rounds import RoundKernel
@@ -287,9 +288,19 @@ class Probe:
         return max(map(array_bytes, self.arguments))
 
     def _gathered_bytes(self) -> int:
-        """Bytes of a row while its last arguments are gathered: taken, then filled into a copy."""
-        sizes = [array_bytes(array) for array in self.arguments]
-        return max(sum(sizes[:place]) + 2 * size for place, size in enumerate(sizes))
+        """Bytes of a row while its last arguments are gathered: taken, then filled."""
+        in_place = self.target.adapter.in_place
+        taken, most = 0, 0
+        for array, core in zip(self.arguments, self.kernel.signature.inputs, strict=True):
+            ragged = len(self.kernel.ragged_dims(core))
+            places = max(math.prod(array.shape[: 1 + ragged]), 1)
+            each = filling_bytes(
+                array_bytes(array) // places, ragged=ragged > 0,
+                several=len(array.shape) > 1 + ragged, in_place=in_place,
+            )  # fmt: skip
+            taken += array_bytes(array)
+            most = max(most, taken + each * places)
+        return most
 
 
 def _one_row_each(plan: Plan) -> Plan:
