@@ -7,6 +7,7 @@ beside it.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.pages import library, machines, recipes
 from bench.pages.page import Page, Report, markdown, read_report
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+TREE = re.compile(r"```\{toctree\}.*?```", re.DOTALL)
 PAGES: dict[str, Callable[[Report], Page]] = {
     "predecessors": machines.predecessors,
     "ewald": recipes.ewald,
@@ -56,12 +58,24 @@ def write_pages(folder: Path) -> list[Path]:
     return written
 
 
+def list_pages(index: Path, written: list[Path]) -> None:
+    """Name the pages in the table of contents of the page above them."""
+    text = index.read_text(encoding="utf-8")
+    names = "\n".join(f"{page.parent.name}/{page.stem}" for page in written)
+    tree = f"```{{toctree}}\n:maxdepth: 1\n\n{names}\n```"
+    index.write_text(TREE.sub(lambda _: tree, text), encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
-    for path in write_pages(options.folder):
+    written = write_pages(options.folder)
+    for path in written:
         print(path)
+    index = options.folder.with_suffix(".md")
+    if index.exists():
+        list_pages(index, written)
     return 0
 
 
