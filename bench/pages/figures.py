@@ -32,7 +32,12 @@ def ranges(groups: Mapping[str, Mapping[str, Spread | None]], unit: str) -> str:
     height = 0.9 + 0.27 * len(sides)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(groups), figsize=(8.2, height), sharey=True, squeeze=False, layout="constrained"
+            1,
+            len(groups),
+            figsize=(max(8.2, 2.4 + 2.2 * len(groups)), height),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         for axis, (name, group) in zip(axes[0], groups.items(), strict=True):
             known = {side: group[side] for side in sides if group.get(side)}
@@ -48,14 +53,15 @@ def ranges(groups: Mapping[str, Mapping[str, Spread | None]], unit: str) -> str:
                 axis.hlines(place, spread["min"], spread["max"], color=color, lw=3, alpha=0.5)
                 axis.plot(middle, place, "o", ms=6, color=color)
                 axis.annotate(
-                    f"{middle:.3g}", (max(middle, spread["max"]), place), xytext=(7, 0),
+                    f"{middle:.0f}" if middle >= 1000 else f"{middle:.3g}",
+                    (max(middle, spread["max"]), place), xytext=(7, 0),
                     textcoords="offset points", va="center", fontsize=8,
                 )  # fmt: skip
             axis.set_xscale("log")
             axis.set_xlim(smallest / 2, largest * 4)
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_xlabel(f"{name} ({unit})")
+            axis.set_xlabel(f"{name}\n({unit})")
         axes[0][0].set_yticks(range(len(sides)), sides)
         axes[0][0].invert_yaxis()
         return _svg(figure)

@@ -95,8 +95,8 @@ def chunked_gradients(report: Report) -> Page:
         ]  # fmt: skip
         head = ("side", "warm, wall ms", "CPU ms", "cold, s", "peak MiB", "compiles", "error")
         parts.append(f"Items of {name} sizes:\n\n{table(head, rows)}")
-        groups[f"{name}, warm ms"] = {side: _ms(one["cpu"]) for side, one in timed.items()}
-        groups[f"{name}, peak MiB"] = {
+        groups[f"{name} sizes, warm ms"] = {side: _ms(one["cpu"]) for side, one in timed.items()}
+        groups[f"{name} sizes, peak MiB"] = {
             side: single(max(one["rise_bytes"], 2**16) / 2**20) for side, one in timed.items()
         }
     load = report["workload"]
