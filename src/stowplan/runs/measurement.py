@@ -50,8 +50,8 @@ def measure_costs(
     Batches of the plan for these data are run one at a time: gathered, or read from disk, computed
     and put away. The line through the smallest one and the mean of the others gives the seconds of
     a unit of work and of a launch, so that the batches of the plan together take what is predicted;
-    where the framework compiles, a first call less a later one gives those of a compile. Later plans
-    for the kernel on this framework and device use what was measured.
+    where the framework compiles, a first call less a later one gives those of a compile. Later
+    plans for the kernel on this framework and device use what was measured.
 
     Parameters
     ----------
