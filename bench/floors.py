@@ -40,9 +40,10 @@ CAUSES = {
     "a third; finding slots, a fifth, is done once for a dataset",
     "bragg": "64 gathers a term, for which there is no ceiling here, and operations that each "
     "write an array (not in JAX)",
-    "overlay": "products with an inner size of 4 or 5, padding 1.5 to 1.7 times, calls in the tail",
-    "fields": "copies between layouts in torch and JAX, whose transforms are libraries'",
-    "transport": "products of 20 to 70 rows, padding 1.5 times, sums element by element",
+    "overlay": "in torch exp, at a tenth of its ceiling, open; products with an "
+    "inner size of 4 or 5, padding, calls in the tail",
+    "fields": "transforms of torch and JAX, which are other code than NumPy's here",
+    "transport": "products of 20 to 70 rows, padding, sums element by element",
 }
 """What was found to stand between a recipe and its floor, see bench/README.md."""
 PACKAGES = ("torch", "jax", "jaxlib", "ase", "vesin")
