@@ -103,7 +103,12 @@ def floors(report: Report) -> Page:
     head = ("recipe", "on", "items", "bound by", "floor, ms", "floor of its framework, ms",
             "measured, CPU ms", "times the floor")  # fmt: skip
     text = "A floor is the largest of flops, exponentials and bytes over their ceilings.\n\n"
-    text += table(head, rows) + "\n\nCeilings, 10^9 a second on one core:\n\n"
+    text += table(head, rows)
+    causes = {one["recipe"]: one["cause"] for one in report["cases"] if one.get("cause")}
+    if causes:
+        text += "\n\nWhat stands between a recipe and its floor, from profiles:\n\n"
+        text += table(("recipe", "what"), list(causes.items()))
+    text += "\n\nCeilings, 10^9 a second on one core:\n\n"
     over = {
         f"stowplan {one['recipe']}, {one['on']}": {
             key: value / one["floor_seconds"] for key, value in one["cpu"].items()
