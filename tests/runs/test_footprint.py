@@ -27,7 +27,17 @@ def masked(x, *, mask):
     return (x * mask["n"]).sum(-1)
 
 
-def footprint(kernel, sizes, *, wanted=None, widths=None, moved=False, in_place=False, **options):
+def footprint(
+    kernel,
+    sizes,
+    *,
+    wanted=None,
+    widths=None,
+    moved=False,
+    in_place=False,
+    straight=False,
+    **options,
+):
     count = len(sizes)
     data = {"x": sp.Ragged(np.zeros(sum(sizes)), sizes), "weight": np.zeros(count)}
     data = {name: data[name] for name in kernel.arguments}
@@ -35,7 +45,7 @@ def footprint(kernel, sizes, *, wanted=None, widths=None, moved=False, in_place=
     columns = bind("test", kernel, data)
     return measure_footprint(
         kernel, columns, plan, moved=moved, wanted=wanted, traced={}, widths=widths,
-        in_place=in_place,
+        in_place=in_place, straight=straight,
     )  # fmt: skip
 
 
@@ -102,16 +112,16 @@ def test_rows_that_nothing_pads_are_put_away_without_a_copy():
     assert found.idle_bytes(copied=False) == (9 + 1) * 32 + 8 * 16 + 8 * 32
 
 
-def test_rows_in_order_are_put_away_without_a_copy_in_place():
-    found = footprint(masked_line, [4, 3] * 4, slots=1, rows=4, in_place=True)
+def test_rows_in_order_go_straight_into_results():
+    found = footprint(masked_line, [4, 3] * 4, slots=1, rows=4, straight=True)
     copied = footprint(masked_line, [4, 3] * 4, slots=1, rows=4)
     assert found.idle_bytes(copied=False) == copied.idle_bytes(copied=False) - 8 * 14
     assert found.held_beside() == copied.held_beside()
     apart = [4, 3, 3, 4] * 2
     slots = [{"n": 3}, {"n": 5}]  # neither in order, the second one padded
     found, copied = (
-        footprint(masked_line, apart, slots=slots, rows=4, in_place=in_place)
-        for in_place in (True, False)
+        footprint(masked_line, apart, slots=slots, rows=4, straight=straight)
+        for straight in (True, False)
     )
     assert found.idle_bytes(copied=False) == copied.idle_bytes(copied=False)
 

@@ -463,7 +463,7 @@ class _Fit:
             in_flight = self._may_overlap(peak)
         gathered = rows * self.footprint.row_gathered[slot]
         inputs = rows * self.footprint.row_inputs[slot]
-        if single and self.wanted is None:
+        if single and (self.wanted is None or self._goes_straight()):
             return max(peak + inputs, gathered)
         if self.wanted is not None or in_flight:
             return peak + rows * self._beside(slot)
@@ -486,7 +486,13 @@ class _Fit:
             widths=self.widths,
             views=self._takes_views(),
             in_place=self.target.adapter.in_place,
+            straight=self._goes_straight(),
         )
+
+    def _goes_straight(self) -> bool:
+        """Whether rows in order are taken straight into the results, which may be NumPy's."""
+        adapter, device = self.target.adapter, self.target.device
+        return adapter.in_place or (adapter.compiles and adapter.kind_of(device) == "cpu")
 
     def _takes_copies(self) -> bool:
         """Whether columns count again where they are computed."""

@@ -156,12 +156,14 @@ def measure_footprint(
     widths: Sequence[int] | None = None,
     views: bool = False,
     in_place: bool = False,
+    straight: bool = False,
 ) -> Footprint:
     """Add up what a run of a plan takes.
 
     ``widths`` are the bytes of a number in each output; without them that of the widest input.
     ``views`` says that batches without padding are no copies, which need no indices; ``in_place``
-    that padding is filled in place, and rows in order are no copies on their way to the results.
+    that padding is filled in place, ``straight`` that rows in order are no copies on their way to
+    the results.
     """
     sizes = Sizes(plan, kernel, columns.fixed)
     own = [dtype_bytes(array.dtype) for array in columns.arrays]
@@ -211,7 +213,7 @@ def measure_footprint(
             most = max(padded(dims, capacity) for dims in copied)
             locating = max(locating, INDEX_BYTES * rows * most)
     put_away = tuple(
-        _put_away(batch, sizes, list(zip(outputs, output_bytes, strict=True)), in_place)
+        _put_away(batch, sizes, list(zip(outputs, output_bytes, strict=True)), straight)
         for batch in plan.batches
     )
     index += sum(batch.index_bytes for batch in put_away)
@@ -257,7 +259,7 @@ def _end_to_end(
 
 
 def _put_away(
-    batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]], in_place: bool
+    batch: Batch, sizes: Sizes, outputs: Sequence[tuple[Dims, int]], straight: bool
 ) -> PutAway:
     """Count what the rows of a batch take as they are put away."""
     items, places = batch.items[: batch.count], len(batch.items)
@@ -268,7 +270,7 @@ def _put_away(
         padding = places * math.prod(sizes.capacity(batch, dims)) - real
         index[dims] = INDEX_BYTES * real * ((padding > 0) + (not in_order))
         row_bytes += size * real
-        taken += size * real if padding and not (in_place and in_order) else 0
+        taken += size * real if padding and not (straight and in_order) else 0
     return PutAway(batch.slot, places, batch.count, sum(index.values()), row_bytes, taken)
 
 
