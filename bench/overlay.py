@@ -85,7 +85,8 @@ def sets(path: str, number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         ends = np.cumsum(held["n"])
         molecules = np.split(held["coords"], ends[:-1])
     molecules = [points - points.mean(axis=0) for points in molecules]
-    pairs = np.random.default_rng(0).integers(0, len(molecules), (sum(SIZES), 2))
+    pairs = np.random.default_rng(0).integers(0, len(molecules), (2 * sum(SIZES), 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]  # the peer fails on a molecule laid over itself
     begin = sum(SIZES[:number])
     chosen = pairs[begin : begin + SIZES[number]].tolist()
     return [molecules[i] for i, _ in chosen], [molecules[j] for _, j in chosen]
@@ -199,8 +200,7 @@ def measure(
         if name != PEER:
             record["facts"], _ = worker("facts")
         others, compiled = [], 0
-        # the peer fails on a molecule laid over itself, which later sets have
-        for number in range(1, 2 if name == PEER else len(SIZES)):
+        for number in range(1, 2 if name == PEER else len(SIZES)):  # it compiles for each
             worker("prepare", number)
             others.append(1e3 * worker("compute")[1][0] / SIZES[number])
             compiled += worker.compiled

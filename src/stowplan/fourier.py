@@ -25,7 +25,7 @@ from stowplan.special import framework_of
 __all__ = ["filtered", "half_length", "mode_weights", "power", "squared"]
 
 _SHORT = 12  # up to here products with the matrix of an axis are faster, on a CPU
-_CACHED_BYTES = 1 << 19  # of lines that go through all products together
+_CACHED_BYTES = 3 << 17  # of lines that go through all products together
 _SCRATCH_BYTES = 1 << 23  # of lines whose power is taken together by FFT
 _AXES = (-4, -3, -2)
 
