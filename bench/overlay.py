@@ -278,6 +278,7 @@ def main() -> int:
     if options.peak:
         print(json.dumps(peak_of(options.molecules, options.peak)))
         return 0
+    os.environ.pop("XLA_FLAGS", None)  # two cores, for all sides
     with tempfile.TemporaryDirectory() as folder:
         path = options.molecules or str(Path(folder) / "molecules.npz")
         if not options.molecules:
