@@ -31,7 +31,7 @@ from bench.workers import Worker, count_compiles, peak_mb, spread, start
 CORES = 2
 STARTS = 5
 SIZES = 100, 97, 98, 96  # pairs of a set, and of others right after it, each seen once
-SLOTS = 4
+SLOTS = 3
 BUCKETS = 8  # of the peer, where it is fastest
 ACCURACY = 1e-3  # of the mean score, from the peer's
 MANY, STARTS_OF_MANY, LIMIT = (500, 2000), 50, 2 << 30
