@@ -128,7 +128,9 @@ for name in BACKENDS:
 def tests_oldest(session: nox.Session) -> None:
     """Test NumPy and JAX at the oldest versions that pyproject.toml allows."""
     # torch stays out: the wheels of 2.6 on PyPI bring CUDA with them, several GB
-    install_wheel(session, "test", "strict", extras="jax", versions="constraints-oldest.txt")
+    install_wheel(
+        session, "test", "strict", extras="jax,structures", versions="constraints-oldest.txt"
+    )
     session.run(
         "python", "-m", "pytest", "-m", "not timed", *(session.posargs or OLDEST), env=ONE_THREAD
     )
