@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["why_missing"]
+__all__ = ["said", "why_missing"]
 
 
 def why_missing(*modules: str) -> str | None:
@@ -24,7 +24,8 @@ def why_missing(*modules: str) -> str | None:
 
 
 def said(absent: dict[str, str]) -> dict[str, Any]:
-    """Print the peers that are not there, and give them for the results."""
-    for name, reason in absent.items():
-        print(f"NOT MEASURED {name}: {reason}", flush=True)
-    return {"not_measured": absent}
+    """Print the peers that are not there, and give them for the results, as `start` does."""
+    reasons = {name: f"{name}: {reason}" for name, reason in absent.items()}
+    for reason in reasons.values():
+        print(f"NOT RUN {reason}", flush=True)
+    return {"not_run": reasons}

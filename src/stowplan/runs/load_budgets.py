@@ -145,7 +145,7 @@ class _Fit:
         each = max((usable - self.kept_bytes) // buffers_for(self.together), 1)
         plan = self._halved(min(liked, max(each // READ_SHARE, 1)))
         wide = min(liked, int(each / WIDE_SHARE))
-        if plan.memory is None or plan.memory.read_bytes is None or wide <= plan.memory.read_bytes:
+        if plan.memory is None or wide <= plan.memory.read_bytes:
             return plan
         try:
             wider = self._planned(wide)
