@@ -1,6 +1,6 @@
 """Slots against no slots, and how near the planner's own number of slots is to the best.
 
-``python -m bench.slots [--check] [--rounds 7] [--on numpy torch jax]``: 500 items of lognormal
+``python -m bench.slots [--check] [--rounds 15] [--on numpy torch jax]``: 500 items of lognormal
 sizes, 3 % of them outliers; a sum over waves of each structure, ragged in both, and a sum over
 pairs, whose work is quadratic. 1 to 24 slots, exact shapes, and what ``sp.plan`` takes by itself:
 by the constants that are shipped, and by those of `measure_costs`. Each framework has a process
@@ -28,7 +28,7 @@ from bench.workers import ONE_THREAD, Worker, count_compiles
 
 ITEMS, OUTLIERS = 500, 15
 COUNTS = (*range(1, 13), 16, 24)
-PASSES = 1000  # of sets like this, where only warm passes count
+PASSES = 100_000  # of sets like this: warm passes alone count, as a compile is not in their time
 WARM_WITHIN, COLD_WITHIN = 1.10, 1.25
 COLD_ROUNDS = {"numpy": 5, "torch": 5, "jax": 3}
 ONCE = 2.0  # seconds beyond which a side has one cold pass and two warm ones
@@ -198,7 +198,7 @@ def cold_passes(
     compiles: dict[str, int] = {}
     first: list[np.ndarray] | None = None
     for number in range(rounds):
-        for label in labels:
+        for label in in_turn(labels, number):
             if number and (label.endswith("warm") or times[label][0][1] > ONCE):
                 continue
             worker("renew", label)
@@ -214,13 +214,19 @@ def cold_passes(
 
 
 def warm_passes(worker: Worker, labels: list[str], rounds: int) -> dict[str, list[Times]]:
-    """Time passes in turn, A B A B."""
+    """Time passes in turn, as often as a side takes less than `ONCE`."""
     times: dict[str, list[Times]] = {label: [] for label in labels}
     for number in range(rounds):
-        for label in labels:
+        for label in in_turn(labels, number):
             if number < 2 or times[label][0][1] < ONCE:
                 times[label].append(worker("run", label)[1])
     return times
+
+
+def in_turn(labels: list[str], number: int) -> list[str]:
+    """Give the order of a round: a pass is slower after one that emptied caches, so none is fixed."""
+    order = np.random.default_rng(number).permutation(len(labels))
+    return [labels[place] for place in order]
 
 
 def first_alike(sides: dict[str, Any]) -> dict[str, str]:
@@ -279,7 +285,7 @@ def print_one(title: str, one: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="warm passes of each side")
+    parser.add_argument("--rounds", type=int, default=15, help="warm passes of each side")
     parser.add_argument("--on", nargs="+", default=["numpy", "torch", "jax"])
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")

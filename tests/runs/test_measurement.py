@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import stowplan as sp
+from stowplan.adapters import get_adapter
+from stowplan.runs import measurement
+from stowplan.runs.jobs import Job
 from stowplan.runs.loads import Reads
 from stowplan.runs.planning import _measured
 
@@ -215,3 +218,41 @@ def test_rounds_measure_items_in_memory_only(tmp_path):
     rounds = sp.Rounds(lambda square: {"root": square}, lambda state: (1, 0), 1, "root")
     with pytest.raises(sp.DataError, match="measure_costs"):
         sp.measure_costs(better, {"square": str(tmp_path / "x.npy")}, rounds=rounds)
+
+
+def test_what_a_run_takes_once_is_no_launch(clock, monkeypatch):
+    @sp.kernel("(n)->()", ragged="n", work="n")
+    def wait(x):
+        clock.now += 2e-4 + 1e-6 * x.size
+        return x.sum(axis=-1)
+
+    execute = Job.execute
+
+    def slow(self, *given, **how):
+        clock.now += 1e-3
+        return execute(self, *given, **how)
+
+    monkeypatch.setattr(Job, "execute", slow)
+    data = {"x": sp.Ragged(np.zeros(8080), [10] * 8 + [1000] * 8)}
+    costs = sp.measure_costs(wait, data)
+    assert costs.launch_seconds == pytest.approx(2e-4)
+    assert costs.work_seconds == pytest.approx(1e-6)
+
+
+def test_the_first_compile_of_all_is_not_the_usual_one(clock, monkeypatch):
+    monkeypatch.setattr(measurement, "traced_programs", lambda target: clock.traced)
+    clock.traced, sizes = 0, set()
+
+    @sp.kernel("(n)->()", ragged="n", work="n")
+    def wait(x):
+        if x.shape not in sizes:
+            clock.now += 0.1 if sizes else 5.0
+            clock.traced += 1
+            sizes.add(x.shape)
+        clock.now += 1e-3 + 1e-6 * x.size
+        return x.sum(axis=-1)
+
+    monkeypatch.setattr(type(get_adapter("numpy")), "compiles", True)
+    sizes_of_items = [*range(10, 20), 300, 400, 1500, 3000]
+    data = {"x": sp.Ragged(np.zeros(sum(sizes_of_items)), sizes_of_items)}
+    assert sp.measure_costs(wait, data).compile_seconds == pytest.approx(0.1)

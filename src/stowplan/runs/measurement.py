@@ -14,6 +14,7 @@ from stowplan.declaration import Kernel
 from stowplan.errors import PlanError
 from stowplan.planners.batches import Batch, Plan
 from stowplan.planners.cost import Costs
+from stowplan.planners.offsets import real_items
 from stowplan.ragged import Ragged
 from stowplan.runs.budgeting import MemoryRequest
 from stowplan.runs.columns import Columns, bind
@@ -25,7 +26,7 @@ from stowplan.runs.planning import known_costs, plan_columns, remember_costs
 from stowplan.runs.round_times import MOST_STEPS, line_of_rounds, time_rounds, traced_programs
 from stowplan.runs.rounds import RoundKernel, Rounds, round_kernel
 from stowplan.runs.sampled_batches import (
-    cheapest_batch,
+    cheapest_batches,
     line_through,
     sampled_batches,
     work_of,
@@ -33,6 +34,15 @@ from stowplan.runs.sampled_batches import (
 from stowplan.runs.shared import check_shared, leaves
 
 __all__ = ["measure_costs"]
+
+FEW, MORE = 2, 8
+"""Batches of a run, and those that another one has more: they tell what both take beside them."""
+CHEAP = 4
+"""Times the work of each of them that the batches of a plan have, or only one of them is timed."""
+SHORT = 5e-3
+"""Seconds below which a batch is timed more often, and what a run takes beside it counts."""
+OFTEN = 3
+"""Times as often as others."""
 
 
 def measure_costs(
@@ -50,7 +60,8 @@ def measure_costs(
     Batches of the plan for these data are run one at a time: gathered, or read from disk, computed
     and put away. The line through the smallest one and the mean of the others gives the seconds of
     a unit of work and of a launch, so that the batches of the plan together take what is predicted;
-    where the framework compiles, a first call less a later one gives those of a compile. Later
+    what a run takes once, however many batches it has, is left out. Where the framework compiles, a
+    first call less a later one gives the seconds of a compile. Later
     plans for the kernel on this framework and device use what was measured.
 
     Parameters
@@ -58,7 +69,7 @@ def measure_costs(
     kernel, data, on, device
         As in `run`; at least one item. Data like those to come: their sizes say which batches.
     repeats
-        Runs of each batch; their median counts.
+        Runs of each batch, three times as many of short ones; their median counts.
     rounds
         How a step is iterated, if the kernel is one: batches are then iterated to their end, or to
         ``rounds.limit`` steps, and what an item takes is that of the rounds of these items.
@@ -95,7 +106,10 @@ def measure_costs(
     compiles = target.adapter.compiles
     sampled = sampled_batches(plan, compiles=compiles)
     shares = np.array(list(sampled.values()), np.float64) / sum(sampled.values())
-    batches = [cheapest_batch(plan), *sampled]
+    cheapest = cheapest_batches(plan, FEW + MORE)
+    if CHEAP * work_of(plan, cheapest)[0] > shares @ work_of(plan, list(sampled)):
+        cheapest = cheapest_batches(plan, 1)
+    batches = [cheapest[0], *sampled]
     usual = target.adapter.work_seconds
     if isinstance(kernel, RoundKernel):
         turns = [
@@ -104,15 +118,19 @@ def measure_costs(
             for batch in batches
         ]  # fmt: skip
         slope, launch, mean_rounds = line_of_rounds(turns, shares, usual)
-        compiled = max(one.compile_seconds for one in turns)
+        firsts = np.array([one.compile_seconds for one in turns])
     else:
         stopwatch = _Stopwatch(kernel, columns, plan, source, target, statics, traced, repeats)
         seconds, firsts = np.array([stopwatch.of_batch(batch) for batch in batches]).T
-        work, mean_rounds, compiled = work_of(plan, batches), 0.0, float(firsts.max())
+        if seconds[0] < SHORT and len(cheapest) > FEW:  # else a run's own seconds are nothing
+            seconds -= min(stopwatch.beside(cheapest), 0.5 * float(seconds.min()))
+        work, mean_rounds = work_of(plan, batches), 0.0
         mean = float(shares @ work[1:]), float(shares @ seconds[1:])
         slope, launch = line_through((work[0], seconds[0]), mean, usual)
-    known = known_costs(kernel, target).compile_seconds  # where all was compiled before
-    costs = Costs(slope, launch, (compiled or known) if compiles else 0.0, mean_rounds)
+    later = firsts[1:][firsts[1:] > 0]  # the first of all wakes the compiler, too
+    compiled = float(np.median(later)) if len(later) else float(firsts[0])
+    compiled = compiled or known_costs(kernel, target).compile_seconds  # if all were there before
+    costs = Costs(slope, launch, compiled if compiles else 0.0, mean_rounds)
     remember_costs(kernel, target, costs)
     return costs
 
@@ -131,27 +149,38 @@ class _Stopwatch:
     repeats: int
 
     def of_batch(self, batch: Batch) -> tuple[float, float]:
-        """Give the median seconds of a batch, and those of a compile before; 0 if there was none.
-
-        Data on disk are read each time, those in memory lie ready.
-        """
-        plan = replace(self.plan, batches=(batch,))
-        taken = self._reader(plan) if self.columns.stored else self._holder(plan)
+        """Give the median seconds of a batch, and those of a compile before; 0 if there was none."""
+        taken = self._taken([batch])
         traces = traced_programs(self.target)
         first = self._seconds(taken)
         compiled = traced_programs(self.target) > traces
-        median = float(np.median([self._seconds(taken) for _ in range(self.repeats)]))
+        median = self._median(taken)
         return median, max(first - median, 0.0) if compiled else 0.0
 
+    def beside(self, batches: Sequence[Batch]) -> float:
+        """Give what a run of batches, all alike, takes beside them: the same for fewer of them."""
+        few, many = (self._median(self._taken(those)) for those in (batches[:FEW], batches))
+        return max(few - FEW * (many - few) / (len(batches) - FEW), 0.0)
+
+    def _taken(self, batches: Sequence[Batch]) -> Callable[[], Part]:
+        """Give what gives the data of batches: those on disk are read each time."""
+        plan = replace(self.plan, batches=tuple(batches))
+        return self._reader(plan) if self.columns.stored else self._holder(plan)
+
+    def _median(self, taken: Callable[[], Part]) -> float:
+        seconds = [self._seconds(taken) for _ in range(self.repeats)]
+        if seconds[-1] < SHORT:  # the first ones find nothing in caches
+            seconds = [self._seconds(taken) for _ in range(OFTEN * self.repeats)]
+        return float(np.median(seconds))
+
     def _holder(self, plan: Plan) -> Callable[[], Part]:
-        part = part_of(self.kernel, self.columns, plan, [0])
+        part = part_of(self.kernel, self.columns, plan, range(len(plan.batches)))
         return lambda: part
 
     def _reader(self, plan: Plan) -> Callable[[], Part]:
-        (batch,) = plan.batches
-        items = np.sort(batch.items[: batch.count])
+        items = np.sort(real_items(plan.batches))
         reads = Reads(self.columns)
-        load = Load(range(1), items, reads.bytes_of(items))
+        load = Load(range(len(plan.batches)), items, reads.bytes_of(items))
         buffer = self.target.adapter.host_buffer(load.bytes, self.target.device)
         return lambda: reads.part(self.kernel, plan, load, reads.fill(load, buffer))
 

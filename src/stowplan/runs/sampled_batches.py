@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stowplan.planners.batches import Batch, Plan
 
-__all__ = ["cheapest_batch", "line_through", "sampled_batches", "work_of"]
+__all__ = ["cheapest_batches", "line_through", "sampled_batches", "work_of"]
 
 SHAPES, COMPILED_SHAPES = 6, 3
 """Most batches of a plan that are timed."""
@@ -35,12 +35,12 @@ def sampled_batches(plan: Plan, *, compiles: bool) -> dict[Batch, int]:
     return dict(counts)
 
 
-def cheapest_batch(plan: Plan) -> Batch:
-    """Give a batch of one row, of the item that takes the least work, unpadded."""
+def cheapest_batches(plan: Plan, most: int) -> list[Batch]:
+    """Give batches of one row and one shape, of the items that take the least work, no larger than they need."""
     work = plan.measure.cost(plan.lengths) if plan.dims else np.ones(len(plan.lengths))
-    item = int(np.argmin(work))
-    capacity = tuple(int(length) for length in np.maximum(plan.lengths[item], 1))
-    return Batch(np.array([item], np.intp), 1, capacity, 0)
+    items = np.argsort(work, kind="stable")[:most]
+    capacity = tuple(int(length) for length in np.maximum(plan.lengths[items].max(axis=0), 1))
+    return [Batch(np.array([item], np.intp), 1, capacity, 0) for item in items]
 
 
 def work_of(plan: Plan, batches: Sequence[Batch]) -> NDArray[np.float64]:
