@@ -224,7 +224,7 @@ def warm_passes(worker: Worker, labels: list[str], rounds: int) -> dict[str, lis
 
 
 def in_turn(labels: list[str], number: int) -> list[str]:
-    """Give the order of a round: a pass is slower after one that emptied caches, so none is fixed."""
+    """Give the order of a round, none fixed: a pass after one that emptied caches is slower."""
     order = np.random.default_rng(number).permutation(len(labels))
     return [labels[place] for place in order]
 

@@ -22,10 +22,9 @@ def field(shape, dtype):
     return (found if "complex" in dtype else found.real).astype(dtype)
 
 
-def even(factor):
-    """The factor of a mode and of its opposite are one."""
-    opposite = factor[np.ix_(*(-np.arange(n) % n for n in factor.shape))]
-    return (factor + opposite) / 2
+def sizes(shape):
+    """|k| of each mode along the three axes, in the order of an FFT."""
+    return np.meshgrid(*(abs(np.fft.fftfreq(n, 1 / n)).astype(int) for n in shape), indexing="ij")
 
 
 def in_eager_frameworks(framework, shape):
@@ -38,12 +37,11 @@ def in_eager_frameworks(framework, shape):
 def test_modes_are_multiplied_by_their_factor(xp, framework, shape, dtype):
     in_eager_frameworks(framework, shape)
     a = field(shape, dtype)
-    factor = np.random.default_rng(1).normal(size=shape[-4:-1])
-    factor = factor if "complex" in dtype else even(factor)
+    given = np.random.default_rng(1).normal(size=[n // 2 + 1 for n in shape[-4:-1]])
+    factor = given[tuple(sizes(shape[-4:-1]))]
     modes = np.fft.fftn(a.astype(complex), axes=AXES, norm="ortho")
     expected = np.fft.ifftn(modes * factor[..., None], axes=AXES, norm="ortho")
-    half = factor[: fourier.half_length(a)].astype(a.real.dtype)
-    found = fourier.filtered(xp.asarray(a), xp.asarray(half))
+    found = fourier.filtered(xp.asarray(a), xp.asarray(given.astype(a.real.dtype)))
     assert np.asarray(found).dtype == a.dtype
     rounding = 1e-13 if a.real.dtype == np.float64 else 1e-5
     atol = rounding * np.abs(expected).max()
@@ -53,16 +51,31 @@ def test_modes_are_multiplied_by_their_factor(xp, framework, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_power_is_that_of_half_of_the_modes(xp, framework, shape, dtype):
+def test_power_is_summed_over_signs(xp, framework, shape, dtype):
     in_eager_frameworks(framework, shape)
     a = field(shape, dtype)
     modes = np.fft.fftn(a.astype(complex), axes=AXES, norm="ortho")
     whole = (np.abs(modes) ** 2).sum(axis=-1)
-    given = xp.asarray(a)
-    found, weights = fourier.power(given), np.asarray(fourier.mode_weights(given))
-    assert np.asarray(found).dtype == weights.dtype == a.real.dtype
+    expected = np.zeros((*shape[:-4], *(n // 2 + 1 for n in shape[-4:-1])))
+    np.add.at(expected, (..., *sizes(shape[-4:-1])), whole)
+    found = np.asarray(fourier.power(xp.asarray(a)))
+    assert found.dtype == a.real.dtype
     rounding = 1e-13 if a.real.dtype == np.float64 else 1e-5
-    half = whole[..., : fourier.half_length(a), :, :]
-    np.testing.assert_allclose(np.asarray(found), half, rtol=0, atol=rounding * whole.max())
-    total = (np.asarray(found) * weights[:, None, None]).sum(axis=(-3, -2, -1))
-    np.testing.assert_allclose(total, whole.sum(axis=(-3, -2, -1)), rtol=10 * rounding)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding * expected.max())
+    np.testing.assert_allclose(found.sum(), (np.abs(a) ** 2).sum(), rtol=10 * rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [SHAPES[3], SHAPES[0], SHAPES[4]])
+def test_lines_that_do_not_lie_end_to_end(shape, dtype):
+    whole = field((*shape[:-1], 3 * shape[-1]), dtype)
+    apart, packed = whole[..., ::3], np.ascontiguousarray(whole[..., ::3])
+    factor = np.random.default_rng(1).normal(size=[n // 2 + 1 for n in shape[-4:-1]])
+    factor = factor.astype(packed.real.dtype)
+    before = whole.copy()
+    for one, other in (
+        (fourier.power(apart), fourier.power(packed)),
+        (fourier.filtered(apart, factor), fourier.filtered(packed, factor)),
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5 if one.dtype.char in "fF" else 1e-12)
+    np.testing.assert_array_equal(whole, before)

@@ -1,18 +1,20 @@
 """Fourier transforms of three axes in front of one that stays, as a framework does them fastest.
 
-All are "ortho". The spectrum of a real array is that of half of the first axis: the other half is
-its mirror image. Axes of length 1 are left alone. No array here is written into by its caller.
+All are "ortho". Modes that differ by the signs of k along the axes are taken together: a filter
+does the same to all of them, and their power is added up. Of an axis of n points n // 2 + 1 are
+left, with |k| rising. Axes of length 1 are left alone. No array here is written into by its caller.
 
 A short transform costs passes over memory rather than arithmetic. NumPy therefore takes as many
-lines at a time as a cache holds, and where all axes are short multiplies by their matrices, in real
-arithmetic: layouts are chosen so that the two components of a number stand in front of the axis
-that is transformed next, and so no pass is spent on turning the array round.
+lines at a time as a cache holds. Where all axes are short it multiplies by their matrices, as torch
+does on a CPU. These are real: the cosines and sines of all |k| are an orthonormal basis as well,
+and those of one |k| span what its modes of both signs span. So a complex number is two real ones,
+which costs half of the arithmetic, and no pass turns the array round.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,51 +24,23 @@ from numpy.typing import NDArray
 
 from stowplan.special import framework_of
 
-__all__ = ["filtered", "half_length", "mode_weights", "power", "squared"]
+__all__ = ["filtered", "power", "squared"]
 
-_SHORT = 12  # up to here products with the matrix of an axis are faster, on a CPU
-_CACHED_BYTES = 3 << 17  # of lines that go through all products together
+_SHORT = 16  # up to here products with the matrix of an axis are faster, on a CPU
+_CACHED_BYTES = 1 << 19  # of lines that go through all products together
 _SCRATCH_BYTES = 1 << 23  # of lines whose power is taken together by FFT
 _AXES = (-4, -3, -2)
 
 
-def half_length(a: Any) -> int:
-    """Give the length that the first of the four last axes has in the spectrum.
-
-    >>> import numpy as np
-    >>> half_length(np.zeros((6, 4, 1, 2))), half_length(np.zeros((6, 4, 1, 2), complex))
-    (4, 6)
-    """
-    x = int(a.shape[-4])
-    return x if _is_complex(a) else x // 2 + 1
-
-
-def mode_weights(a: Any) -> Any:
-    """Say how often each plane of a spectrum counts, (half,) of a's real dtype: 1 or 2.
-
-    >>> import numpy as np
-    >>> mode_weights(np.zeros((6, 4, 1, 2))).tolist()
-    [1.0, 2.0, 2.0, 1.0]
-    """
-    xp = array_namespace(a)
-    dtype = xp.real(a).dtype if _is_complex(a) else a.dtype
-    n, half = int(a.shape[-4]), half_length(a)
-    plane = xp.arange(half, dtype=dtype, device=device(a))
-    alone = (plane == 0) | (2 * plane == n) if half < n else plane >= 0
-    one = xp.ones_like(plane)
-    return xp.where(alone, one, 2 * one)
-
-
 def filtered(a: Any, factor: Any) -> Any:
-    """Multiply every mode by a real factor, ``(x,y,z,lines),(half,y,z)->(x,y,z,lines)``.
+    """Multiply every mode by a real factor, ``(x,y,z,lines),(kx,ky,kz)->(x,y,z,lines)``.
 
     Parameters
     ----------
     a : array (..., x, y, z, lines)
         Real or complex; so is the result, of the same dtype.
-    factor : array (half, y, z)
-        Of a's real dtype, the same for all leading dims; `half` as `half_length` gives it. For a
-        real `a` the factor of a mode is that of its opposite.
+    factor : array (x // 2 + 1, y // 2 + 1, z // 2 + 1)
+        Of a's real dtype; the same for all leading dims and all signs of k.
 
     >>> import numpy as np
     >>> a = np.arange(4.0).reshape(4, 1, 1, 1)
@@ -77,16 +51,23 @@ def filtered(a: Any, factor: Any) -> Any:
     xp = array_namespace(a)
     if framework_of(xp) == "numpy":
         return _filtered_on_host(np.asarray(a), np.asarray(factor))
-    modes = _modes(xp, a) * factor[..., None]
+    x, *_ = lengths = _lengths(a)
+    if _is_short_in_torch(xp, a):
+        parts = _in_basis(xp, _components(xp, a)) * _unfolded(xp, factor, lengths)[..., None]
+        parts = _in_basis(xp, parts, back=True)
+        if not _is_complex(a):
+            return parts
+        return xp.view_as_complex(xp.reshape(parts, (*a.shape, 2)))
     if _is_complex(a):
+        modes = _along(xp, a, _AXES, forward=True) * _unfolded(xp, factor, lengths)[..., None]
         return _along(xp, modes, _AXES, forward=False)
+    modes = _half_of_modes(xp, a) * _unfolded(xp, factor, (1, *lengths[1:]))[..., None]
     modes = _along(xp, modes, _AXES[1:], forward=False)
-    x = int(a.shape[-4])
     return xp.real(modes) if x == 1 else xp.fft.irfft(modes, n=x, axis=-4, norm="ortho")
 
 
 def power(a: Any) -> Any:
-    """Sum the squared moduli of all modes over lines, ``(x,y,z,lines)->(half,y,z)``.
+    """Sum the squared moduli of modes over signs of k and lines, ``(x,y,z,lines)->(kx,ky,kz)``.
 
     Parameters
     ----------
@@ -94,18 +75,25 @@ def power(a: Any) -> Any:
 
     Returns
     -------
-    array (..., half, y, z), real
-        Times `mode_weights` along `half` and summed it is the sum of a's squared moduli.
+    array (..., x // 2 + 1, y // 2 + 1, z // 2 + 1), real
+        Their sum is that of a's squared moduli.
 
     >>> import numpy as np
     >>> a = np.arange(4.0).reshape(4, 1, 1, 1)
-    >>> (power(a).ravel() @ mode_weights(a)).round(12) == (a**2).sum()
-    np.True_
+    >>> power(a).ravel().round(12).tolist()  # 0; 1 and -1; 2
+    [9.0, 4.0, 1.0]
     """
     xp = array_namespace(a)
     if framework_of(xp) == "numpy":
         return _power_on_host(np.asarray(a))
-    return squared(_modes(xp, a))
+    x, y, z = _lengths(a)
+    if _is_short_in_torch(xp, a):
+        return _folded(xp, squared(_in_basis(xp, _components(xp, a))), (x, y, z))
+    if _is_complex(a):
+        return _folded(xp, squared(_along(xp, a, _AXES, forward=True)), (x, y, z))
+    half = _folded(xp, squared(_half_of_modes(xp, a)), (1, y, z))
+    once, twice = half[..., :1, :, :], half[..., 1 : (x + 1) // 2, :, :]
+    return xp.concat([once, 2 * twice, half[..., (x + 1) // 2 :, :, :]], axis=-3) if x > 1 else half
 
 
 def squared(a: Any) -> Any:
@@ -128,10 +116,38 @@ def _is_complex(a: Any) -> bool:
     return bool(array_namespace(a).isdtype(a.dtype, "complex floating"))
 
 
-def _modes(xp: Any, a: Any) -> Any:
-    """Transform all three axes, of a real array half of the first."""
-    if _is_complex(a):
-        return _along(xp, a, _AXES, forward=True)
+def _lengths(a: Any) -> tuple[int, int, int]:
+    x, y, z = map(int, a.shape[-4:-1])
+    return x, y, z
+
+
+def _is_short_in_torch(xp: Any, a: Any) -> bool:
+    """Say whether products with matrices are faster than FFTs; in XLA they are not."""
+    if framework_of(xp) != "torch" or max(_lengths(a)) > _SHORT:
+        return False
+    return bool(device(a).type == "cpu")
+
+
+def _components(xp: Any, a: Any) -> Any:
+    """Give real and imaginary parts as twice as many lines, a view."""
+    if not _is_complex(a):
+        return a
+    return xp.reshape(xp.view_as_real(xp.resolve_conj(a)), (*a.shape[:-1], 2 * a.shape[-1]))
+
+
+def _in_basis(xp: Any, a: Any, *, back: bool = False) -> Any:
+    """Multiply real lines by the matrices of all axes, there or back."""
+    for axis, n in zip(_AXES, _lengths(a), strict=True):
+        if n > 1:
+            basis = _basis(n, np.float64)
+            matrix = xp.asarray(basis.T if back else basis, dtype=a.dtype, device=device(a))
+            rows = xp.reshape(a, (*a.shape[: axis + 1], -1))
+            a = xp.reshape(xp.matmul(matrix, rows), a.shape)
+    return a
+
+
+def _half_of_modes(xp: Any, a: Any) -> Any:
+    """Transform all three axes of a real array, the first to half of its modes."""
     if a.shape[-4] > 1:
         a = xp.fft.rfft(a, axis=-4, norm="ortho")
     else:
@@ -141,55 +157,66 @@ def _modes(xp: Any, a: Any) -> Any:
 
 def _along(xp: Any, a: Any, axes: tuple[int, ...], *, forward: bool) -> Any:
     axes = tuple(axis for axis in axes if a.shape[axis] > 1)
-    lengths = [int(a.shape[axis]) for axis in axes]
     if not axes:
-        return a
-    if framework_of(xp) == "torch" and device(a).type == "cpu" and max(lengths) <= _SHORT:
-        for axis, n in zip(axes, lengths, strict=True):
-            matrix = xp.asarray(_matrix(n, forward), dtype=a.dtype, device=device(a))
-            rows = xp.reshape(a, (*a.shape[: axis + 1], -1))
-            a = xp.reshape(xp.matmul(matrix, rows), a.shape)
         return a
     transform = xp.fft.fftn if forward else xp.fft.ifftn
     return transform(a, axes=axes, norm="ortho")
 
 
-@lru_cache(maxsize=64)
-def _matrix(n: int, forward: bool = True) -> NDArray[np.complex128]:
-    """Give the matrix of a transform of n points, (k, x); angles are reduced before a cosine."""
-    steps = np.arange(n, dtype=np.float64)  # a compiler of torch would divide integers in float32
-    turns = np.outer(steps, steps) % n / n
-    matrix: NDArray[np.complex128] = np.exp((-2j if forward else 2j) * np.pi * turns)
-    return matrix / math.sqrt(n)
+def _unfolded(xp: Any, factor: Any, lengths: Sequence[int]) -> Any:
+    """Give the factor of each mode in the order of an FFT, from those of |k|, (kx, ky, kz)."""
+    for axis, n in enumerate(lengths):
+        if n > 2:
+            mode = np.arange(n)
+            places = xp.asarray(np.minimum(mode, n - mode), device=device(factor))
+            factor = xp.take(factor, places, axis=axis)
+    return factor
+
+
+def _folded(xp: Any, values: Any, lengths: Sequence[int]) -> Any:
+    """Add up values (..., nx, ny, nz) in the order of an FFT that differ by signs of k."""
+    for axis, n in zip((-3, -2, -1), lengths, strict=True):
+        if n > 2:
+            pairs, half = (n + 1) // 2, n // 2 + 1
+            behind = (slice(None),) * (-axis - 1)
+            once, rising, middle, falling = (
+                values[(..., cut, *behind)]
+                for cut in (slice(1), slice(1, pairs), slice(pairs, half), slice(half, n))
+            )
+            values = xp.concat([once, rising + xp.flip(falling, axis=axis), middle], axis=axis)
+    return values
 
 
 @lru_cache(maxsize=64)
-def _products(n: int, real: bool, dtype: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Give the matrices of an axis there and back: (k c, c x) and (c x, k c), c the components.
+def _basis(n: int, dtype: Any) -> NDArray[Any]:
+    """Give cosines and sines as rows (k, x), orthonormal; |k| is in the order of an FFT.
 
-    There and back are transposed. Of real numbers one component and half of the modes are left, of
-    which those that stand for their mirror images count twice on the way back.
+    Angles are reduced before a cosine is taken.
     """
-    w = _matrix(n)
-    there = np.stack([np.stack([w.real, w.imag], 1), np.stack([-w.imag, w.real], 1)], 2)
-    there = there[: n // 2 + 1, :, :1] if real else there  # (k, c, c, x)
-    back = there.copy()
-    if real:
-        back[1 : (n + 1) // 2] *= 2
-    there, back = (part.reshape(2 * len(part), -1) for part in (there, back))
-    return there.astype(dtype), np.ascontiguousarray(back.T, dtype)
+    mode, place = np.arange(n, dtype=np.float64), np.arange(n, dtype=np.float64)
+    turns = np.outer(np.minimum(mode, n - mode), place) % n / n  # torch.compile divides integers
+    angles = 2 * math.pi * turns  # in float32
+    rows = np.where(2 * mode[:, None] <= n, np.cos(angles), np.sin(angles))
+    alone = (mode == 0) | (2 * mode == n)
+    found: NDArray[Any] = rows * np.where(alone, math.sqrt(1 / n), math.sqrt(2 / n))[:, None]
+    return found.astype(dtype)
 
 
 def _filtered_on_host(a: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
     found = np.empty(a.shape, a.dtype)
+    x, y, z = lengths = _lengths(a)
+    short = max(lengths) <= _SHORT
+    halved = a.dtype.kind == "f" and not short
+    factor = _unfolded(np, factor, (1 if halved else x, y, z))[..., None]
     for row, place in zip(_rows(a), _rows(found), strict=True):
-        if _is_short(row):
-            for block, *scratch in _blocks(row):
-                modes = _to_modes(row[..., block], scratch)
-                modes *= factor[..., None]
-                _from_modes(modes, scratch, place[..., block])
-        else:
+        if not short:
             _filtered_by_fft(row, factor, place)
+            continue
+        there, back = _real_lines(row), _real_lines(place)
+        for block, scratch in _blocks(there):
+            modes = _products(there[..., block], scratch)
+            modes *= factor
+            _products_back(modes, scratch, back[..., block])
     return found
 
 
@@ -197,7 +224,7 @@ def _filtered_by_fft(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any
     """Fill a place; complex numbers are transformed within it, so that nothing else is needed."""
     real = row.dtype.kind == "f"
     modes = _fft(row, None if real else place)
-    modes *= factor[..., None]
+    modes *= factor
     for axis in (2, 1) if real else (2, 1, 0):
         if modes.shape[axis] > 1:
             np.fft.ifft(modes, axis=axis, norm="ortho", out=modes)
@@ -206,16 +233,24 @@ def _filtered_by_fft(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any
 
 
 def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
-    half = _half_on_host(a)
-    found = np.zeros((*a.shape[:-4], half, *a.shape[-3:-1]), a.real.dtype)
-    rows = found.reshape(-1, *found.shape[-3:])
-    for row, total in zip(_rows(a), rows, strict=True):
-        if _is_short(row):
-            for block, *scratch in _blocks(row):
-                modes = _to_modes(row[..., block], scratch)
-                total += np.vecdot(modes, modes)
-        else:
+    x, y, z = lengths = _lengths(a)
+    short = max(lengths) <= _SHORT
+    halved = a.dtype.kind == "f" and not short
+    found = np.zeros((*a.shape[:-4], x // 2 + 1 if halved else x, y, z), a.real.dtype)
+    for row, total in zip(_rows(a), found.reshape(-1, *found.shape[-3:]), strict=True):
+        if not short:
             _add_power_by_fft(row, total)
+            continue
+        lines = _real_lines(row)
+        for block, scratch in _blocks(lines):
+            modes = _products(lines[..., block], scratch)
+            total += np.vecdot(modes, modes)
+    if halved:
+        found[..., 1 : (x + 1) // 2, :, :] *= 2
+    for axis, n in ((-1, z), (-2, y), *([] if halved else [(-3, x)])):
+        falling = np.moveaxis(found, axis, 0)  # a view, into which is added
+        falling[1 : (n + 1) // 2] += falling[: n // 2 : -1]
+        found = np.moveaxis(falling[: n // 2 + 1], 0, axis)
     return found
 
 
@@ -232,18 +267,8 @@ def _add_power_by_fft(row: NDArray[Any], total: NDArray[Any]) -> None:
         total += np.vecdot(components, components)
 
 
-def _half_on_host(a: NDArray[Any]) -> int:
-    """Give `half_length` of an array of NumPy, whose namespace need not be looked for."""
-    x = int(a.shape[-4])
-    return x if a.dtype.kind == "c" else x // 2 + 1
-
-
 def _rows(a: NDArray[Any]) -> NDArray[Any]:
     return a.reshape(-1, *a.shape[-4:])
-
-
-def _is_short(row: NDArray[Any]) -> bool:
-    return bool(max(row.shape[:3]) <= _SHORT)
 
 
 def _fft(a: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
@@ -260,57 +285,51 @@ def _fft(a: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
     return out
 
 
-def _blocks(row: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any], NDArray[Any]]]:
+def _real_lines(row: NDArray[Any]) -> NDArray[Any]:
+    """Give real and imaginary parts of one row as twice as many lines, a view where it can be."""
+    if row.dtype.kind == "f":
+        return row
+    if row.strides[-1] != row.itemsize:
+        row = np.ascontiguousarray(row)
+    return row.view(row.real.dtype)
+
+
+def _blocks(row: NDArray[Any]) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
     """Cut one row (x, y, z, lines) into lines that a cache holds, with two scratch arrays."""
     x, y, z, lines = row.shape
-    dtype = row.real.dtype
-    numbers = max(x if row.dtype.kind == "f" else 0, 2 * _half_on_host(row)) * y * z  # of a line
-    step = min(lines, max(8, _CACHED_BYTES // (numbers * dtype.itemsize)))
-    one, other = np.empty(numbers * step, dtype), np.empty(numbers * step, dtype)
+    step = min(lines, max(8, _CACHED_BYTES // (x * y * z * row.itemsize)))
+    scratch = [np.empty(x * y * z * step, row.dtype) for _ in range(2)]
     for start in range(0, lines, step):
-        yield slice(start, min(start + step, lines)), one, other
+        yield slice(start, min(start + step, lines)), scratch
 
 
-def _stages(
-    a: NDArray[Any], half: int, dtype: Any, *, real: bool
-) -> list[tuple[int, NDArray[Any], NDArray[Any]]]:
-    """List how many matrices each axis multiplies, and its products; none of length 1."""
-    y, z = a.shape[1:3]
-    x = a.shape[0]
-    axes = ((1, x, real), (half, y, False), (half * y, z, False))
-    return [(rows, *_products(n, alone, dtype)) for rows, n, alone in axes if n > 1 or alone]
+def _products(a: NDArray[Any], scratch: list[NDArray[Any]]) -> NDArray[Any]:
+    """Multiply lines (x, y, z, lines) by the matrices of all axes, within the scratch arrays."""
+    axes = _long_axes(a)
+    for axis in reversed(axes):
+        out = scratch[1][: a.size].reshape(a.shape)
+        scratch.reverse()
+        a = _product(_basis(a.shape[axis], a.dtype), a, axis, out)
+    return a if axes else a.copy()
 
 
-def _multiplied(
-    a: NDArray[Any], rows: int, matrix: NDArray[Any], scratch: list[NDArray[Any]]
-) -> NDArray[Any]:
-    """Multiply into the second scratch array, which becomes the first one."""
-    a = a.reshape(rows, matrix.shape[1], -1)
-    made = scratch[1][: rows * matrix.shape[0] * a.shape[-1]]
-    scratch.reverse()
-    return np.matmul(matrix, a, out=made.reshape(rows, matrix.shape[0], -1))
+def _products_back(modes: NDArray[Any], scratch: list[NDArray[Any]], place: NDArray[Any]) -> None:
+    """Multiply by the matrices of all axes, transposed, into a place (x, y, z, lines)."""
+    axes = _long_axes(modes)
+    for axis in axes:
+        out = place if axis == axes[-1] else scratch[1][: modes.size].reshape(modes.shape)
+        scratch.reverse()
+        modes = _product(_basis(modes.shape[axis], modes.dtype).T, modes, axis, out)
+    if not axes:
+        place[...] = modes
 
 
-def _to_modes(a: NDArray[Any], scratch: list[NDArray[Any]]) -> NDArray[Any]:
-    """Transform lines (x, y, z, l) into (half, y, z, 2 l): re and im of each mode in turn."""
-    x, y, z, l = a.shape  # noqa: E741  lines, beside their number
-    real, half = a.dtype.kind == "f", _half_on_host(a)
-    found = scratch[0][: (1 if real else 2) * a.size].reshape(-1, x, y, z, l)
-    found[0] = a.real
-    if not real:
-        found[1] = a.imag
-    for rows, there, _ in _stages(a, half, a.real.dtype, real=real):
-        found = _multiplied(found, rows, there, scratch)
-    return found.reshape(half, y, z, 2 * l)
+def _long_axes(a: NDArray[Any]) -> list[int]:
+    return [axis for axis in range(3) if a.shape[axis] > 1]
 
 
-def _from_modes(modes: NDArray[Any], scratch: list[NDArray[Any]], place: NDArray[Any]) -> None:
-    """Transform (half, y, z, 2 l) back into lines (x, y, z, l) of a place."""
-    real = place.dtype.kind == "f"
-    for rows, _, back in reversed(_stages(place, len(modes), modes.dtype, real=real)):
-        modes = _multiplied(modes, rows, back, scratch)
-    parts = modes.reshape(-1, *place.shape)  # (c, x, y, z, l)
-    if real:
-        place[...] = parts[0]
-    else:
-        place.real, place.imag = parts[0], parts[1]
+def _product(matrix: NDArray[Any], a: NDArray[Any], axis: int, out: NDArray[Any]) -> NDArray[Any]:
+    """Multiply along one axis. Of cut lines, this is the last axis longer than 1: all are views."""
+    shape = a.shape if axis == 2 else (math.prod(a.shape[:axis]), a.shape[axis], -1)
+    np.matmul(matrix, a.reshape(shape), out=out.reshape(shape))
+    return out

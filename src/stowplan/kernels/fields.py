@@ -24,7 +24,7 @@ from numbers import Number
 from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
-from stowplan.fourier import filtered, half_length, mode_weights, power, squared
+from stowplan.fourier import filtered, power, squared
 from stowplan.special import framework_of, shared_segment_sum
 
 __all__ = [
@@ -174,9 +174,7 @@ def spectrum(field, *, spacing, width):
     """
     xp = array_namespace(field)
     waves = _wave_numbers(field, spacing)
-    weights = xp.reshape(mode_weights(field), (-1, 1, 1))
-    values = weights * power(field)
-    return _ring_sums(xp, values, waves, _real_number(field, width), field.shape[-4:-1])
+    return _ring_sums(xp, power(field), waves, _real_number(field, width), field.shape[-4:-1])
 
 
 @kernel(
@@ -268,22 +266,19 @@ def inverse_symbol(denominator):
 
 
 def _denominator(field, spacing, mu, beta, lam):
-    """Give the symbol for each mode of a field, (half, y, z)."""
+    """Give the symbol for each |k| of a field, (kx, ky, kz) as `fourier` counts them."""
     mu, beta, lam = (_real_number(field, number) for number in (mu, beta, lam))
     x, y, z = (k * k for k in _wave_numbers(field, spacing))
     return riesz_symbol(x[:, None, None] + y[:, None] + z, mu, beta, lam)
 
 
 def _wave_numbers(field, spacing):
-    """Give k along the three axes of a spectrum, radians per unit of length."""
+    """Give |k| along the three axes of a spectrum, radians per unit of length."""
     xp = array_namespace(field)
     steps = _three(field, spacing)
-    lengths = tuple(map(int, field.shape[-4:-1]))
     waves = []
-    for axis, kept in enumerate((half_length(field), *lengths[1:])):
-        n = lengths[axis]
-        mode = xp.arange(kept, dtype=steps.dtype, device=device(field))
-        mode = xp.where(2 * mode < n, mode, mode - n)  # n/2 is -n/2, as in fftfreq
+    for axis, n in enumerate(map(int, field.shape[-4:-1])):
+        mode = xp.arange(n // 2 + 1, dtype=steps.dtype, device=device(field))
         waves.append(mode * (2 * math.pi / n) / steps[axis])
     return waves
 

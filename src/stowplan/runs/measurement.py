@@ -149,7 +149,7 @@ class _Stopwatch:
     repeats: int
 
     def of_batch(self, batch: Batch) -> tuple[float, float]:
-        """Give the median seconds of a batch, and those of a compile before; 0 if there was none."""
+        """Give the median seconds of a batch, and those of a compile before or 0."""
         taken = self._taken([batch])
         traces = traced_programs(self.target)
         first = self._seconds(taken)

@@ -36,7 +36,7 @@ def sampled_batches(plan: Plan, *, compiles: bool) -> dict[Batch, int]:
 
 
 def cheapest_batches(plan: Plan, most: int) -> list[Batch]:
-    """Give batches of one row and one shape, of the items that take the least work, no larger than they need."""
+    """Give batches of one row, of the items with the least work, in the shape of the largest."""
     work = plan.measure.cost(plan.lengths) if plan.dims else np.ones(len(plan.lengths))
     items = np.argsort(work, kind="stable")[:most]
     capacity = tuple(int(length) for length in np.maximum(plan.lengths[items].max(axis=0), 1))
