@@ -40,9 +40,8 @@ CAUSES = {
     "a third; finding slots, a fifth, is done once for a dataset",
     "bragg": "64 gathers a term, for which there is no ceiling here, and operations that each "
     "write an array (not in JAX)",
-    "overlay": "in torch exp, at a tenth of its ceiling, open; products with an "
-    "inner size of 4 or 5, padding, calls in the tail",
-    "fields": "transforms of torch and JAX, which are other code than NumPy's here",
+    "overlay": "products with an inner size of 4 or 5, padding, calls in the tail",
+    "fields": "transforms of JAX, which are FFTs and not products of short axes",
     "transport": "products of 20 to 70 rows, padding, sums element by element",
 }
 """What was found to stand between a recipe and its floor, see bench/README.md."""

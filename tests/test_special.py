@@ -59,6 +59,20 @@ def test_the_regularised_gamma_function_is_that_of_mpmath(xp, a):
     check(special.gammaincc(a, xp.asarray(points, dtype=xp.float64)), exact, 1e-14)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_are_exact_or_nothing_beside_one(xp, framework, dtype):
+    least = {"float32": -80.0, "float64": -700.0}[dtype]
+    given = [0.0, 3.0, -1.5, -40.0, least + 1, least - 1, 2 * least, -1e9, -math.inf]
+    found = np.asarray(special.exp_without_underflow(xp.asarray(given, dtype=getattr(xp, dtype))))
+    assert found.dtype == dtype
+    expected = np.array([float(mpmath.exp(value)) for value in given[:5]])
+    rounding = 1e-14 if dtype == "float64" else 2e-5  # of an argument of 80, as numbers are rounded
+    np.testing.assert_allclose(found[:5], expected, rtol=rounding)
+    assert ((found[5:] >= 0) & (found[5:] <= math.exp(least) * (1 + rounding))).all()
+    if framework == "torch" or (framework == "numpy" and dtype == "float64"):
+        assert (found >= np.finfo(dtype).smallest_normal).all()  # nothing slow
+
+
 def test_cosine_and_sine_keep_shape_and_dtype(xp):
     x = xp.asarray(np.linspace(-9, 9, 12).reshape(3, 4))
     for found, exact in zip(special.cos_sin(x), (np.cos, np.sin), strict=True):

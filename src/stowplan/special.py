@@ -18,6 +18,7 @@ __all__ = [
     "erf",
     "erfc",
     "exp1",
+    "exp_without_underflow",
     "expint",
     "gammaincc",
     "framework_of",
@@ -95,6 +96,26 @@ def erfc(x: Any) -> Any:
     1.53746e-12
     """
     return _own("erfc", x)(x)
+
+
+def exp_without_underflow(x: Any) -> Any:
+    """Give exp(x), or what cannot be told from 0 beside 1 where that would underflow, ``()->()``.
+
+    Libraries for CPUs take 4 to 50 times as long for a result that underflows. Those get exp(-700)
+    instead, in float32 exp(-80), and so does what is smaller.
+
+    >>> import numpy as np
+    >>> exp_without_underflow(np.asarray([0.0, -1e9])).tolist() == [1.0, math.exp(-700)]
+    True
+    """
+    xp = array_namespace(x)
+    double, framework = x.dtype == xp.float64, framework_of(xp)
+    least = -700.0 if double else -80.0
+    if framework == "numpy" and double:
+        x = np.maximum(x, least)
+    elif framework == "torch" and device(x).type == "cpu":
+        x = xp.clamp(x, min=least)
+    return xp.exp(x)
 
 
 def exp1(x: Any) -> Any:

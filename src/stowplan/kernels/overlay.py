@@ -16,6 +16,7 @@ import math
 from array_api_compat import array_namespace, device
 
 from stowplan.declaration import kernel
+from stowplan.special import exp_without_underflow
 
 __all__ = ["APART", "EVERY", "KEEP", "PATIENCE", "finished", "self_overlap", "start", "step"]
 
@@ -167,7 +168,7 @@ def _overlap_and_slopes(state, u, shift, alpha):
     x = xp.matmul(state["fit"], xp.concat([turn, shift[..., None, :]], axis=-2))  # (m, 3)
     square = xp.sum(x * x, axis=-1, keepdims=True)
     x5 = xp.concat([x, square, xp.ones_like(square)], axis=-1)
-    each = xp.exp(xp.matmul(x5, state["factors"]))  # (m, n)
+    each = exp_without_underflow(xp.matmul(x5, state["factors"]))  # (m, n)
     sums = xp.matmul(each, state["reference"])  # (m, 4): sum of E a, and of E
     pulls = sums[..., :3] - sums[..., 3:] * x
     by_motion = xp.matmul(state["fit_columns"], pulls)  # (4, 3), as turn above shift

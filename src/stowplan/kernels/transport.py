@@ -31,6 +31,7 @@ from stowplan.kernels.transport_sums import (
     tiled,
     tiled_moments,
 )
+from stowplan.special import exp_without_underflow
 
 __all__ = [
     "EVERY",
@@ -512,7 +513,8 @@ def _log_total(z):
     """Give log sum exp over both axes, (..., 1, 1)."""
     xp = array_namespace(z)
     top = xp.max(z, axis=(-2, -1), keepdims=True)
-    return xp.log(xp.sum(xp.exp(z - top), axis=(-2, -1), keepdims=True)) + top
+    shares = exp_without_underflow(z - top)
+    return xp.log(xp.sum(shares, axis=(-2, -1), keepdims=True)) + top
 
 
 def _total(values):
