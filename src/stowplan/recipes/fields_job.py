@@ -32,11 +32,12 @@ __all__ = ["FieldJob", "SLAB_SHARE", "block_bytes", "passes_by_slabs", "slab_bud
 Rule = Callable[..., None]
 """Refuses values that it is given, with where, name, field and where the field begins."""
 
-CACHED_PARTS = {"numpy": 1}
-"""Blocks that make what a cache likes of a batch: NumPy's transform takes few lines at a time."""
-OTHERS_PARTS = 4
-BLOCKS_IN_BUDGET = 16
-"""Blocks are cut so that a budget holds as many."""
+HOST_BLOCK_BYTES = 1 << 26
+"""Of a block for NumPy, whose transform takes as many lines at a time as a cache holds."""
+CACHED_PARTS = 4
+"""Blocks that make what a cache likes of a batch, for others, whose transforms take it all."""
+BLOCKS, SUMMED_BLOCKS = 16, 8
+"""Blocks are cut so that a budget holds as many; the second where NumPy has sums alone to keep."""
 SLAB_SHARE = 2
 """A slab takes one part in so many of a budget."""
 LEAST_BLOCKS = 14
@@ -80,9 +81,13 @@ class FieldJob:
 
     @functools.cached_property
     def blocks(self) -> list[Block]:
-        """What the fields are cut into: for terabytes some 100 000."""
+        """What the fields are cut into where results are as large: for terabytes some 100 000."""
+        return self._cut(summed=False)
+
+    def _cut(self, *, summed: bool) -> list[Block]:
         shapes = [tuple(field.shape) for field in self.store.fields]
-        most = block_bytes(self.target.adapter, self.target.device, self.budget.bytes)
+        place = self.target.adapter, self.target.device
+        most = block_bytes(*place, self.budget.bytes, summed=summed)
         return cut_fields(shapes, self.axes, self.store.dtype.itemsize, most)
 
     @classmethod
@@ -167,7 +172,7 @@ class FieldJob:
 
             of_large = spectrum_of_large if kernel is kernels.spectrum else radial_of_large
             sums[number] += of_large(self, number, rings[number], check)
-        blocks = [block for block in self.blocks if block.field not in large]
+        blocks = [block for block in self._cut(summed=True) if block.field not in large]
         rules = [check_finite] if check else []
         if blocks:
             found = self._run(kernel, blocks, rules, rows, resume, progress, **shared)
@@ -237,10 +242,11 @@ class FieldJob:
         ]
 
 
-def block_bytes(adapter: Adapter, device: Any, budget: int) -> int:
-    """Bytes of a block that are liked: as a cache likes a batch, and several in a budget."""
-    liked = adapter.batch_bytes(device) // CACHED_PARTS.get(adapter.name, OTHERS_PARTS)
-    return min(liked, budget // BLOCKS_IN_BUDGET)
+def block_bytes(adapter: Adapter, device: Any, budget: int, *, summed: bool = False) -> int:
+    """Bytes of a block that are liked, of which a budget holds several; `summed` if none go out."""
+    if adapter.name == "numpy":
+        return min(HOST_BLOCK_BYTES, budget // (SUMMED_BLOCKS if summed else BLOCKS))
+    return min(adapter.batch_bytes(device) // CACHED_PARTS, budget // BLOCKS)
 
 
 def passes_by_slabs(place_bytes: int, budget: int) -> bool:
