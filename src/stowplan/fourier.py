@@ -247,10 +247,15 @@ def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
             total += np.vecdot(modes, modes)
     if halved:
         found[..., 1 : (x + 1) // 2, :, :] *= 2
-    for axis, n in ((-1, z), (-2, y), *([] if halved else [(-3, x)])):
-        falling = np.moveaxis(found, axis, 0)  # a view, into which is added
-        falling[1 : (n + 1) // 2] += falling[: n // 2 : -1]
-        found = np.moveaxis(falling[: n // 2 + 1], 0, axis)
+    for axis, n in enumerate((1 if halved else x, y, z)):
+        behind = (slice(None),) * (2 - axis)
+        kept, rising, falling = (
+            found[(..., cut, *behind)]
+            for cut in (slice(n // 2 + 1), slice(1, (n + 1) // 2), slice(None, n // 2, -1))
+        )
+        if n > 1:
+            rising += falling  # views of what is kept, and of what is not
+            found = kept
     return found
 
 
