@@ -35,6 +35,11 @@ class HeapLimit:
         """Give what the loop over batches runs in."""
         return large_blocks_apart() if self.tight else nullcontext()
 
+    def after_filling(self) -> None:
+        """Give back what the index arrays of rows that were gathered have left in old gaps."""
+        if self.active and self.tight:
+            give_back_host()
+
     def before_batch(self, number: int) -> None:
         """Compare what has come to lie in memory with what the budget leaves."""
         if not self.active or self.tight:
