@@ -14,6 +14,7 @@ from dataclasses import replace
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np, stowplan as sp
 framework, gradient, several = sys.argv[1], sys.argv[2] == "gradient", sys.argv[3] == "several"
+views, host = "views" in sys.argv, "host" in sys.argv
 if framework == "jax":
     import jax
     jax.config.update("jax_enable_x64", True)
@@ -27,17 +28,17 @@ def line(x):
 
 def columns(count):
     sizes = np.full(count, 1000)
-    sizes[1::2] -= 7
+    sizes[1::2] -= 0 if views else 7
     values = np.random.default_rng(1).normal(size=(int(sizes.sum()), 2))
-    if framework == "torch":
+    if framework == "torch" and not host:
         values = torch.from_numpy(values)
-    if framework == "jax":
+    if framework == "jax" and not host:
         values = jax.device_put(values)
     return {"x": sp.Ragged(values, sizes)}
 
 def perform(data, plan):
     if not gradient:
-        found = sp.run(line, data, plan)
+        found = sp.run(line, data, plan, on=framework)
         return jax.block_until_ready(found.values) if framework == "jax" else found
     def loss(values):
         given = {"x": sp.Ragged.from_layout(values, data["x"].layout)}
@@ -56,7 +57,7 @@ def status(name):
 
 data = columns(8000)
 rows = 3000 if several else 8000
-options = dict(slots=1, rows=rows, gradient=["x"] if gradient else False)
+options = dict(slots=1, rows=rows, on=framework, gradient=["x"] if gradient else False)
 peak = sp.plan(line, data, budget="99 GB", **options).memory.peak_bytes
 plan = sp.plan(line, data, budget=int(peak * 1.2), **options)
 perform(columns(4), None)

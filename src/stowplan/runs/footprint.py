@@ -142,8 +142,7 @@ class Footprint:
         if self.rounds is not None:
             return most
         for held, batch in zip(self._before_putting_away(), self.put_away, strict=True):
-            copies_kept = copied and batch.slot not in self.viewed
-            each = self.row_outputs[batch.slot] + copies_kept * self.row_inputs[batch.slot]
+            each = self.row_outputs[batch.slot] + copied * self.row_inputs[batch.slot]
             found = held + batch.rows * each + batch.index_bytes
             finding = 2 * batch.rows * self.row_masks[batch.slot]
             most = max(most, found + max(batch.taken_bytes + batch.row_bytes, finding))
