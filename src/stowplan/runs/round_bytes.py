@@ -15,8 +15,8 @@ __all__ = ["INDEX_BYTES", "MASK_BYTES", "RoundBytes", "entry_bytes", "measure_ro
 
 INDEX_BYTES = 8
 MASK_BYTES = 1
-LOCATED = 2
-"""Index arrays that are alive beside one while it is worked out."""
+LOCATED, SENT = 2, 1
+"""Index arrays that are alive beside one while it is worked out: where rows are, where they go."""
 
 Dims = tuple[str, ...]
 
@@ -78,7 +78,7 @@ def measure_rounds(
         fields = [size * places(dims, capacity) for dims, size in outputs]
         counts = [places(dims, capacity) for dims in {dims for dims, _ in outputs if dims}]
         index = INDEX_BYTES * sum(counts)
-        going = index + LOCATED * INDEX_BYTES * max(counts, default=0)
+        going = index + SENT * INDEX_BYTES * max(counts, default=0)
         return sum(fields) + index + max(*fields, going)
 
     every = sum(size * sizes.total(dims) for dims, size in outputs)
