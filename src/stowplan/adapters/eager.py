@@ -94,6 +94,9 @@ class EagerAdapter:
     def namespace(self, array: Any) -> Any:
         return array_namespace(array)
 
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        return False
+
     def stage(self, array: Any, device: Any) -> Any:
         return self.asarray(array, device) if isinstance(array, np.ndarray) else array
 

@@ -140,6 +140,9 @@ class Adapter(Protocol):
     def namespace(self, array: Any) -> Any:
         """Give take, where, reshape, concat, full and asarray for staged or collected arrays."""
 
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        """Whether `stage` takes the memory of a host array as it is, else a copy."""
+
     def stage(self, array: Any, device: Any) -> Any:
         """Put an array of this framework, or of the host, where batches are gathered from it."""
 

@@ -168,6 +168,10 @@ class JaxAdapter:
     def namespace(self, array: Any) -> Any:
         return np if isinstance(array, np.ndarray) else jnp
 
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        wide = array.dtype.kind in "iu" and array.dtype.itemsize > 4
+        return array.flags.c_contiguous and (jax.config.jax_enable_x64 or not wide)
+
     def stage(self, array: Any, device: Any) -> Any:
         if isinstance(array, np.ndarray):
             return self._checked(np.asarray(array, order="C"))

@@ -154,6 +154,10 @@ class TorchAdapter:
     def namespace(self, array: Any) -> Any:
         return _Direct
 
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        flags = array.flags
+        return bool(device.type == "cpu" and flags.writeable and flags.c_contiguous)
+
     def stage(self, array: Any, device: Any) -> Any:
         return self.asarray(array, device) if isinstance(array, np.ndarray) else array
 
