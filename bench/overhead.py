@@ -2,9 +2,9 @@
 
 ``python -m bench.overhead [--check] [--rounds 15] [--repeats 5] [--on numpy torch jax]``: the loop
 gathers and scatters the same batches of about 1 ms with index arrays that are ready. Both sides run
-in turn, each framework in processes of its own, a new one for each repeat. Memory that is freed stays
-with the process: what its pages cost anew depends on what else lies in the heap (0.72 to 1.31 times
-the loop by hand), and not on the loop.
+in turn, each framework in processes of its own, a new one for each repeat. Freed memory stays with
+the process: whether a side takes fresh pages for each batch depends on what else lies in the heap
+(0.72 to 1.31 times the loop by hand), and not on its code.
 """
 
 from __future__ import annotations
