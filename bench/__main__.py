@@ -16,8 +16,8 @@ from bench.record import RESULTS, versions
 from bench.workers import ONE_THREAD
 
 RECIPES: dict[str, list[str]] = {  # in the order in which they run, with options
-    "ewald": ["--rounds", "7"],
-    "bragg": ["--no-compile", "--rounds", "3"],
+    "ewald": ["--rounds", "5"],
+    "bragg": ["--no-compile", "--rounds", "2"],
     "overlay": [],
     "fields": ["--rounds", "3"],
     "transport": [],

@@ -30,7 +30,7 @@ ITEMS, OUTLIERS = 500, 15
 COUNTS = (*range(1, 13), 16, 24)
 PASSES = 100_000  # of sets like this: warm passes alone count, as a compile is not in their time
 WARM_WITHIN, COLD_WITHIN = 1.10, 1.25
-COLD_ROUNDS = {"numpy": 5, "torch": 5, "jax": 3}
+COLD_ROUNDS = {"numpy": 5, "torch": 5, "jax": 2}
 ONCE = 2.0  # seconds beyond which a side has one cold pass and two warm ones
 
 Times = tuple[float, float]  # wall and CPU

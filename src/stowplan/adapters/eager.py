@@ -33,6 +33,7 @@ class EagerAdapter:
     peak_margin = 0.01
     spare_share = 0.04
     spare_bytes = 2**21
+    gap_bytes = 0
     result_sets = 0
     work_seconds = 1e-9
     launch_seconds = 4e-4

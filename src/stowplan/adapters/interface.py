@@ -65,6 +65,8 @@ class Adapter(Protocol):
         Share that a batch was measured to take beyond `peak_bytes`, at most.
     spare_share, spare_bytes
         Of a budget what is left to pages, allocators and the interpreter, as measured.
+    gap_bytes
+        Most that blocks of many shapes leave in the heap of a host, gaps that no other block fills.
     result_sets
         Arrays as large as the results that are alive in a backward pass: the results, which a
         caller or a loss keeps, their cotangents, and those staged; in JAX one more that its own
@@ -81,6 +83,7 @@ class Adapter(Protocol):
     peak_margin: float
     spare_share: float
     spare_bytes: int
+    gap_bytes: int
     result_sets: int
     work_seconds: float
     launch_seconds: float

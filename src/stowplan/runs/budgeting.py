@@ -430,10 +430,19 @@ class _Fit:
         if catch_all:
             together.append(self._held_bytes() + peaks[-1])
         held = max(together) - max(peaks)
+        held += self._gap_bytes(peaks, self.usable_bytes - held - max(peaks))
         idle = self.footprint.idle_bytes(
             self.result_sets, copied=compiles, delivered=self.source.adapter.compiles
         )
         return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle, in_flight))
+
+    def _gap_bytes(self, peaks: Sequence[int], left: int) -> int:
+        """Bytes that blocks of some shapes leave and those of others do not fill, if many are left.
+
+        Where a budget has no room for them they are given back.
+        """
+        most = self.target.adapter.gap_bytes if self._on_host() else 0
+        return max(min(most, sum(peaks) - max(peaks), left), 0)
 
     def _held_bytes(self) -> int:
         return self.footprint.held_bytes(self.result_sets)
