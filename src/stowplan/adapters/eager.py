@@ -30,7 +30,7 @@ class EagerAdapter:
     in_place = False
     one_core = False
     peak_probe = "real"
-    peak_margin = 0.01
+    peak_margin = 0.02
     spare_share = 0.04
     spare_bytes = 2**21
     gap_bytes = 0
