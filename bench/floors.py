@@ -41,7 +41,8 @@ CAUSES = {
     "bragg": "64 gathers a term, for which there is no ceiling here, and operations that each "
     "write an array (not in JAX)",
     "overlay": "products with an inner size of 4 or 5, padding, calls in the tail",
-    "fields": "transforms of JAX, which are FFTs and not products of short axes",
+    "fields": "each product in torch, each FFT in JAX is a pass over memory, where NumPy takes "
+    "lines by what a cache holds",
     "transport": "products of 20 to 70 rows, padding, sums element by element",
 }
 """What was found to stand between a recipe and its floor, see bench/README.md."""
