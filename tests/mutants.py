@@ -168,7 +168,6 @@ MUTANTS = [
     ("recipes/transport_frames.py", "values[top - t0 : bottom - t0, left",
      "values[: bottom - top, left"),
     ("recipes/transport_results.py", "np.array([y0, x0]) + centre", "np.array([y0, x0])"),
-    ("fourier.py", "np.where(alone, math.sqrt(1 / n)", "np.where(mode == 0, math.sqrt(1 / n)"),
     ("fourier.py", "np.minimum(mode, n - mode), place", "np.minimum(mode, n - 1 - mode), place"),
     ("fourier.py", "places = xp.asarray(np.minimum(mode, n - mode)",
      "places = xp.asarray(mode // 2"),

@@ -193,12 +193,10 @@ def _basis(n: int, dtype: Any) -> NDArray[Any]:
 
     Angles are reduced before a cosine is taken.
     """
-    mode, place = np.arange(n, dtype=np.float64), np.arange(n, dtype=np.float64)
-    turns = np.outer(np.minimum(mode, n - mode), place) % n / n  # torch.compile divides integers
-    angles = 2 * math.pi * turns  # in float32
+    mode = place = np.arange(n, dtype=np.float64)  # a compiler of torch divides integers in float32
+    angles = 2 * math.pi * (np.outer(np.minimum(mode, n - mode), place) % n / n)
     rows = np.where(2 * mode[:, None] <= n, np.cos(angles), np.sin(angles))
-    alone = (mode == 0) | (2 * mode == n)
-    found: NDArray[Any] = rows * np.where(alone, math.sqrt(1 / n), math.sqrt(2 / n))[:, None]
+    found: NDArray[Any] = rows / np.sqrt(np.sum(rows * rows, axis=1, keepdims=True))
     return found.astype(dtype)
 
 

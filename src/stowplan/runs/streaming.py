@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -176,8 +177,8 @@ class _Stream:
         together = 1 if self.plan.memory is None else self.plan.memory.together
         give_back_host()  # what planning left in the heap
         buffer_of = self.target.adapter.host_buffer
-        free = [buffer_of(most, self.target.device) for _ in range(buffers_for(together))]
-        computing: dict[Future[Outputs], tuple[int, Any]] = {}  # which load, in which buffer
+        buffers = [buffer_of(most, self.target.device) for _ in range(buffers_for(together))]
+        computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: list[tuple[int, Future[None]]] = []
         kept = len(done)
 
@@ -190,12 +191,9 @@ class _Stream:
             written.clear()
 
         def finish() -> None:
-            over, _ = wait(computing, return_when=FIRST_COMPLETED)
-            outputs = min(over, key=lambda future: computing[future][0])
-            number, buffer = computing.pop(outputs)
+            number, outputs = computing.popleft()
             with self._noted(number, kept + len(written), folder):
                 found = outputs.result()
-            free.append(buffer)
             settle()
             load = self.loads[number]
             future = writer.submit(_put_away, results, number, load.items, found, folder, self.kind)
@@ -207,21 +205,20 @@ class _Stream:
             ThreadPoolExecutor(1, "stowplan-write") as writer,
             _threads(together) as submit,
         ):
-            ahead: list[tuple[Future[list[Any]], Any]] = []
+            ahead: list[Future[list[Any]]] = []
 
             def read_ahead(place: int) -> None:
                 if place < len(waiting):
-                    buffer = free.pop()
-                    values = reader.submit(self.reads.fill, self.loads[waiting[place]], buffer)
-                    ahead.append((values, buffer))
+                    load, buffer = self.loads[waiting[place]], buffers[place % len(buffers)]
+                    ahead.append(reader.submit(self.reads.fill, load, buffer))
 
             read_ahead(0)
             for place, number in enumerate(waiting):
-                values, buffer = ahead.pop()
+                values = ahead.pop()
                 wait([values])
                 read_ahead(place + 1)
-                computing[submit(self._outputs, number, values)] = number, buffer
-                del values, buffer
+                computing.append((number, submit(self._outputs, number, values)))
+                del values
                 while len(computing) >= together:
                     finish()
             while computing:
