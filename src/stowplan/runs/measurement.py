@@ -61,8 +61,8 @@ def measure_costs(
     and put away. The line through the smallest one and the mean of the others gives the seconds of
     a unit of work and of a launch, so that the batches of the plan together take what is predicted;
     what a run takes once, however many batches it has, is left out. Where the framework compiles, a
-    first call less a later one gives the seconds of a compile. Later
-    plans for the kernel on this framework and device use what was measured.
+    first call less a later one gives the seconds of a compile. Later plans for the kernel on this
+    framework and device use what was measured.
 
     Parameters
     ----------
