@@ -245,16 +245,7 @@ def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
             total += np.vecdot(modes, modes)
     if halved:
         found[..., 1 : (x + 1) // 2, :, :] *= 2
-    for axis, n in enumerate((1 if halved else x, y, z)):
-        behind = (slice(None),) * (2 - axis)
-        kept, rising, falling = (
-            found[(..., cut, *behind)]
-            for cut in (slice(n // 2 + 1), slice(1, (n + 1) // 2), slice(None, n // 2, -1))
-        )
-        if n > 1:
-            rising += falling  # views of what is kept, and of what is not
-            found = kept
-    return found
+    return np.asarray(_folded(np, found, (1 if halved else x, y, z)))
 
 
 def _add_power_by_fft(row: NDArray[Any], total: NDArray[Any]) -> None:
