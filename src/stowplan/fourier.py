@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from stowplan.special import framework_of
 
-__all__ = ["filtered", "power", "squared"]
+__all__ = ["filtered", "is_short", "power", "squared"]
 
 _SHORT = 16  # up to here products with the matrix of an axis are faster, on a CPU
 _CACHED_BYTES = 1 << 19  # of lines that go through all products together
@@ -112,6 +112,14 @@ def squared(a: Any) -> Any:
     return xp.sum(real * real + imaginary * imaginary, axis=-1)
 
 
+def is_short(lengths: Sequence[int]) -> bool:
+    """Say whether products with matrices transform axes of such lengths faster than FFTs, on a CPU.
+
+    They take little longer than the array takes to be read.
+    """
+    return max(lengths) <= _SHORT
+
+
 def _is_complex(a: Any) -> bool:
     return bool(array_namespace(a).isdtype(a.dtype, "complex floating"))
 
@@ -123,7 +131,7 @@ def _lengths(a: Any) -> tuple[int, int, int]:
 
 def _is_short_in_torch(xp: Any, a: Any) -> bool:
     """Say whether products with matrices are faster than FFTs; in XLA they are not."""
-    if framework_of(xp) != "torch" or max(_lengths(a)) > _SHORT:
+    if framework_of(xp) != "torch" or not is_short(_lengths(a)):
         return False
     return bool(device(a).type == "cpu")
 
@@ -203,7 +211,7 @@ def _basis(n: int, dtype: Any) -> NDArray[Any]:
 def _filtered_on_host(a: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
     found = np.empty(a.shape, a.dtype)
     x, y, z = lengths = _lengths(a)
-    short = max(lengths) <= _SHORT
+    short = is_short(lengths)
     halved = a.dtype.kind == "f" and not short
     factor = _unfolded(np, factor, (1 if halved else x, y, z))[..., None]
     for row, place in zip(_rows(a), _rows(found), strict=True):
@@ -232,7 +240,7 @@ def _filtered_by_fft(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any
 
 def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
     x, y, z = lengths = _lengths(a)
-    short = max(lengths) <= _SHORT
+    short = is_short(lengths)
     halved = a.dtype.kind == "f" and not short
     found = np.zeros((*a.shape[:-4], x // 2 + 1 if halved else x, y, z), a.real.dtype)
     for row, total in zip(_rows(a), found.reshape(-1, *found.shape[-3:]), strict=True):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stowplan.planners.grids import GridIndex
 
 __all__ = [
+    "Blank",
     "EndToEnd",
     "flat_rows",
     "gather",
@@ -54,6 +55,17 @@ class EndToEnd(NamedTuple):
         if (np.diff(starts) != math.prod(capacity)).any():
             return None
         return cls(int(starts[0]), len(starts), tuple(capacity))
+
+
+class Blank(NamedTuple):
+    """Rows of zeros, of the shape of a batch."""
+
+    shape: tuple[int, ...]
+
+    def like(self, values: Any, xp: Any) -> Any:
+        """Give zeros (rows, *capacity, ...) of the kind of flat values (total, ...)."""
+        shape = (*self.shape, *values.shape[1:])
+        return xp.zeros(shape, dtype=values.dtype, device=_device(values))
 
 
 def locate(

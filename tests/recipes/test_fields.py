@@ -289,6 +289,22 @@ def test_an_estimate_is_how_the_job_is_cut():
 
 
 @pytest.mark.parametrize(
+    ("grid", "size", "budget", "blocks"),  # MiB
+    [
+        ((8, 8, 8), 3, 16, 1),  # two have room beside 8 MiB
+        ((8, 8, 8), 3, 12, 2),  # they have not: an eighth of the budget
+        ((8, 8, 8), 24, 44, 3),  # or a quarter of what is left beside 8 MiB, if that is more
+        ((32, 16, 1), 3, 16, 2),  # long transforms take longer than reading does: an eighth
+    ],
+)
+def test_fields_to_be_summed_are_read_whole_where_two_fit(tmp_path, grid, size, budget, blocks):
+    for number in range(2):
+        np.save(tmp_path / f"{number}.npy", np.ones((*grid, size * 128), complex))
+    found = fields.spectrum(str(tmp_path / "*.npy"), spacing=1.0, budget=budget << 20)
+    assert len(found.plan.lengths) == 2 * blocks
+
+
+@pytest.mark.parametrize(
     ("how", "message"),
     [
         ({"dtype": "int32"}, "real or complex"),

@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stowplan as sp
+from stowplan.adapters.eager_memory import traced_peak
 from stowplan.runs.columns import bind
 from stowplan.runs.loads import MOST_READ, Reads, buffers_for, cut_loads
+from stowplan.runs.places import find_places
+from stowplan.runs.probes import make_probes
 from stowplan.runs.stored_columns import ALIGNMENT, ItemReader, runs_of, stand_in
 from stowplan.stores.sliced import SlicedArray
 
@@ -201,3 +204,46 @@ def test_rows_to_spare_are_copies_of_what_was_read(tmp_path):
     assert full.memory is not None
     assert max(spare.memory.batch_bytes) >= 3 * size
     assert max(full.memory.batch_bytes) < size
+
+
+@sp.kernel("(n,8),(n),(3)->(n)", ragged="n", fill={"x": 0.0, "w": 2.0})
+def weighed(x, w, y):
+    """Rows by weight."""
+    return x.sum(axis=-1) * w + y.sum(axis=-1)[..., None]
+
+
+@pytest.mark.parametrize("sizes", [[5, 9], [9, 9]])
+def test_what_lies_on_disk_is_probed_like_zeros_in_memory(sizes):
+    total, items = sum(sizes), len(sizes)
+    layout = sp.Ragged(np.zeros(total), sizes).layout
+    shapes = {"x": (total, 8), "w": (total,), "y": (items, 3)}
+
+    def probed(make):
+        data = {
+            name: make(shape) if name == "y" else sp.Ragged.from_layout(make(shape), layout)
+            for name, shape in shapes.items()
+        }
+        columns = bind("plan", weighed, data, on_disk=True)
+        made = sp.plan(weighed, data, slots=1, rows=2)
+        place, _ = find_places("plan", [np.zeros(1)], None, None)
+        (probe,) = make_probes("plan", weighed, columns, made, place, place, {}, {}, None)
+        return probe.arguments
+
+    on_disk = probed(lambda shape: SlicedArray(Lazy(shape)))
+    for found, wanted in zip(on_disk, probed(np.zeros), strict=True):
+        np.testing.assert_array_equal(found, wanted, strict=True)
+        assert found.flags.c_contiguous
+
+
+def test_a_probe_of_what_lies_on_disk_holds_one_item_and_no_index_of_it():
+    rows = 1 << 18  # of 64 bytes
+    column = sp.Ragged.from_layout(
+        SlicedArray(Lazy((4 * rows, 8))), sp.Ragged(np.zeros(4 * rows), [rows] * 4).layout
+    )
+
+    @sp.kernel("(n,8)->()", ragged="n", fill={"x": 0.0})
+    def largest(x):
+        return x.max(axis=(-2, -1))
+
+    peak = traced_peak(lambda: sp.plan(largest, [column], rows=1, budget="1 GB"))
+    assert rows * 64 <= peak < 1.1 * rows * 64

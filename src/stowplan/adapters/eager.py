@@ -163,9 +163,11 @@ class EagerAdapter:
         if wanted is not None:
             raise FrameworkError(f"{self.name} has no gradients, whose memory could be counted.")
         function = self.function(kernel, statics, device=device, compile=False)
-        function(arguments, keywords, shared)  # imports and caches are no part of a batch
-        repeated = _mapped(lambda x: array_namespace(x).repeat(x, rows, axis=0), arguments)
-        masks = _mapped(lambda x: array_namespace(x).repeat(x, rows, axis=0), keywords)
+
+        def repeat(array: Any) -> Any:
+            return array if rows == 1 else array_namespace(array).repeat(array, rows, axis=0)
+
+        repeated, masks = _mapped(repeat, arguments), _mapped(repeat, keywords)
         held = sum(map(self._bytes, _arrays([repeated, masks, shared])))
         return held + self.allocated_peak(lambda: function(repeated, masks, shared), device)
 

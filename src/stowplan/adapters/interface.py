@@ -199,7 +199,8 @@ class Adapter(Protocol):
         temporaries and outputs; for a pullback also the cotangents of the outputs and the gradients
         of what is wanted. Not counted are columns and index arrays, the copies that gathering and
         putting away make, and workspaces of libraries. ``arguments`` and ``keywords`` are those of
-        one row.
+        one row. Where real arrays are taken the function was called before: what it imports and
+        caches then is not counted either.
         """
 
     def settings(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from stowplan.errors import DataError
 from stowplan.extras import import_extra
 from stowplan.io.whole_files import whole_file
 from stowplan.memory import resolve_budget, show_bytes
+from stowplan.recipes import fields
 from stowplan.recipes.fields import Profiles
 from stowplan.recipes.fields_rings import RadialSums, ShellSums
 from stowplan.recipes.fields_slope import Slope, fit_slope
@@ -100,6 +101,7 @@ class Report:
             name: value for name, value in vars(arguments).items()
             if value is not None and name not in ("command", "where", "quiet")
         }  # fmt: skip
+        fields.spectrum(np.zeros((2, 2, 2)), spacing=1.0, on=arguments.on)  # imports what a run does
         metadata = {
             "stowplan": __version__,
             "length_unit": unit,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stowplan.adapters import Adapter, get_adapter
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError
+from stowplan.fourier import is_short
 from stowplan.kernels import fields as kernels
 from stowplan.memory import Budget, resolve_budget
 from stowplan.planners.batches import Plan
@@ -38,6 +39,9 @@ CACHED_PARTS = 4
 """Blocks that make what a cache likes of a batch, for others, whose transforms take it all."""
 BLOCKS, SUMMED_BLOCKS = 16, 8
 """Blocks are cut so that a budget holds as many; the second where NumPy has sums alone to keep."""
+READ_SHARE, BESIDE_BYTES = 0.95, 8 << 20
+"""Of a budget, for blocks whose sums are done as soon as they are read, and what is left of that
+to all else."""
 SLAB_SHARE = 2
 """A slab takes one part in so many of a budget."""
 LEAST_BLOCKS = 14
@@ -82,13 +86,28 @@ class FieldJob:
     @functools.cached_property
     def blocks(self) -> list[Block]:
         """What the fields are cut into where results are as large: for terabytes some 100 000."""
-        return self._cut(summed=False)
+        return self._cut(block_bytes(self.target.adapter, self.target.device, self.budget.bytes))
 
-    def _cut(self, *, summed: bool) -> list[Block]:
+    def _cut_to_sum(self, kernel: Kernel) -> list[Block]:
+        """Cut the fields where no more than sums comes out.
+
+        In NumPy reading is what takes the time unless transforms are long. So fields are read
+        whole where there is room for two, and else in pieces that are as large as they can be.
+        """
+        adapter, budget = self.target.adapter, self.budget.bytes
+        most = block_bytes(adapter, self.target.device, budget, summed=True)
+        read = kernel is kernels.radial or all(map(is_short, self.grids))
+        if adapter.name == "numpy" and read:
+            room = int(budget * READ_SHARE) - BESIDE_BYTES
+            whole = max(math.prod(field.shape) for field in self.store.fields)
+            whole *= self.store.dtype.itemsize
+            most = whole if whole <= room // 2 else max(most, room // 4)
+            most = min(most, HOST_BLOCK_BYTES)
+        return self._cut(most)
+
+    def _cut(self, most_bytes: int) -> list[Block]:
         shapes = [tuple(field.shape) for field in self.store.fields]
-        place = self.target.adapter, self.target.device
-        most = block_bytes(*place, self.budget.bytes, summed=summed)
-        return cut_fields(shapes, self.axes, self.store.dtype.itemsize, most)
+        return cut_fields(shapes, self.axes, self.store.dtype.itemsize, most_bytes)
 
     @classmethod
     def of(
@@ -172,7 +191,7 @@ class FieldJob:
 
             of_large = spectrum_of_large if kernel is kernels.spectrum else radial_of_large
             sums[number] += of_large(self, number, rings[number], check)
-        blocks = [block for block in self._cut(summed=True) if block.field not in large]
+        blocks = [block for block in self._cut_to_sum(kernel) if block.field not in large]
         rules = [check_finite] if check else []
         if blocks:
             found = self._run(kernel, blocks, rules, rows, resume, progress, **shared)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stowplan.adapters.interface import StaticKey, as_tuple
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, FrameworkError
-from stowplan.gather import gather
+from stowplan.gather import Blank, gather
 from stowplan.layout import Layout
 from stowplan.namespaces import namespace_of
 from stowplan.planners.batches import Batch, Plan, empty_batch
@@ -26,6 +26,7 @@ from stowplan.runs.indices import Indices
 from stowplan.runs.places import Place
 from stowplan.runs.recovery import attempt, halve_batches
 from stowplan.runs.shared import map_leaves
+from stowplan.runs.stored_columns import is_stand_in
 from stowplan.signature import CoreShape
 
 __all__ = ["Job", "with_catch_all"]
@@ -232,6 +233,8 @@ class Job:
         return [padded(one) for one in self.inputs], keywords
 
     def _padded(self, one: _Input, index: Any, inside: Any) -> Any:
+        if isinstance(index, Blank):
+            return index.like(one.values, one.xp)
         in_place = self.target.adapter.in_place
         return gather(one.values, index, inside, one.fill, one.xp, in_place=in_place)
 
@@ -295,6 +298,10 @@ class Job:
         return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))
 
     def _places(self, number: int, one: _Input) -> tuple[Any, Any]:
+        if self.apart and is_stand_in(one.values) and not one.fill:
+            batch = self.plan.batches[number]
+            capacity = self.indices.sizes.capacity(batch, one.dims)
+            return Blank((len(batch.items), *capacity)), None
         straight = None
         if not self.apart:
             straight = self.indices.end_to_end(number, one.dims, one.layout, one.values)
@@ -312,6 +319,8 @@ class Job:
 
     def _stage(self, column: Any) -> Any:
         def stage(array: Any) -> Any:
+            if self.apart and is_stand_in(array):
+                return array  # of no values, however large
             return self._staged(self._moved(array))
 
         return column.distinct().map_values(stage) if isinstance(column, Ragged) else stage(column)

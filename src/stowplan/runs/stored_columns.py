@@ -17,7 +17,8 @@ from stowplan.ragged import Ragged
 if TYPE_CHECKING:
     from stowplan.stores.arrays import StoredArray  # most runs read nothing
 
-__all__ = ["ItemReader", "bound", "may_be_stored", "runs_of", "runs_of_items", "stand_in"]
+__all__ = ["ItemReader", "bound", "may_be_stored", "runs_of", "runs_of_items"]
+__all__ += ["is_stand_in", "stand_in"]
 
 ALIGNMENT = 64
 """Bytes; what vector units and direct reads ask for."""
@@ -60,6 +61,15 @@ def stand_in(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
     (0, 0, 0)
     """
     return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+
+
+def is_stand_in(array: Any) -> bool:
+    """Whether an array is one of these, and so has no values to be read.
+
+    >>> is_stand_in(stand_in((2, 3), np.float64)), is_stand_in(np.zeros((2, 3)))
+    (True, False)
+    """
+    return type(array) is np.ndarray and array.size > 1 and not any(array.strides)
 
 
 class ItemReader:
