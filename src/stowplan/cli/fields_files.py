@@ -101,7 +101,7 @@ class Report:
             name: value for name, value in vars(arguments).items()
             if value is not None and name not in ("command", "where", "quiet")
         }  # fmt: skip
-        fields.spectrum(np.zeros((2, 2, 2)), spacing=1.0, on=arguments.on)  # imports what a run does
+        fields.spectrum(np.zeros((2, 2, 2)), spacing=1.0, on=arguments.on)  # imports what runs do
         metadata = {
             "stowplan": __version__,
             "length_unit": unit,
