@@ -54,6 +54,15 @@ def namespace(name: str) -> ModuleType:
     return importlib.import_module(NAMESPACES[name])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def environment() -> Generator[None]:
+    """Take back what a library leaves in the environment: Dask sets when malloc gives back."""
+    before = set(os.environ)
+    yield
+    for name in os.environ.keys() - before:
+        del os.environ[name]
+
+
 @pytest.fixture(params=list(NAMESPACES))
 def framework(request: pytest.FixtureRequest) -> str:
     """Name of a framework, as ``on=`` takes it."""
