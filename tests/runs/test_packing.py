@@ -55,6 +55,18 @@ def test_rows_hold_the_items_and_the_fill_and_nothing_else(
             assert not charges[row, size:].any()
 
 
+@pytest.mark.parametrize("number", [0.0, 2.0])
+def test_a_column_of_one_number_that_takes_no_memory_is_packed(kernels, number):
+    data = kernels.make_atoms(SIZES)
+    layout = data["charges"].layout
+    charges = np.broadcast_to(number, (sum(SIZES),))
+    data = {**data, "charges": sp.Ragged.from_layout(charges, layout)}
+    for batch in sp.plan(kernels.pull, data, slots=SLOTS).pack(data):
+        for row, item in enumerate(batch.items[: int(batch.count)]):
+            assert (batch.arrays[1][row, : SIZES[item]] == number).all()
+            assert not batch.arrays[1][row, SIZES[item] :].any()
+
+
 def test_a_row_without_item_is_masked_everywhere(packed: SimpleNamespace, host: Host) -> None:
     for batch in packed.batches:
         rows, mask = host(batch.row_mask), host(batch.mask["atoms"])

@@ -88,8 +88,8 @@ class FieldJob:
         """What the fields are cut into where results are as large: for terabytes some 100 000."""
         return self._cut(block_bytes(self.target.adapter, self.target.device, self.budget.bytes))
 
-    def _cut_to_sum(self, kernel: Kernel) -> list[Block]:
-        """Cut the fields where no more than sums comes out.
+    def _cut_to_sum(self, kernel: Kernel, rows: int | None) -> list[Block]:
+        """Cut the fields where no more than sums comes out, for so many rows, or as it is best.
 
         In NumPy reading is what takes the time unless transforms are long. So fields are read
         whole where there is room for two, and else in pieces that are as large as they can be.
@@ -97,7 +97,7 @@ class FieldJob:
         adapter, budget = self.target.adapter, self.budget.bytes
         most = block_bytes(adapter, self.target.device, budget, summed=True)
         read = kernel is kernels.radial or all(map(is_short, self.grids))
-        if adapter.name == "numpy" and read:
+        if adapter.name == "numpy" and read and rows is None:
             room = int(budget * READ_SHARE) - BESIDE_BYTES
             whole = max(math.prod(field.shape) for field in self.store.fields)
             whole *= self.store.dtype.itemsize
@@ -191,7 +191,7 @@ class FieldJob:
 
             of_large = spectrum_of_large if kernel is kernels.spectrum else radial_of_large
             sums[number] += of_large(self, number, rings[number], check)
-        blocks = [block for block in self._cut_to_sum(kernel) if block.field not in large]
+        blocks = [block for block in self._cut_to_sum(kernel, rows) if block.field not in large]
         rules = [check_finite] if check else []
         if blocks:
             found = self._run(kernel, blocks, rules, rows, resume, progress, **shared)

@@ -55,7 +55,8 @@ class _Input:
 class Job:
     """One run: staged columns, the plan's index arrays, and the parts of the results.
 
-    ``apart`` says that batches are arrays of their own, and never views of the data.
+    ``apart`` says that batches are arrays of their own, and never views of the data; ``blank`` that
+    they are zeros, and nothing is gathered, where columns of NumPy stand in for what lies on disk.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Job:
         target: Place,
         *,
         apart: bool = False,
+        blank: bool = False,
     ) -> None:
         self.where = where
         self.apart = apart
+        self.blank = blank
         self.kernel = kernel
         self.columns = columns
         self.source = source
@@ -298,7 +301,7 @@ class Job:
         return Ragged.from_layout(flat, self.indices.sizes.layout(output.dims))
 
     def _places(self, number: int, one: _Input) -> tuple[Any, Any]:
-        if self.apart and is_stand_in(one.values) and not one.fill:
+        if self.blank and is_stand_in(one.values) and not one.fill:
             batch = self.plan.batches[number]
             capacity = self.indices.sizes.capacity(batch, one.dims)
             return Blank((len(batch.items), *capacity)), None
@@ -319,7 +322,7 @@ class Job:
 
     def _stage(self, column: Any) -> Any:
         def stage(array: Any) -> Any:
-            if self.apart and is_stand_in(array):
+            if self.blank and is_stand_in(array):
                 return array  # of no values, however large
             return self._staged(self._moved(array))
 

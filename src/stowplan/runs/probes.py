@@ -128,7 +128,10 @@ def make_probes(
             for column in columns.values
         ),
     )
-    job = Job(where, kernel, columns, _one_row_each(plan), source, source, apart=True)
+    job = Job(
+        where, kernel, columns, _one_row_each(plan), source, source, apart=True,
+        blank=source.adapter.name == "numpy",
+    )  # fmt: skip
     shared = _moved(map_leaves(lambda part: job.shared(stand_in(part)), traced), source, target)
     probes = []
     for slot in range(len(plan.slots)):

@@ -64,12 +64,14 @@ def stand_in(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
 
 
 def is_stand_in(array: Any) -> bool:
-    """Whether an array is one of these, and so has no values to be read.
+    """Whether an array is one of these, zeros that need not be read.
 
     >>> is_stand_in(stand_in((2, 3), np.float64)), is_stand_in(np.zeros((2, 3)))
     (True, False)
     """
-    return type(array) is np.ndarray and array.size > 1 and not any(array.strides)
+    if type(array) is not np.ndarray or array.size < 2 or any(array.strides):
+        return False
+    return not array.flat[0]
 
 
 class ItemReader:
