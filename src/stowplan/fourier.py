@@ -289,9 +289,7 @@ def _fft(a: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
 
 def _real_lines(row: NDArray[Any]) -> NDArray[Any]:
     """Give real and imaginary parts of one row as twice as many lines, a view where it can be."""
-    if row.dtype.kind == "f":
-        return row
-    if row.strides[-1] != row.itemsize:
+    if row.strides[-1] != row.itemsize:  # libraries of products take no other lines
         row = np.ascontiguousarray(row)
     return row.view(row.real.dtype)
 
