@@ -47,6 +47,19 @@ def test_host_arrays_survive_the_way_to_a_device_and_back(framework):
         assert not adapter.is_traced(moved)
 
 
+def test_what_an_adapter_says_to_share_is_the_memory_that_it_was_given(framework):
+    adapter = get_adapter(framework)
+    read_only = np.arange(6.0, dtype=np.float32)
+    read_only.flags.writeable = False
+    arrays = [np.ones((2, 3), np.float32), np.ones((2, 3), np.float32).T, read_only, np.arange(5)]
+    for values in arrays:
+        staged = adapter.stage(values, adapter.devices()[0])
+        shared = np.shares_memory(adapter.to_host(staged), values)
+        assert shared or not adapter.shares(values, adapter.devices()[0])
+    if framework in ("numpy", "torch", "jax"):
+        assert adapter.shares(arrays[0], adapter.devices()[0])
+
+
 def test_static_keys_tell_types_apart():
     keys = {static_key({"power": value}) for value in (1, 1.0, True)}
     assert len(keys) == 3

@@ -249,3 +249,45 @@ def test_a_probe_of_what_lies_on_disk_holds_one_item_and_no_index_of_it():
 
     peak = traced_peak(lambda: sp.plan(largest, [column], rows=1, budget="1 GB"))
     assert rows * 64 <= peak < 1.1 * rows * 64
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+def test_views_of_what_was_read_count_in_its_buffers(tmp_path, framework, load_framework):
+    """Beside the buffers JAX has a copy of its own, others have none."""
+    load_framework(framework)
+
+    @sp.kernel("(n)->()")
+    def first(x):
+        return x[..., 0]
+
+    size = 2**24  # JAX computes no two batches of so much at once
+    shape = (10, size // 4)
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape)  # takes no disk
+    spare, full = (
+        sp.plan(first, {"x": str(tmp_path / "x.npy")}, rows=rows, budget="4 GB", on=framework)
+        for rows in (3, 5)
+    )
+    assert spare.memory is not None
+    assert full.memory is not None
+    own = 5 * size if framework == "jax" else 0
+    assert own <= max(full.memory.batch_bytes) < own + size
+    assert max(spare.memory.batch_bytes) >= (6 if framework == "jax" else 3) * size
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_a_small_load_of_copies_counts_beside_a_large_one_of_views(
+    tmp_path, framework, load_framework
+):
+    load_framework(framework)
+
+    @sp.kernel("(n)->()", ragged="n")
+    def first(x):
+        return x[..., 0]
+
+    sizes = [2**20] * 8 + [2**20 - 1] * 4  # full ones, then a load that reads less and is padded
+    np.save(tmp_path / "x.npy", np.zeros(sum(sizes)))
+    column = sp.Ragged.from_layout(np.load(tmp_path / "x.npy", mmap_mode="r"), sp.Ragged(
+        np.zeros(sum(sizes), np.int8), sizes).layout)  # fmt: skip
+    plan = sp.plan(first, {"x": column}, slots=1, rows=4, budget="4 GB", on=framework)
+    assert plan.memory is not None
+    assert max(plan.memory.batch_bytes) >= 4 * 2**23

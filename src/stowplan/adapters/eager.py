@@ -30,9 +30,10 @@ class EagerAdapter:
     in_place = False
     one_core = False
     peak_probe = "real"
-    peak_margin = 0.01
+    peak_margin = 0.02
     spare_share = 0.04
     spare_bytes = 2**21
+    gap_bytes = 0
     result_sets = 0
     work_seconds = 1e-9
     launch_seconds = 4e-4
@@ -93,6 +94,9 @@ class EagerAdapter:
 
     def namespace(self, array: Any) -> Any:
         return array_namespace(array)
+
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        return False
 
     def stage(self, array: Any, device: Any) -> Any:
         return self.asarray(array, device) if isinstance(array, np.ndarray) else array

@@ -65,6 +65,8 @@ class Adapter(Protocol):
         Share that a batch was measured to take beyond `peak_bytes`, at most.
     spare_share, spare_bytes
         Of a budget what is left to pages, allocators and the interpreter, as measured.
+    gap_bytes
+        Most that blocks of many shapes leave in the heap of a host, gaps that no other block fills.
     result_sets
         Arrays as large as the results that are alive in a backward pass: the results, which a
         caller or a loss keeps, their cotangents, and those staged; in JAX one more that its own
@@ -81,6 +83,7 @@ class Adapter(Protocol):
     peak_margin: float
     spare_share: float
     spare_bytes: int
+    gap_bytes: int
     result_sets: int
     work_seconds: float
     launch_seconds: float
@@ -139,6 +142,9 @@ class Adapter(Protocol):
 
     def namespace(self, array: Any) -> Any:
         """Give take, where, reshape, concat, full and asarray for staged or collected arrays."""
+
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        """Whether `stage` takes the memory of a host array as it is, else a copy."""
 
     def stage(self, array: Any, device: Any) -> Any:
         """Put an array of this framework, or of the host, where batches are gathered from it."""

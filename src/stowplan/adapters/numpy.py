@@ -26,6 +26,9 @@ class NumpyAdapter(EagerAdapter):
     def device_of(self, array: Any) -> Any:
         return "cpu"
 
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        return array.flags.c_contiguous
+
     def stage(self, array: Any, device: Any) -> Any:
         return np.asarray(array, order="C")  # take copies all of any other order, for each batch
 

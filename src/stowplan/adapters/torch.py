@@ -58,9 +58,10 @@ class TorchAdapter:
     in_place = True
     one_core = False
     peak_probe = "fake"
-    peak_margin = 0.01
+    peak_margin = 0.02
     spare_share = 0.04
     spare_bytes = 2**21
+    gap_bytes = 20 << 20  # blocks are aligned for vector units
     result_sets = 3
     work_seconds = 1e-9
     launch_seconds = 8e-4
@@ -153,6 +154,10 @@ class TorchAdapter:
 
     def namespace(self, array: Any) -> Any:
         return _Direct
+
+    def shares(self, array: NDArray[Any], device: Any) -> bool:
+        flags = array.flags
+        return bool(device.type == "cpu" and flags.writeable and flags.c_contiguous)
 
     def stage(self, array: Any, device: Any) -> Any:
         return self.asarray(array, device) if isinstance(array, np.ndarray) else array

@@ -23,9 +23,10 @@ from stowplan.planners.chunks import split_chunks
 from stowplan.planners.cost import ROUNDS, Costs, row_ladder, rows_in_turn
 from stowplan.planners.sizes import listed
 from stowplan.runs.columns import Columns
-from stowplan.runs.footprint import Footprint, measure_footprint, widest_input
+from stowplan.runs.footprint import Footprint, array_bytes, measure_footprint, widest_input
 from stowplan.runs.places import Place
 from stowplan.runs.probes import Gradient, Probe, make_probes, wanted_parts
+from stowplan.runs.round_bytes import RoundBytes
 from stowplan.runs.rounds import RoundKernel
 from stowplan.runs.shared import leaves
 from stowplan.runs.upper_bounds import largest_batch_bytes, most_held_bytes
@@ -124,7 +125,10 @@ def fit_rows(
         reason = _far_from(budget, kernel, columns, split, target, request, width)
         if reason is not None:
             return replace(split, memory=Forecast(budget, 0, (), (reason,)))
-    fit = _Fit(where, kernel, columns, made, source, target, request, declared, devices)
+    fit = _Fit(
+        where, kernel, columns, made, source, target, request, declared, devices,
+        alone=share is None,
+    )  # fmt: skip
     return fit.fitted(split, cached)
 
 
@@ -185,6 +189,8 @@ class _Fit:
         request: MemoryRequest,
         declared: Sequence[int],
         devices: int,
+        *,
+        alone: bool,
     ) -> None:
         self.where = where
         self.kernel = kernel
@@ -195,6 +201,7 @@ class _Fit:
         self.request = request
         self.declared = declared
         self.devices = devices
+        self.alone = alone  # the target is no group of devices, which may pad rows by copies
         self.wanted = wanted_parts(
             where, kernel, source.adapter, columns, request.traced, gradient=request.gradient
         )
@@ -204,6 +211,7 @@ class _Fit:
         self.usable_bytes = usable_bytes(self.budget.bytes, target.adapter)
         self.widths: tuple[int, ...] | None = None
         self.of_views: tuple[PeakModel, ...] | None = None
+        self.state_bytes = [0] * len(made.slots)  # of a row of an iteration that is compiled
         self.footprint = self._footprint(made)
 
     def fitted(self, split: Plan, cached: Sequence[int] | None) -> Plan:
@@ -273,6 +281,9 @@ class _Fit:
                 self.request.statics, self.request.traced, self.wanted,
             )  # fmt: skip
             self.widths = probes[0].output_widths()
+            self.state_bytes = [
+                sum(map(array_bytes, probe.keywords.get("state", {}).values())) for probe in probes
+            ]
             self.footprint = self._footprint(self.made)
             margin = self.target.adapter.peak_margin
             if self.target.adapter.peak_probe == "compiled":
@@ -283,10 +294,7 @@ class _Fit:
                 probes[slot].model(most_bytes=left, most_rows=split.rows[slot] if known else None)
                 for slot in _probed_for(self.declared)
             )
-            if self.target.adapter.peak_probe == "real":
-                self.of_views = self._models_of_views(
-                    probes, left, split if known else None, margin
-                )
+            self.of_views = self._models_of_views(probes, left, split if known else None, margin)
         except PlanError as error:
             if isinstance(error, BudgetError) or str(error).startswith(f"{self.where}: "):
                 raise
@@ -422,8 +430,19 @@ class _Fit:
         if catch_all:
             together.append(self._held_bytes() + peaks[-1])
         held = max(together) - max(peaks)
-        idle = self.footprint.idle_bytes(self.result_sets, copied=compiles)
+        held += self._gap_bytes(peaks, self.usable_bytes - held - max(peaks))
+        idle = self.footprint.idle_bytes(
+            self.result_sets, copied=compiles, delivered=self.source.adapter.compiles
+        )
         return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle, in_flight))
+
+    def _gap_bytes(self, peaks: Sequence[int], left: int) -> int:
+        """Bytes that blocks of some shapes leave and those of others do not fill, if many are left.
+
+        Where a budget has no room for them they are given back.
+        """
+        most = self.target.adapter.gap_bytes if self._on_host() else 0
+        return max(min(most, sum(peaks) - max(peaks), left), 0)
 
     def _held_bytes(self) -> int:
         return self.footprint.held_bytes(self.result_sets)
@@ -439,7 +458,9 @@ class _Fit:
         inputs, outputs = self.footprint.row_inputs[slot], self.footprint.row_outputs[slot]
         if self.wanted is not None:
             return inputs + outputs
-        return inputs + max(self.footprint.row_gathered[slot], 2 * outputs)
+        viewed = slot in self.footprint.viewed  # then inputs are JAX's copies for the next batch
+        gathered = 0 if viewed else self.footprint.row_gathered[slot]
+        return inputs + max(gathered, 2 * outputs)
 
     def _batch_peak(
         self,
@@ -457,17 +478,34 @@ class _Fit:
         its outputs and a copy of them.
         """
         peak = model.peak(rows)
+        if self.footprint.rounds is not None:
+            return self._rounds_peak(slot, rows, peak, self.footprint.rounds)
         if not self.target.adapter.compiles:
             return peak
         if in_flight is None:
             in_flight = self._may_overlap(peak)
         gathered = rows * self.footprint.row_gathered[slot]
         inputs = rows * self.footprint.row_inputs[slot]
+        if slot in self.footprint.viewed and self.wanted is None:
+            gathered = inputs = 0  # of views only JAX's own copy is there, which is in the peak
         if single and (self.wanted is None or self._goes_straight()):
             return max(peak + inputs, gathered)
         if self.wanted is not None or in_flight:
             return peak + rows * self._beside(slot)
         return inputs + max(peak, gathered)
+
+    def _rounds_peak(self, slot: int, rows: int, peak: int, beside: RoundBytes) -> int:
+        """Bytes of rows at work: in a round, while they are gathered, or while they are put away.
+
+        Where rounds are compiled columns lie on the host, too, and gathering meets those that were
+        there before and the state; eager rows that are over have left by then.
+        """
+        inputs, outputs = self.footprint.row_inputs[slot], self.footprint.row_outputs[slot]
+        filled, put_away = beside.row_filled[slot], beside.row_put_away[slot]
+        if not self.target.adapter.compiles:
+            return max(peak, rows * max(filled, inputs + outputs + put_away))
+        there = inputs + self.state_bytes[slot]
+        return max(peak + rows * inputs, rows * (there + max(filled, put_away)))
 
     def _enough(self, peak: int) -> int:
         """Give the least budget whose usable bytes are so many, or hardly more."""
@@ -480,13 +518,15 @@ class _Fit:
             self.kernel,
             self.columns,
             plan,
-            moved=self._takes_copies(),
+            moved=self._moved_columns(),
             wanted=self.wanted,
             traced=self.request.traced,
             widths=self.widths,
             views=self._takes_views(),
             in_place=self.target.adapter.in_place,
             straight=self._goes_straight(),
+            rounds=isinstance(self.kernel, RoundKernel),
+            on_demand=self._on_host(),
         )
 
     def _goes_straight(self) -> bool:
@@ -494,12 +534,22 @@ class _Fit:
         adapter, device = self.target.adapter, self.target.device
         return adapter.in_place or (adapter.compiles and adapter.kind_of(device) == "cpu")
 
-    def _takes_copies(self) -> bool:
-        """Whether columns count again where they are computed."""
-        if self.source.same_as(self.target):
-            return False
-        on_host = self.target.adapter.kind_of(self.target.device) == "cpu"
-        return not (on_host and self.request.buffered)
+    def _on_host(self) -> bool:
+        return self.target.adapter.kind_of(self.target.device) == "cpu"
+
+    def _moved_columns(self) -> list[bool]:
+        """Say of each column whether it counts again where it is computed.
+
+        Not what is read into buffers, nor host arrays that a framework takes as they are.
+        """
+        arrays, source, target = self.columns.arrays, self.source.adapter, self.target
+        if self.source.same_as(target) or (self._on_host() and self.request.buffered):
+            return [False] * len(arrays)
+        return [
+            not source.on_host(array)
+            or not target.adapter.shares(source.to_host(array), target.device)
+            for array in arrays
+        ]
 
     def _takes_views(self) -> bool:
         """Whether batches without padding are views where they are computed.
@@ -508,8 +558,7 @@ class _Fit:
         """
         if isinstance(self.kernel, RoundKernel):
             return False
-        adapter = self.target.adapter
-        return not adapter.compiles or adapter.kind_of(self.target.device) == "cpu"
+        return not self.target.adapter.compiles or (self.alone and self._on_host())
 
     def _excess(self, planned: Plan) -> int:
         """Bytes by which a plan exceeds the budget."""

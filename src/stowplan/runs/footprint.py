@@ -17,6 +17,13 @@ from stowplan.planners.batches import Batch, Plan
 from stowplan.ragged import Ragged
 from stowplan.runs.columns import Columns
 from stowplan.runs.indices import Sizes
+from stowplan.runs.round_bytes import (
+    INDEX_BYTES,
+    MASK_BYTES,
+    RoundBytes,
+    entry_bytes,
+    measure_rounds,
+)
 from stowplan.runs.shared import leaves, paired_leaves
 
 __all__ = [
@@ -28,8 +35,6 @@ __all__ = [
     "widest_input",
 ]
 
-INDEX_BYTES = 8
-MASK_BYTES = 1
 Dims = tuple[str, ...]
 
 
@@ -79,6 +84,8 @@ class Footprint:
         Of one row in each slot while its last columns are gathered: taken, then filled.
     viewed
         Slots all of whose batches are views of the data.
+    rounds
+        Of an iteration, which makes index arrays for the rows that come and go, and keeps none.
     """
 
     index_bytes: int
@@ -93,6 +100,7 @@ class Footprint:
     row_masks: tuple[int, ...]
     row_gathered: tuple[int, ...]
     viewed: frozenset[int] = frozenset()
+    rounds: RoundBytes | None = None
 
     def held_bytes(self, result_sets: int = 3) -> int:
         """Alive beside a batch once all is put away.
@@ -110,6 +118,8 @@ class Footprint:
 
         ``on_demand`` says that those of the gradients of columns are taken likewise.
         """
+        if self.rounds is not None:
+            return [self.staged_bytes + self.rounds.results[batch.slot] for batch in self.put_away]
         if self.gradient_bytes is None:
             return self._before_putting_away()
         held = self.held_bytes(result_sets)
@@ -119,15 +129,18 @@ class Footprint:
         done = list(itertools.accumulate(counts, initial=0))[:-1]
         return [held - pages + math.ceil(pages * items / total) for items in done]
 
-    def idle_bytes(self, result_sets: int = 3, *, copied: bool) -> int:
+    def idle_bytes(self, result_sets: int = 3, *, copied: bool, delivered: bool = False) -> int:
         """Most that is alive while no batch is computed: before, after, or while rows are put away.
 
         ``copied`` says that batches are computed on copies of their columns, which then are alive
-        until the next one, and that results and gradients are copied once more in the end.
+        until the next one; ``delivered`` that results and gradients are copied once more in the
+        end.
         """
         own = self.index_bytes + self.staged_bytes
-        copies = 2 if copied else 1
+        copies = 2 if delivered else 1
         most = own + max(self.locating_bytes, copies * self.result_bytes)
+        if self.rounds is not None:
+            return most
         for held, batch in zip(self._before_putting_away(), self.put_away, strict=True):
             each = self.row_outputs[batch.slot] + copied * self.row_inputs[batch.slot]
             found = held + batch.rows * each + batch.index_bytes
@@ -150,20 +163,24 @@ def measure_footprint(
     columns: Columns,
     plan: Plan,
     *,
-    moved: bool,
+    moved: bool | Sequence[bool],
     wanted: Wanted | None,
     traced: Mapping[str, Any],
     widths: Sequence[int] | None = None,
     views: bool = False,
     in_place: bool = False,
     straight: bool = False,
+    rounds: bool = False,
+    on_demand: bool = True,
 ) -> Footprint:
     """Add up what a run of a plan takes.
 
+    ``moved`` says of all columns, or of each, that they count again where they are computed.
     ``widths`` are the bytes of a number in each output; without them that of the widest input.
     ``views`` says that batches without padding are no copies, which need no indices; ``in_place``
     that padding is filled in place, ``straight`` that rows in order are no copies on their way to
-    the results.
+    the results. ``rounds`` says that rows are iterated; ``on_demand`` that their results take pages
+    as rows are put away, else all at once.
     """
     sizes = Sizes(plan, kernel, columns.fixed)
     own = [dtype_bytes(array.dtype) for array in columns.arrays]
@@ -200,7 +217,7 @@ def measure_footprint(
         rows, capacity = len(batch.items), batch.capacity
         found = _end_to_end(batch, plan, columns, inputs) if views else {}
         copied = [dims for dims in gathered if not found.get(dims, False)]
-        index += sum(_entry_bytes(dims) * rows * padded(dims, capacity) for dims in copied)
+        index += sum(entry_bytes(dims) * rows * padded(dims, capacity) for dims in copied)
         shared = batch.count == rows  # indices of items serve both ways
         index += sum(
             INDEX_BYTES * rows * padded(dims, capacity)
@@ -227,19 +244,33 @@ def measure_footprint(
         taken_and_filled.append(
             of_rows(inputs[: place + 1], [*input_bytes[:place], size + filling])
         )
+    counted = [moved] * len(inputs) if isinstance(moved, bool) else moved
+    row_gathered = tuple(map(max, zip(*taken_and_filled, strict=True)))
     return Footprint(
-        index_bytes=index,
-        locating_bytes=locating,
+        index_bytes=0 if rounds else index,
+        locating_bytes=0 if rounds else locating,
         result_bytes=results,
-        staged_bytes=sum(map(array_bytes, columns.arrays)) if moved else 0,
+        staged_bytes=sum(
+            array_bytes(array) for array, flag in zip(columns.arrays, counted, strict=True) if flag
+        ),
         gradient_bytes=None if wanted is None else _wanted_bytes(columns.arrays, traced, wanted),
         column_gradient_bytes=0 if wanted is None else _wanted_bytes(columns.arrays, {}, wanted),
         put_away=put_away,
         row_inputs=of_rows(inputs, input_bytes),
         row_outputs=of_rows(outputs, output_bytes),
         row_masks=of_rows(outputs, [MASK_BYTES] * len(outputs)),
-        row_gathered=tuple(map(max, zip(*taken_and_filled, strict=True))),
+        row_gathered=row_gathered,
         viewed=frozenset(batch.slot for batch in plan.batches) - copying,
+        rounds=measure_rounds(
+            plan,
+            sizes,
+            list(zip(outputs, output_bytes, strict=True)),
+            list(gathered),
+            row_gathered,
+            on_demand=on_demand,
+        )
+        if rounds
+        else None,
     )
 
 
@@ -298,11 +329,6 @@ def _wanted_bytes(arrays: Sequence[Any], traced: Mapping[str, Any], wanted: Want
     if traced:
         pairs += [(flag, array) for array, flag in paired_leaves(traced, nest)]
     return sum(array_bytes(array) for flag, array in pairs if flag)
-
-
-def _entry_bytes(dims: Dims) -> int:
-    """Of the index of a place, and of whether it is real."""
-    return INDEX_BYTES + MASK_BYTES if dims else INDEX_BYTES
 
 
 def array_bytes(array: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,6 +93,20 @@ def loose_bytes(budget: int, together: int, batches: int) -> int:
     most = budget // SMALL_SHARE
     threads = together + 2  # one reads, one writes
     return min(THREAD_BYTES, most) * threads + min(BATCH_BYTES * batches, most)
+
+
+class _Fitted(NamedTuple):
+    """The largest load of a slot, planned as a run of its own."""
+
+    slot: int
+    plan: Plan
+    written: int  # bytes of its results while they are put on disk
+    rows: int  # that it is to have
+
+    @property
+    def plan_rows(self) -> int:
+        """Rows that it has within the budget."""
+        return max(self.plan.rows)
 
 
 @dataclass
@@ -228,11 +242,12 @@ class _Fit:
                 ladder = self.target.adapter.compiles
                 split = split_chunks(self.made, ladder=ladder, max_rows=limits)
             found, largest = self._fitted(split, most, None)
-            rows = {slot: max(plan.rows) for slot, (plan, _) in found.items()}
-            if self.rows is not None or all(n >= split.rows[slot] for slot, n in rows.items()):
+            if self.rows is not None or all(one.plan_rows >= one.rows for one in found):
                 return self._with_forecast(split, most, largest, found)
-            for slot, n in rows.items():
-                limits[slot] = max(min(limits[slot], n), self.made.slots[slot].get("rows", 1))
+            for one in found:
+                if one.plan_rows < one.rows:
+                    carried = self.made.slots[one.slot].get("rows", 1)
+                    limits[one.slot] = max(min(limits[one.slot], one.plan_rows), carried)
         raise BudgetError("no number of rows was found that fits.")
 
     def _exactly(self, rows: Sequence[int]) -> Plan:
@@ -243,28 +258,29 @@ class _Fit:
 
     def _fitted(
         self, split: Plan, most: int, rows: Sequence[int] | None
-    ) -> tuple[dict[int, tuple[Plan, int]], int]:
+    ) -> tuple[list[_Fitted], int]:
         """Fit the largest load of each slot; give also the bytes of the largest of all.
 
-        With rows by hand the largest load with rows to spare counts, too: full batches may be views
-        of what was read, but these are copies.
+        Batches that are full may be views of what was read, others are copies, so that the largest
+        load with one of these counts, too.
         """
         by_hand = self.rows is not None or rows is not None
         largest: dict[tuple[int, bool], Load] = {}
         loads = cut_loads(split, self.reads, most)
         for load in loads:
-            batches = [split.batches[number] for number in load.batches]
-            spare = by_hand and any(batch.count < len(batch.items) for batch in batches)
-            key = batches[0].slot, spare
+            key = split.batches[load.batches[0]].slot, _is_copied(split, load)
             if key not in largest or load.bytes > largest[key].bytes:
                 largest[key] = load
         most_read = max(load.bytes for load in loads)
         read = self._read_bytes(most_read)
-        found: dict[int, tuple[Plan, int]] = {}
-        for (slot, _), load in largest.items():
-            fitted = self._fitted_load(split, load, read, by_hand=by_hand)
-            if slot not in found or _peak(fitted[0]) > _peak(found[slot][0]):
-                found[slot] = fitted
+        found = []
+        for (slot, copied), load in largest.items():
+            other = largest.get((slot, not copied))
+            wanted = split.rows[slot]
+            if other is not None and other.bytes >= load.bytes:
+                wanted = max(len(split.batches[number].items) for number in load.batches)
+            plan, written = self._fitted_load(split, load, read, by_hand=by_hand)
+            found.append(_Fitted(slot, plan, written, wanted))
         return found, most_read
 
     def _read_bytes(self, largest: int) -> int:
@@ -295,10 +311,12 @@ class _Fit:
         return self.fit_part(part.columns, own, request, exactly), written
 
     def _with_forecast(
-        self, split: Plan, most: int, largest: int, found: dict[int, tuple[Plan, int]]
+        self, split: Plan, most: int, largest: int, found: Sequence[_Fitted]
     ) -> Plan:
-        memories = {slot: plan.memory for slot, (plan, _) in found.items() if plan.memory}
-        written = max(size for _, size in found.values())
+        memories = {
+            one.slot: one.plan.memory for one in sorted(found, key=_peak) if one.plan.memory
+        }
+        written = max(one.written for one in found)
         beside = self._read_bytes(largest) + self.kept_bytes + written + self.loose_bytes
         peaks: tuple[int, ...] = ()
         if all(memory.batch_bytes for memory in memories.values()):
@@ -333,9 +351,19 @@ class _Fit:
         ).result_bytes
 
 
-def _peak(plan: Plan) -> int:
+def _peak(load: _Fitted) -> int:
     """Peak of a load in bytes; 0 where it was not probed."""
-    return (plan.memory.peak_bytes if plan.memory is not None else None) or 0
+    return (load.plan.memory.peak_bytes if load.plan.memory is not None else None) or 0
+
+
+def _is_copied(plan: Plan, load: Load) -> bool:
+    """Whether a batch of a load has padding, or takes items in another order than they are read."""
+    batches = [plan.batches[number] for number in load.batches]
+    if any(batch.count < len(batch.items) for batch in batches):
+        return True
+    items = np.concatenate([batch.items for batch in batches])
+    full = (plan.lengths[items] == batches[0].capacity).all()
+    return not full or bool((np.diff(items) < 1).any())
 
 
 def _largest_read(reads: Reads, plan: Plan, slot: int) -> int:

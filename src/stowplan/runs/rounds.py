@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -290,6 +291,7 @@ def _first_round(kernel: RoundKernel, adapter: Adapter) -> Callable[..., Any]:
         for number in range(min(kernel.rounds.every, 2)):  # more take no more
             state = kernel.advance(columns, age + number, state)
         kernel.look(columns, state)
+        _put_away(kernel, state, xp, device)
         return tuple(state[name] for name in kernel.rounds.keep)
 
     return first_round
@@ -298,6 +300,23 @@ def _first_round(kernel: RoundKernel, adapter: Adapter) -> Callable[..., Any]:
 def _joined_to_none(array: Any) -> Any:
     """Copy an array as the loop does, which joins rows that stay to those that come."""
     return array_namespace(array).concat([array, array[:0, ...]], axis=0)
+
+
+def _put_away(kernel: RoundKernel, state: State, xp: Any, device: Any) -> list[Any]:
+    """Copy what is kept as the loop does where all rows are over, with the places that it needs."""
+    places: dict[tuple[str, ...], Any] = {}
+    real = []
+    for name, core in zip(kernel.rounds.keep, kernel.signature.outputs, strict=True):
+        dims, field = kernel.ragged_dims(core), state[name]
+        kept = xp.take(field, xp.arange(field.shape[0], device=device), axis=0)
+        if dims:
+            shape = kept.shape[: 1 + len(dims)]
+            if dims not in places:
+                places[dims] = xp.arange(math.prod(shape), dtype=xp.int64, device=device)
+            kept = xp.reshape(kept, (-1, *kept.shape[1 + len(dims) :]))
+            kept = xp.take(kept, places[dims], axis=0)
+        real.append(kept)
+    return [*real, *(place + (place - xp.zeros_like(place)) for place in places.values())]
 
 
 def _shapes_of(nest: Any) -> Any:
