@@ -34,6 +34,7 @@ class EagerAdapter:
     spare_share = 0.04
     spare_bytes = 2**21
     gap_bytes = 0
+    round_gap_bytes = 12 << 20
     result_sets = 0
     work_seconds = 1e-9
     launch_seconds = 4e-4

@@ -67,6 +67,8 @@ class Adapter(Protocol):
         Of a budget what is left to pages, allocators and the interpreter, as measured.
     gap_bytes
         Most that blocks of many shapes leave in the heap of a host, gaps that no other block fills.
+    round_gap_bytes
+        The same of the rows of an iteration, which come and go in blocks of many shapes.
     result_sets
         Arrays as large as the results that are alive in a backward pass: the results, which a
         caller or a loss keeps, their cotangents, and those staged; in JAX one more that its own
@@ -84,6 +86,7 @@ class Adapter(Protocol):
     spare_share: float
     spare_bytes: int
     gap_bytes: int
+    round_gap_bytes: int
     result_sets: int
     work_seconds: float
     launch_seconds: float

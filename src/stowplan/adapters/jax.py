@@ -78,7 +78,7 @@ class JaxAdapter:
     peak_margin = 0.03
     spare_share = 0.12
     spare_bytes = 2**24
-    gap_bytes = 20 << 20  # blocks are aligned for vector units
+    gap_bytes = round_gap_bytes = 20 << 20  # blocks are aligned for vector units
     result_sets = 4
     work_seconds = 1e-9
     launch_seconds = 4e-4

@@ -61,7 +61,7 @@ class TorchAdapter:
     peak_margin = 0.02
     spare_share = 0.04
     spare_bytes = 2**21
-    gap_bytes = 20 << 20  # blocks are aligned for vector units
+    gap_bytes = round_gap_bytes = 20 << 20  # blocks are aligned for vector units
     result_sets = 3
     work_seconds = 1e-9
     launch_seconds = 8e-4

@@ -441,7 +441,10 @@ class _Fit:
 
         Where a budget has no room for them they are given back.
         """
-        most = self.target.adapter.gap_bytes if self._on_host() else 0
+        if not self._on_host():
+            return 0
+        adapter = self.target.adapter
+        most = adapter.gap_bytes if self.footprint.rounds is None else adapter.round_gap_bytes
         return max(min(most, sum(peaks) - max(peaks), left), 0)
 
     def _held_bytes(self) -> int:
