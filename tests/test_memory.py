@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -319,6 +320,7 @@ def test_large_blocks_lie_apart_until_the_last_caller_leaves(monkeypatch):
         "_from_libc",
         lambda name: lambda *option: options.append(option) or 1,
     )
+    monkeypatch.setattr(host_memory, "_take_gaps", lambda: [])
     first, second = host_memory.large_blocks_apart(), host_memory.large_blocks_apart()
     first.__enter__()
     second.__enter__()
@@ -327,3 +329,21 @@ def test_large_blocks_lie_apart_until_the_last_caller_leaves(monkeypatch):
     assert len(options) == while_both
     second.__exit__(None, None, None)
     assert len(options) > while_both
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident sizes are read from /proc")
+def test_large_blocks_do_not_settle_in_gaps_of_the_heap(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    with host_memory.large_blocks_apart():
+        pass  # beyond, blocks of less than 32 MiB lie in the heap
+    blocks = [np.ones(2**18) for _ in range(16)]  # of 2 MiB
+    del blocks[::2]
+    host_memory.give_back_host()
+    with host_memory.large_blocks_apart():
+        before = host_memory.resident_host_bytes()
+        for size in (2**21, 2**20, 2**17):
+            block = np.ones(size // 8)
+            assert host_memory.resident_host_bytes() - before >= size - 2**16
+            del block
+            assert host_memory.resident_host_bytes() - before < 2**16
+    assert len(blocks) == 8

@@ -18,6 +18,9 @@ __all__ = ["free_host_bytes", "give_back_host", "large_blocks_apart", "resident_
 _NO_LIMIT = 2**62  # of control groups: version 1 writes 2**63 less a page
 _Files = tuple[str, str, str]  # limit, usage, and what the last counts of it that is given back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+_LARGE = 2**16  # bytes from which on blocks can lie apart
+_MOST_GAP = 2**30  # bytes of a gap of the heap that is looked for
+_MOST_GAPS = 4096
 
 _lock = threading.Lock()
 _inside: list[None] = []  # one for each caller whose large blocks lie apart
@@ -70,8 +73,10 @@ def give_back_host() -> None:
 def large_blocks_apart() -> Iterator[None]:
     """Let large blocks come from the system one by one, and go back when they are freed.
 
-    The heap then takes no more than what is alive, but each new block costs its page faults. glibc
-    alone; a threshold set by the environment is left as it is.
+    The heap then takes no more than what is alive, but each new block costs its page faults. A
+    block that is freed in the heap would stay resident, so gaps of it that would hold a large one
+    are taken until the end, but not touched. glibc alone; a threshold set by the environment is
+    left as it is.
     """
     set_option = _from_libc("mallopt")
     if set_option is None or "MALLOC_MMAP_THRESHOLD_" in os.environ:
@@ -80,10 +85,14 @@ def large_blocks_apart() -> Iterator[None]:
     give_back_host()
     with _lock:
         _inside.append(None)
-        set_option(_MMAP_THRESHOLD, 2**16)
+        set_option(_MMAP_THRESHOLD, _LARGE)
+    taken = _take_gaps()
     try:
         yield
     finally:
+        free = _heap_functions()[1]
+        for address in taken:
+            free(address)
         with _lock:
             _inside.pop()
             if not _inside:  # of all threads, which share the heap
@@ -99,6 +108,36 @@ def _from_libc(name: str) -> Callable[..., int] | None:
     except (AttributeError, OSError, TypeError):
         return None
     return function
+
+
+def _take_gaps() -> list[int]:
+    """Take blocks of the heap that are free and large, the largest first; give their addresses.
+
+    What the system gives one by one lies beyond the end of the heap.
+    """
+    take, free, end_of_heap = _heap_functions()
+    taken: list[int] = []
+    size = _MOST_GAP
+    while size >= _LARGE and len(taken) < _MOST_GAPS:
+        address = take(size)
+        if address and address < end_of_heap(0):
+            taken.append(address)
+            continue
+        if address:
+            free(address)
+        size //= 2
+    return taken
+
+
+@functools.cache
+def _heap_functions() -> tuple[Callable[..., int], Callable[..., None], Callable[..., int]]:
+    """Give malloc, free and sbrk of the C library, called with the lock of the interpreter held."""
+    library = ctypes.PyDLL(None)
+    take, free, end_of_heap = library.malloc, library.free, library.sbrk
+    take.argtypes, take.restype = [ctypes.c_size_t], ctypes.c_void_p
+    free.argtypes, free.restype = [ctypes.c_void_p], None
+    end_of_heap.argtypes, end_of_heap.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+    return take, free, end_of_heap
 
 
 @functools.cache

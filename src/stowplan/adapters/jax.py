@@ -75,7 +75,7 @@ class JaxAdapter:
     in_place = False  # a batch gathered so fast meets arrays that XLA has not let go of
     one_core = False
     peak_probe = "compiled"
-    peak_margin = 0.03
+    peak_margin = 0.02
     spare_share = 0.12
     spare_bytes = 2**24
     gap_bytes = round_gap_bytes = 20 << 20  # blocks are aligned for vector units

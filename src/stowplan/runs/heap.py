@@ -16,8 +16,7 @@ class HeapLimit:
 
     Free memory is given back before a batch that might take the process beyond the budget. Room is
     left for the batch, for the gaps that it leaves in the heap, at worst as large as itself, and
-    for results still to come. Where the budget has no such room large blocks lie apart, but for
-    those that find place in gaps of what was computed earlier, which are given back, too.
+    for results still to come. Where the budget has no such room large blocks lie apart.
     """
 
     def __init__(self, plan: Plan, adapter: Adapter, like: object) -> None:
@@ -27,9 +26,7 @@ class HeapLimit:
         if self.active:
             assert memory is not None
             self.start = resident_host_bytes()
-            batches = memory.together * max(memory.batch_bytes)
-            self.beside_batches = memory.budget.bytes - batches
-            self.most = self.beside_batches - max(memory.batch_bytes)
+            self.most = memory.budget.bytes - (memory.together + 1) * max(memory.batch_bytes)
             self.to_come = memory.held_bytes
             self.batches = len(plan.batches)
             self.tight = self.most < memory.held_bytes
@@ -38,18 +35,9 @@ class HeapLimit:
         """Give what the loop over batches runs in."""
         return large_blocks_apart() if self.tight else nullcontext()
 
-    def after_filling(self) -> None:
-        """Give back what the index arrays of rows that were gathered have left in old gaps."""
-        if self.active and self.tight:
-            give_back_host()
-
     def before_batch(self, number: int) -> None:
         """Compare what has come to lie in memory with what the budget leaves."""
-        if not self.active:
-            return
-        if self.tight:
-            if resident_host_bytes() - self.start > self.beside_batches:
-                give_back_host()
+        if not self.active or self.tight:
             return
         to_come = self.to_come * max(1 - number / self.batches, 0)
         if resident_host_bytes() - self.start > self.most - to_come:

@@ -337,8 +337,6 @@ class _Loop:
             new = np.array([waiting.popleft() for _ in range(count)], np.intp)
             self.job.heap.before_batch(0)
             rows.fill(new, most)
-            if count:
-                self.job.heap.after_filling()
             done, failed = rows.advance()
             over = rows.live & (done | failed | (rows.ages >= self.most_age))
             if over.any():
