@@ -320,7 +320,7 @@ def test_large_blocks_lie_apart_until_the_last_caller_leaves(monkeypatch):
         "_from_libc",
         lambda name: lambda *option: options.append(option) or 1,
     )
-    monkeypatch.setattr(host_memory, "_take_gaps", lambda: [])
+    monkeypatch.setattr(host_memory, "_take_gaps", list)
     first, second = host_memory.large_blocks_apart(), host_memory.large_blocks_apart()
     first.__enter__()
     second.__enter__()

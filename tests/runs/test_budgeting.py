@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stowplan as sp
+from stowplan.adapters import get_adapter
 from stowplan.peaks import PeakModel
 from stowplan.runs import budgeting, probes
 
@@ -460,3 +461,55 @@ def test_a_process_limited_to_its_budget_finishes(framework, load_framework):
     assert kept.returncode == 0, kept.stderr
     assert float(kept.stdout) == pytest.approx(154.652, abs=0.02)
     assert "out of memory" not in kept.stderr
+
+
+@sp.kernel("(atoms)->(atoms)", ragged="atoms")
+def doubled(x):
+    """As large as what goes in."""
+    return 2 * x
+
+
+@sp.kernel("(atoms)->(atoms)", ragged="atoms")
+def halved(x, *, age, state):
+    """A step that ends."""
+    return {"x": state["x"] / 2}
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_gaps_of_several_shapes_count_where_there_is_room(
+    framework, repeated, load_framework, monkeypatch
+):
+    load_framework(framework)
+    adapter = get_adapter(framework)
+    most = adapter.round_gap_bytes if repeated else adapter.gap_bytes
+    assert most > 2**20 or (framework == "numpy" and not repeated)
+    kernel, options = doubled, {"rows": 16, "on": framework}
+    if repeated:
+        done = lambda state: (state["x"][:, 0] < 1, state["x"][:, 0] > 9)  # noqa: E731
+        options["rounds"] = sp.Rounds(lambda x: {"x": x}, done, 2, "x")
+        kernel = halved
+
+    def planned(sizes, budget):
+        """Give the forecast, and bytes that it holds beyond one without gaps."""
+        data = {"x": sp.Ragged(np.zeros(sum(sizes)), sizes)}
+        slots = [{"atoms": size} for size in sorted(set(sizes))]
+        memory = sp.plan(kernel, data, slots=slots, budget=budget, **options).memory
+        with monkeypatch.context() as patch:
+            patch.setattr(type(adapter), "gap_bytes", 0)
+            patch.setattr(type(adapter), "round_gap_bytes", 0)
+            without = sp.plan(kernel, data, slots=slots, budget=budget, **options).memory
+        assert memory.batch_bytes == without.batch_bytes
+        return memory, memory.held_bytes - without.held_bytes
+
+    small, middle, large = [10_000] * 16, [200_000] * 16, [400_000] * 16
+    assert planned(large, "4 GB")[1] == 0
+    memory, gaps = planned(small + large, "4 GB")
+    assert gaps == min(most, *memory.batch_bytes)
+    memory, gaps = planned(middle + large, "4 GB")
+    assert gaps == min(most, *memory.batch_bytes) == most
+    with pytest.raises(sp.BudgetError) as error:
+        planned(middle + large, memory.peak_bytes - gaps - 2**20)
+    memory, gaps = planned(middle + large, needed(error))
+    assert gaps < 2**22
+    assert memory.peak_bytes <= needed(error)
