@@ -157,28 +157,35 @@ def gather(
     """
     if isinstance(index, EndToEnd):
         return index.view(values, xp or namespace_of(values))
-    xp = xp or namespace_of(values, index)
     shape = (*index.shape, *values.shape[1:])
+    on_host = isinstance(values, np.ndarray) and isinstance(index, np.ndarray)
+    if on_host and len(values) and (in_place or inside is None):
+        return _gathered_on_host(values, index, inside, fill, shape)
+    xp = xp or namespace_of(values, index)
     if values.shape[0] == 0:
         full = namespace_of(values)  # a caller's may know no more than take, where and reshape
         return full.broadcast_to(_beside(fill, values, full), shape)
     flat = xp.take(values, xp.reshape(index, (-1,)), axis=0)
     if inside is not None:
         inside, fill = xp.reshape(inside, (-1,)), _beside(fill, values, xp)
-        flat = (_filled if in_place else _filled_copy)(flat, inside, fill, xp)
+        if in_place:
+            flat = xp.filled(flat, inside, fill)
+        else:
+            flat = xp.where(inside[(...,) + (None,) * (flat.ndim - 1)], flat, fill)
     return xp.reshape(flat, shape)
 
 
-def _filled(flat: Any, inside: Any, fill: Any, xp: Any) -> Any:
-    """Fill flat rows where they are not inside: at most half the time of a copy."""
-    if type(flat) is not np.ndarray:
-        return xp.filled(flat, inside, fill)
-    flat[~inside] = fill
-    return flat
+def _gathered_on_host(
+    values: NDArray[Any], index: Any, inside: Any, fill: Any, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Gather by methods of arrays: a small batch takes less time than functions of NumPy do.
 
-
-def _filled_copy(flat: Any, inside: Any, fill: Any, xp: Any) -> Any:
-    return xp.where(inside[(...,) + (None,) * (flat.ndim - 1)], flat, fill)
+    To fill padding in place takes at most half the time of a copy.
+    """
+    flat: NDArray[Any] = values.take(index.reshape(-1), axis=0)
+    if inside is not None:
+        flat[~inside.reshape(-1)] = fill
+    return flat.reshape(shape)
 
 
 def take_grid(array: Any, grid: GridIndex, fill: Any = 0) -> Any:
@@ -247,13 +254,16 @@ def select(output: Any, places: Any, core_dims: int, xp: Any = None) -> Any:
     """
     xp = xp or namespace_of(output)
     flat = flat_rows(output, core_dims, xp)
-    return flat if places is None else xp.take(flat, places, axis=0)
+    if places is None:
+        return flat
+    return flat.take(places, axis=0) if type(flat) is np.ndarray else xp.take(flat, places, axis=0)
 
 
 def flat_rows(output: Any, core_dims: int, xp: Any) -> Any:
     """Give a padded output with its leading ``1 + core_dims`` axes as one."""
     rows = math.prod(output.shape[: 1 + core_dims])
-    return xp.reshape(output, (rows, *output.shape[1 + core_dims :]))
+    shape = (rows, *output.shape[1 + core_dims :])
+    return output.reshape(shape) if type(output) is np.ndarray else xp.reshape(output, shape)
 
 
 def select_into(total: Any, flat: Any, places: Any, xp: Any) -> None:
@@ -265,7 +275,7 @@ def select_into(total: Any, flat: Any, places: Any, xp: Any) -> None:
     [1.0, 2.0]
     """
     if type(total) is np.ndarray:
-        np.take(flat, places, axis=0, out=total, mode="clip")  # to raise it would make a copy
+        flat.take(places, axis=0, out=total, mode="clip")  # to raise it would make a copy
     else:
         xp.take_into(total, flat, places)
 

@@ -36,15 +36,15 @@ class Assembly:
         What may find no memory is done before it, so that all outputs are put away or none. Rows
         that stay in order are taken straight into the results, others by a copy.
         """
-        places, xp = indices.places(number, self.dims, part), self._namespace(part)
-        where = indices.destination(number, self.dims, part)
+        xp = self._namespace(part)
+        places, where = indices.landing(number, self.dims, part)
         straight = type(part) is np.ndarray or hasattr(xp, "take_into")
         if straight and places is not None and isinstance(where, slice):
             flat = flat_rows(part, len(self.dims), xp)
             self._make_room(indices, flat)
             if self.total is not None and flat.dtype == self.total.dtype:
                 return lambda: select_into(self.total[where], flat, places, xp)
-        rows = self.real_rows(indices, number, part)
+        rows = select(part, places, len(self.dims), xp)
         return lambda: self.keep(indices, number, rows)
 
     def real_rows(self, indices: Indices, number: int, part: Any) -> Any:

@@ -197,6 +197,25 @@ class Indices:
         found = self._cache["host", *key]
         return found if isinstance(found, slice) else self._beside(like, key, lambda: found)
 
+    def landing(self, number: int, dims: tuple[str, ...], like: Any) -> tuple[Any, Any]:
+        """Give the real places of a padded output of a batch, and where they belong, in one."""
+        key = ("landing", number, dims, *self._place(like))
+        if key not in self._cache:
+            self._cache[key] = self.places(number, dims, like), self.destination(number, dims, like)
+        found: tuple[Any, Any] = self._cache[key]
+        return found
+
+    def padded_shape(
+        self, number: int, dims: tuple[str, ...], tail: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Give the shape of an output of a batch: ragged dims, then others of lengths ``tail``."""
+        key = ("shape", number, dims, tail)
+        if key not in self._cache:
+            batch = self.plan.batches[number]
+            self._cache[key] = (len(batch.items), *self.sizes.capacity(batch, dims), *tail)
+        found: tuple[int, ...] = self._cache[key]
+        return found
+
     def order(self, dims: tuple[str, ...], like: Any) -> Any:
         """Give the order that puts stored rows back into the order of the input."""
         return self._beside(like, ("order", dims), lambda: self._order(dims))

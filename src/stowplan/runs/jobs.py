@@ -274,7 +274,9 @@ class Job:
             kind = type(outputs)  # the outputs themselves are not to be kept
             self.wrapped = lambda results: kind(*results)
         for output, part in zip(self.outputs, parts, strict=True):
-            self._check_shape(output, part, self.plan.batches[number])
+            expected = self.indices.padded_shape(number, output.dims, output.tail)
+            if getattr(part, "shape", None) != expected:
+                self._check_shape(output, part, expected)
         return parts
 
     def scatter(self, number: int, outputs: Any) -> None:
@@ -365,15 +367,14 @@ class Job:
         lengths = self.indices.sizes.capacity(batch, output.dims)
         return (len(batch.items), *lengths, *output.tail)
 
-    def _check_shape(self, output: _Output, part: Any, batch: Batch) -> None:
-        expected = self.padded_shape(output, batch)
+    def _check_shape(self, output: _Output, part: Any, expected: tuple[int, ...]) -> None:
         shape = getattr(part, "shape", None)
         if shape is not None and tuple(shape) == expected:
             return
         what = f"no array ({type(part).__name__})" if shape is None else f"shape {tuple(shape)}"
         raise DataError(
             f"{self.where}: {self.kernel.name} returned an output of {what} for a batch of "
-            f"{len(batch.items)} rows; its signature ({','.join(map(str, output.core))}) wants "
+            f"{expected[0]} rows; its signature ({','.join(map(str, output.core))}) wants "
             f"{expected}. A kernel broadcasts over leading dims, or is declared per_item=True."
         )
 

@@ -33,6 +33,7 @@ class _TracedIndices(Indices):
         self.plan = known.plan
         self.adapter: TracingAdapter = known.adapter  # type: ignore[assignment]  # only such trace
         self.sizes = known.sizes
+        self._cache = {}  # what is traced belongs to one trace
         self.batch = batch
         self.traced_items = items
         xp = array_namespace(items)
