@@ -113,14 +113,15 @@ def _from_libc(name: str) -> Callable[..., int] | None:
 def _take_gaps() -> list[int]:
     """Take blocks of the heap that are free and large, the largest first; give their addresses.
 
-    What the system gives one by one lies beyond the end of the heap.
+    Of a block in its heap glibc lets all be used but 8 bytes of a multiple of 16; of what comes
+    from the system by itself, all but 16.
     """
-    take, free, end_of_heap = _heap_functions()
+    take, free, usable = _heap_functions()
     taken: list[int] = []
     size = _MOST_GAP
     while size >= _LARGE and len(taken) < _MOST_GAPS:
         address = take(size)
-        if address and address < end_of_heap(0):
+        if address and usable(address) % 16 == 8:
             taken.append(address)
             continue
         if address:
@@ -131,13 +132,13 @@ def _take_gaps() -> list[int]:
 
 @functools.cache
 def _heap_functions() -> tuple[Callable[..., int], Callable[..., None], Callable[..., int]]:
-    """Give malloc, free and sbrk of the C library, called with the lock of the interpreter held."""
+    """Give malloc, free and malloc_usable_size, called with the lock of the interpreter held."""
     library = ctypes.PyDLL(None)
-    take, free, end_of_heap = library.malloc, library.free, library.sbrk
+    take, free, usable = library.malloc, library.free, library.malloc_usable_size
     take.argtypes, take.restype = [ctypes.c_size_t], ctypes.c_void_p
     free.argtypes, free.restype = [ctypes.c_void_p], None
-    end_of_heap.argtypes, end_of_heap.restype = [ctypes.c_ssize_t], ctypes.c_void_p
-    return take, free, end_of_heap
+    usable.argtypes, usable.restype = [ctypes.c_void_p], ctypes.c_size_t
+    return take, free, usable
 
 
 @functools.cache

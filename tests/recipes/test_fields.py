@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import tracemalloc
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import stowplan as sp
+from stowplan.kernels import fields as kernels
 from stowplan.planners.pencils import plan_pencils
 from stowplan.recipes import fields
-from stowplan.recipes.fields_job import passes_by_slabs
+from stowplan.recipes.fields_job import FieldJob, passes_by_slabs
 from stowplan.stores.field_blocks import cut_fields
 
 if TYPE_CHECKING:
@@ -422,3 +424,24 @@ def test_fields_are_in_the_natural_order_of_their_names(tmp_path):
     for store in (str(tmp_path / "s*.npy"), tmp_path):
         found = fields.radial(store, spacing=1.0)
         assert [one.mean[0].real for one in found.each] == list(range(11))
+
+
+def test_blocks_are_equal_where_they_can_be_and_finer_where_not(tmp_path):
+    """Blocks that differ are padded copies: a budget has room for them if they are small."""
+    where = "spectrum"
+
+    def lines(shape, budget):
+        np.save(tmp_path / "a.npy", np.zeros(shape))
+        job = FieldJob.of(where, str(tmp_path / "a.npy"), 1.0, (0, 1, 2), budget, "numpy", None)
+        size = math.prod(shape[:3])
+        found = [
+            math.prod(part.stop - part.start for part in block.index) // size
+            for block in job._cut_to_sum(kernels.spectrum, None)
+        ]
+        assert sum(found) == math.prod(shape[3:])
+        return found
+
+    budget = 1 << 20  # an eighth of it has 32 lines of 8 x 8 x 8, a sixteenth 16
+    assert set(lines((8, 8, 8, 1024), budget)) == {32}
+    assert set(lines((8, 8, 8, 31 * 33), budget)) == {31}
+    assert max(lines((8, 8, 8, 1021), budget)) <= 16  # a prime

@@ -106,8 +106,23 @@ class FieldJob:
         return self._cut(most)
 
     def _cut(self, most_bytes: int) -> list[Block]:
+        """Cut the fields; where blocks of a grid differ some are padded copies, which have room."""
         shapes = [tuple(field.shape) for field in self.store.fields]
-        return cut_fields(shapes, self.axes, self.store.dtype.itemsize, most_bytes)
+        itemsize = self.store.dtype.itemsize
+        few = block_bytes(self.target.adapter, self.target.device, self.budget.bytes)
+        blocks = cut_fields(shapes, self.axes, itemsize, most_bytes)
+        if most_bytes <= few or self._are_alike(blocks):
+            return blocks
+        return cut_fields(shapes, self.axes, itemsize, few)
+
+    def _are_alike(self, blocks: Sequence[Block]) -> bool:
+        """Whether blocks of fields on one grid have as many lines."""
+        lines: dict[tuple[int, ...], int] = {}
+        for block in blocks:
+            points = math.prod(part.stop - part.start for part in block.index)
+            if lines.setdefault(self.grids[block.field], points) != points:
+                return False
+        return True
 
     @classmethod
     def of(

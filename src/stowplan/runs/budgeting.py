@@ -439,13 +439,14 @@ class _Fit:
     def _gap_bytes(self, peaks: Sequence[int], left: int) -> int:
         """Bytes that blocks of some shapes leave and those of others do not fill, if many are left.
 
-        Where a budget has no room for them they are given back.
+        Where a budget has no room for them they are given back; where it has not even room for one
+        more batch large blocks lie apart (`HeapLimit`), and there are none.
         """
-        if not self._on_host():
+        if not self._on_host() or left < max(peaks):
             return 0
         adapter = self.target.adapter
         most = adapter.gap_bytes if self.footprint.rounds is None else adapter.round_gap_bytes
-        return max(min(most, sum(peaks) - max(peaks), left), 0)
+        return min(most, sum(peaks) - max(peaks), left)
 
     def _held_bytes(self) -> int:
         return self.footprint.held_bytes(self.result_sets)

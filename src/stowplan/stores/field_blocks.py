@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ def count_blocks(lengths: Sequence[int], lines: int) -> tuple[int, int]:
     """Count the blocks that axes of lines are cut into, and the lines of the largest.
 
     >>> count_blocks((4, 6), 12), count_blocks((16, 16, 16, 100), 10**4)
-    ((2, 12), (48, 9600))
+    ((2, 12), (64, 6400))
     """
     if not lengths or math.prod(lengths) <= lines:
         return 1, math.prod(lengths)
@@ -248,10 +249,17 @@ def count_blocks(lengths: Sequence[int], lines: int) -> tuple[int, int]:
     return -(-lengths[0] // step), step * inner
 
 
+@functools.lru_cache(maxsize=256)
 def _step(length: int, inner: int, lines: int) -> int:
-    """Places along an axis that a block takes: all but the last are equal, as chunks are."""
-    pieces = -(-length // max(lines // max(inner, 1), 1))
-    return -(-length // pieces)
+    """Places along an axis that a block takes: as many in all blocks, or fewer in the last.
+
+    Blocks that are equal are computed where they were read, others are padded copies.
+    """
+    most = max(lines // max(inner, 1), 1)
+    for step in range(min(most, length), most // 2, -1):
+        if length % step == 0:
+            return step
+    return -(-length // -(-length // most))
 
 
 def _block_shape(block: Block, shape: Sequence[int], axes: Sequence[int]) -> list[int]:
