@@ -31,7 +31,8 @@ COUNTS = (*range(1, 13), 16, 24)
 PASSES = 100_000  # of sets like this: warm passes alone count, as a compile is not in their time
 WARM_WITHIN, COLD_WITHIN = 1.10, 1.25
 COLD_ROUNDS = {"numpy": 5, "torch": 5, "jax": 2}
-ONCE = 2.0  # seconds beyond which a side has one cold pass and two warm ones
+ONCE = 2.0  # seconds beyond which a side has one cold pass
+OF_ALL, CLOSE = 5, 1.4  # warm passes of all sides, and of how many times the best all that follow
 
 Times = tuple[float, float]  # wall and CPU
 
@@ -214,12 +215,17 @@ def cold_passes(
 
 
 def warm_passes(worker: Worker, labels: list[str], rounds: int) -> dict[str, list[Times]]:
-    """Time passes in turn, as often as a side takes less than `ONCE`."""
+    """Time passes in turn: some of every side, and the rest of those that may be the best.
+
+    The best of many medians of few passes is what noise left alone, and not what is fastest.
+    """
     times: dict[str, list[Times]] = {label: [] for label in labels}
     for number in range(rounds):
         for label in in_turn(labels, number):
-            if number < 2 or times[label][0][1] < ONCE:
-                times[label].append(worker("run", label)[1])
+            times[label].append(worker("run", label)[1])
+        if number + 1 == OF_ALL:
+            median = {label: summary(each)["cpu"] for label, each in times.items()}
+            labels = [label for label in labels if median[label] < CLOSE * min(median.values())]
     return times
 
 
@@ -285,7 +291,7 @@ def print_one(title: str, one: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="warm passes of each side")
+    parser.add_argument("--rounds", type=int, default=45, help="warm passes of the best sides")
     parser.add_argument("--on", nargs="+", default=["numpy", "torch", "jax"])
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")

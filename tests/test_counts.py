@@ -121,7 +121,7 @@ def padding(plan: sp.Plan) -> float:
 
 def test_ewald(counted):
     found = ewald.compute(rattled_crystals(60), cutoff=5.0, on="numpy", slots=4)
-    within(counted, calls=20, gathered=2_111_512)
+    within(counted, calls=17, gathered=2_111_512)
     assert padding(found.plans["kspace"]) < SLACK * 1.63
     assert padding(found.plans["real"]) < SLACK * 1.33
 

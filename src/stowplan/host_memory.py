@@ -18,9 +18,8 @@ __all__ = ["free_host_bytes", "give_back_host", "large_blocks_apart", "resident_
 _NO_LIMIT = 2**62  # of control groups: version 1 writes 2**63 less a page
 _Files = tuple[str, str, str]  # limit, usage, and what the last counts of it that is given back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
-_LARGE = 2**16  # bytes from which on blocks can lie apart
-_MOST_GAP = 2**30  # bytes of a gap of the heap that is looked for
-_MOST_GAPS = 4096
+_LARGE = 2**16  # bytes from which on blocks are to lie apart
+_MOST_GAP, _MOST_GAPS = 2**30, 4096  # bytes of a gap of the heap, and how many are looked for
 
 _lock = threading.Lock()
 _inside: list[None] = []  # one for each caller whose large blocks lie apart
@@ -86,13 +85,13 @@ def large_blocks_apart() -> Iterator[None]:
     with _lock:
         _inside.append(None)
         set_option(_MMAP_THRESHOLD, _LARGE)
-    taken = _take_gaps()
+    taken: list[int] = []
     try:
+        taken += _take_gaps()
         yield
     finally:
-        free = _heap_functions()[1]
         for address in taken:
-            free(address)
+            _heap_functions()[1](address)
         with _lock:
             _inside.pop()
             if not _inside:  # of all threads, which share the heap

@@ -199,6 +199,13 @@ def test_a_batch_is_used_again_after_it_was_cleared(on, tmp_path):
     assert not names(tmp_path)
 
 
+def test_a_hundredth_of_a_budget_is_left_to_what_lies_beside_fields(tmp_path):
+    with FieldBatch(budget="4 MiB", scratch=tmp_path) as batch:
+        for _ in range(64):
+            batch.add(np.ones(1 << 13))  # 64 KiB
+        assert batch.usage().fields == {"device": 63, "host": 0, "disk": 1}
+
+
 def test_without_scratch_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("STOWPLAN_SCRATCH", str(tmp_path))
     with FieldBatch(budget=3 * BYTES, scratch=None) as batch:

@@ -81,7 +81,7 @@ class JaxAdapter:
     gap_bytes = round_gap_bytes = 20 << 20  # blocks are aligned for vector units
     result_sets = 4
     work_seconds = 1e-9
-    launch_seconds = 6e-4
+    launch_seconds = 5e-4
     compile_seconds = 0.6
 
     def devices(self) -> list[Any]:

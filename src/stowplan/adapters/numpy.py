@@ -19,7 +19,6 @@ class NumpyAdapter(EagerAdapter):
     name = "numpy"
     one_core = True
     in_place = True
-    launch_seconds = 1.5e-4
 
     def devices(self) -> list[Any]:
         return ["cpu"]

@@ -37,6 +37,8 @@ __all__ = ["FieldBatch", "FieldUsage"]
 TIERS = ("device", "host", "disk")
 ROOM_SHARE = 4
 """Part of a budget that is left to batches, unless less is what a cache likes."""
+LOOSE_PARTS, PAGE_BYTES = 100, 4096
+"""Part of a budget that fields do not fill, in pages: each takes whole ones, and objects beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +328,8 @@ class FieldBatch:
         own = get_adapter(framework_of([field]) or "numpy")
         size = math.prod(shape) * dtype.itemsize
         limit = self._limit()
-        if self._held("device") + size <= limit.bytes:
+        loose = limit.bytes // LOOSE_PARTS // PAGE_BYTES * PAGE_BYTES
+        if self._held("device") + size <= limit.bytes - loose:
             host = own is not target.adapter or not source.same_as(target)
             kept = target.adapter.asarray(own.to_host(field), target.device) if host else field
             kept = array_namespace(kept).asarray(kept, copy=True)
