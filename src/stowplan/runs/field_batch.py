@@ -83,8 +83,9 @@ class FieldUsage:
 class FieldBatch:
     """Fields of one shape that are collected, whatever they take, and computed in batches.
 
-    A field stays on the device while all of them fit the budget, else in host memory, else in a
-    file. On a CPU, where both are one memory, it stays there or goes to a file.
+    A field stays on the device while all of them fit the budget, a hundredth of which is left to
+    pages, else in host memory, else in a file. On a CPU, where both are one memory, it stays there
+    or goes to a file.
 
     Parameters
     ----------
