@@ -215,15 +215,16 @@ def _filtered_on_host(a: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
     halved = a.dtype.kind == "f" and not short
     factor = _unfolded(np, factor, (1 if halved else x, y, z))[..., None]
     for row, place in zip(_rows(a), _rows(found), strict=True):
-        if not short:
-            _filtered_by_fft(row, factor, place)
-            continue
-        there, back = _real_lines(row), _real_lines(place)
-        for block, scratch in _blocks(there):
-            modes = _products(there[..., block], scratch)
-            modes *= factor
-            _products_back(modes, scratch, back[..., block])
+        (_filtered_by_products if short else _filtered_by_fft)(row, factor, place)
     return found
+
+
+def _filtered_by_products(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any]) -> None:
+    there, back = _real_lines(row), _real_lines(place)
+    for block, scratch in _blocks(there):
+        modes = _products(there[..., block], scratch)
+        modes *= factor
+        _products_back(modes, scratch, back[..., block])
 
 
 def _filtered_by_fft(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any]) -> None:
@@ -244,16 +245,17 @@ def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
     halved = a.dtype.kind == "f" and not short
     found = np.zeros((*a.shape[:-4], x // 2 + 1 if halved else x, y, z), a.real.dtype)
     for row, total in zip(_rows(a), found.reshape(-1, *found.shape[-3:]), strict=True):
-        if not short:
-            _add_power_by_fft(row, total)
-            continue
-        lines = _real_lines(row)
-        for block, scratch in _blocks(lines):
-            modes = _products(lines[..., block], scratch)
-            total += np.vecdot(modes, modes)
+        (_add_power_by_products if short else _add_power_by_fft)(row, total)
     if halved:
         found[..., 1 : (x + 1) // 2, :, :] *= 2
     return np.asarray(_folded(np, found, (1 if halved else x, y, z)))
+
+
+def _add_power_by_products(row: NDArray[Any], total: NDArray[Any]) -> None:
+    lines = _real_lines(row)
+    for block, scratch in _blocks(lines):
+        modes = _products(lines[..., block], scratch)
+        total += np.vecdot(modes, modes)
 
 
 def _add_power_by_fft(row: NDArray[Any], total: NDArray[Any]) -> None:
