@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stowplan import fourier
+from stowplan.adapters.eager_memory import traced_peak
 
 # products, FFTs, axes that are missing, leading dims, more lines than one block holds
 SHAPES = [
@@ -79,3 +80,13 @@ def test_lines_that_do_not_lie_end_to_end(shape, dtype):
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5 if one.dtype.char in "fF" else 1e-12)
     np.testing.assert_array_equal(whole, before)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_rows_of_short_transforms_share_their_scratch(dtype):
+    """Each row adds its results and no more: forecasts take what two rows show for all."""
+    a = np.ones((6, 8, 8, 8, 200), dtype)
+    fourier.power(a)
+    one, six = (traced_peak(lambda rows=rows: fourier.power(a[:rows])) for rows in (1, 6))
+    assert one > 2**19
+    assert six - one < 2**18
