@@ -90,8 +90,9 @@ def large_blocks_apart() -> Iterator[None]:
         taken += _take_gaps()
         yield
     finally:
+        _, free, _ = _heap_functions()
         for address in taken:
-            _heap_functions()[1](address)
+            free(address)
         with _lock:
             _inside.pop()
             if not _inside:  # of all threads, which share the heap

@@ -9,8 +9,26 @@ from typing import Any
 
 import pytest
 
+RISE = """
+import ctypes, gc, pathlib
+
+def status(name):
+    for entry in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith(name + ":"):
+            return int(entry.split()[1]) * 1024
+
+def rise(call):
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    result = call()
+    return status("VmHWM") - before
+"""
+
+
 MEASURE = """
-import ctypes, gc, json, os, pathlib, sys
+import json, os, sys
 from dataclasses import replace
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np, stowplan as sp
@@ -51,11 +69,6 @@ def perform(data, plan):
     total, found = loss(free)
     return torch.autograd.grad(total, [free]), found
 
-def status(name):
-    for entry in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if entry.startswith(name + ":"):
-            return int(entry.split()[1]) * 1024
-
 data = columns(8000)
 rows = 3000 if several else 8000
 options = dict(slots=1, rows=rows, on=framework, gradient=["x"] if gradient else False)
@@ -66,17 +79,13 @@ if framework == "jax":
     perform(data, replace(plan))
 if framework == "jax":
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))  # lets go of what it was given before
-gc.collect()
-ctypes.CDLL("libc.so.6").malloc_trim(0)
-pathlib.Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
-result = perform(data, plan)
-print(json.dumps([plan.memory.peak_bytes, status("VmHWM") - before, plan.memory.in_flight]))
+taken = rise(lambda: perform(data, plan))
+print(json.dumps([plan.memory.peak_bytes, taken, plan.memory.in_flight]))
 """
 
 
 MEASURE_ROUNDS = """
-import ctypes, gc, json, os, pathlib, sys
+import json, os, sys
 from dataclasses import replace
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np, stowplan as sp
@@ -107,11 +116,6 @@ def columns(count):
 def perform(data, plan, **options):
     return sp.iterate(halved, data, plan, **rounds, limit=40, on=framework, **options)
 
-def status(name):
-    for entry in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if entry.startswith(name + ":"):
-            return int(entry.split()[1]) * 1024
-
 data = columns(9000)
 options = dict(slots=1, rows=3000, on=framework, rounds=sp.Rounds(**rounds))
 peak = sp.plan(halved, data, budget="99 GB", **options).memory.peak_bytes
@@ -120,18 +124,17 @@ perform(columns(4), None)
 if framework == "jax":
     perform(data, replace(plan))
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))  # lets go of what it was given before
-gc.collect()
-ctypes.CDLL("libc.so.6").malloc_trim(0)
-pathlib.Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
-result = perform(data, plan)
-print(json.dumps([plan.memory.peak_bytes, status("VmHWM") - before]))
+taken = rise(lambda: perform(data, plan))
+print(json.dumps([plan.memory.peak_bytes, taken]))
 """
 
 
 def measured(script: str, *arguments: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True
+        [sys.executable, "-c", RISE + script, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

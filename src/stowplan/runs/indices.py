@@ -76,6 +76,12 @@ class Sizes:
             self._capacities[key] = tuple(int(self._length(dim, padded)[0]) for dim in dims)
         return self._capacities[key]
 
+    def padded_shape(
+        self, batch: Batch, dims: tuple[str, ...], tail: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Give the shape of an output of a batch: ragged dims, then others of lengths ``tail``."""
+        return (len(batch.items), *self.capacity(batch, dims), *tail)
+
     def tail(self, core: CoreShape) -> tuple[int, ...]:
         """Give the lengths of the dims of a core shape that are not ragged."""
         nothing = np.zeros((1, len(self.plan.dims)), np.int64)
@@ -208,11 +214,10 @@ class Indices:
     def padded_shape(
         self, number: int, dims: tuple[str, ...], tail: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """Give the shape of an output of a batch: ragged dims, then others of lengths ``tail``."""
+        """Give the same as `Sizes.padded_shape`, worked out once."""
         key = ("shape", number, dims, tail)
         if key not in self._cache:
-            batch = self.plan.batches[number]
-            self._cache[key] = (len(batch.items), *self.sizes.capacity(batch, dims), *tail)
+            self._cache[key] = self.sizes.padded_shape(self.plan.batches[number], dims, tail)
         found: tuple[int, ...] = self._cache[key]
         return found
 

@@ -275,8 +275,7 @@ class Job:
             self.wrapped = lambda results: kind(*results)
         for output, part in zip(self.outputs, parts, strict=True):
             expected = self.indices.padded_shape(number, output.dims, output.tail)
-            if getattr(part, "shape", None) != expected:
-                self._check_shape(output, part, expected)
+            self._check_shape(output, part, expected)
         return parts
 
     def scatter(self, number: int, outputs: Any) -> None:
@@ -364,8 +363,7 @@ class Job:
 
     def padded_shape(self, output: _Output, batch: Batch) -> tuple[int, ...]:
         """Give the shape that an output of a batch has."""
-        lengths = self.indices.sizes.capacity(batch, output.dims)
-        return (len(batch.items), *lengths, *output.tail)
+        return self.indices.sizes.padded_shape(batch, output.dims, output.tail)
 
     def _check_shape(self, output: _Output, part: Any, expected: tuple[int, ...]) -> None:
         shape = getattr(part, "shape", None)
