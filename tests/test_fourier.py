@@ -8,10 +8,12 @@ import pytest
 from stowplan import fourier
 from stowplan.adapters.eager_memory import traced_peak
 
-# products, FFTs, axes that are missing, leading dims, more lines than one block holds
+# products, FFTs, axes that are missing, leading dims, more lines than one block holds; at last
+# more planes than a cache holds, in a block that is full and one that is not
 SHAPES = [
     (4, 1, 1, 3), (1, 1, 1, 5), (1, 4, 6, 9), (7, 5, 3, 200), (16, 3, 1, 4), (1, 20, 4, 3),
-    (13, 14, 15, 2), (1, 1, 30, 2), (2, 4, 4, 4, 4), (2, 3, 16, 5, 1, 9),
+    (13, 14, 15, 2), (1, 1, 30, 2), (2, 4, 4, 4, 4), (2, 3, 16, 5, 1, 9), (20, 3, 1, 4),
+    (6, 8, 7, 700),
 ]  # fmt: skip
 DTYPES = ["float64", "complex128", "float32", "complex64"]
 AXES = (-4, -3, -2)

@@ -27,7 +27,8 @@ from stowplan.special import framework_of
 __all__ = ["filtered", "is_short", "power", "squared"]
 
 _SHORT = 16  # up to here products with the matrix of an axis are faster, on a CPU
-_CACHED_BYTES = 1 << 19  # of lines that go through all products together
+_CACHED_BYTES = 1 << 18  # of lines that go through two products together
+_ROW_BYTES = 1 << 13  # of lines read in one piece; of shorter ones memory is slow
 _SCRATCH_BYTES = 1 << 23  # of lines whose power is taken together by FFT
 _AXES = (-4, -3, -2)
 
@@ -220,11 +221,9 @@ def _filtered_on_host(a: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
 
 
 def _filtered_by_products(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any]) -> None:
-    there, back = _real_lines(row), _real_lines(place)
-    for block, scratch in _blocks(there):
-        modes = _products(there[..., block], scratch)
-        modes *= factor
-        _products_back(modes, scratch, back[..., block])
+    a, found, factor = map(_ordered, (_real_lines(row), _real_lines(place), factor))
+    for lines, products in _blocks(a):
+        products.filter(a[..., lines], factor, found[..., lines])
 
 
 def _filtered_by_fft(row: NDArray[Any], factor: NDArray[Any], place: NDArray[Any]) -> None:
@@ -252,10 +251,9 @@ def _power_on_host(a: NDArray[Any]) -> NDArray[Any]:
 
 
 def _add_power_by_products(row: NDArray[Any], total: NDArray[Any]) -> None:
-    lines = _real_lines(row)
-    for block, scratch in _blocks(lines):
-        modes = _products(lines[..., block], scratch)
-        total += np.vecdot(modes, modes)
+    a, total = map(_ordered, (_real_lines(row), total[..., None]))
+    for lines, products in _blocks(a):
+        products.add_power(a[..., lines], total[..., 0])
 
 
 def _add_power_by_fft(row: NDArray[Any], total: NDArray[Any]) -> None:
@@ -296,42 +294,96 @@ def _real_lines(row: NDArray[Any]) -> NDArray[Any]:
     return row.view(row.real.dtype)
 
 
-def _blocks(row: NDArray[Any]) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
-    """Cut one row (x, y, z, lines) into lines that a cache holds, with two scratch arrays."""
-    x, y, z, lines = row.shape
-    step = min(lines, max(8, _CACHED_BYTES // (x * y * z * row.itemsize)))
-    scratch = [np.empty(x * y * z * step, row.dtype) for _ in range(2)]
-    for start in range(0, lines, step):
-        yield slice(start, min(start + step, lines)), scratch
+def _ordered(a: NDArray[Any]) -> NDArray[Any]:
+    """Give (x, y, z, lines) with y the longest to be of length 1, then x, then z; a view."""
+    long = [n for n in a.shape[:-1] if n > 1]
+    lengths = [1] * (2 - len(long)) + long
+    return a.reshape(*lengths, *[1] * (3 - len(lengths)), a.shape[-1])
 
 
-def _products(a: NDArray[Any], scratch: list[NDArray[Any]]) -> NDArray[Any]:
-    """Multiply lines (x, y, z, lines) by the matrices of all axes, within the scratch arrays."""
-    axes = _long_axes(a)
-    for axis in reversed(axes):
-        out = scratch[1][: a.size].reshape(a.shape)
-        scratch.reverse()
-        a = _product(_basis(a.shape[axis], a.dtype), a, axis, out)
-    return a if axes else a.copy()
+def _blocks(a: NDArray[Any]) -> Iterator[tuple[slice, _Products]]:
+    """Cut (x, y, z, lines) into lines, with what multiplies so many.
+
+    A cache holds all of a block, or else a plane of it, so that rows are not read in short pieces.
+    """
+    x, y, z, lines = a.shape
+    of_planes = min(_ROW_BYTES // a.itemsize, _CACHED_BYTES // (max(x, y) * z * a.itemsize))
+    step = min(lines, max(8, of_planes, _CACHED_BYTES // (x * y * z * a.itemsize)))
+    whole, part = x * y * z * step, max(_CACHED_BYTES // a.itemsize, max(x, y) * z * step)
+    scratch = np.empty(whole, a.dtype), np.empty(min(whole, part), a.dtype)
+    products = _Products((x, y, z, step), scratch)
+    for start in range(0, lines - step + 1, step):
+        yield slice(start, start + step), products
+    if rest := lines % step:
+        yield slice(lines - rest, lines), _Products((x, y, z, rest), scratch)
 
 
-def _products_back(modes: NDArray[Any], scratch: list[NDArray[Any]], place: NDArray[Any]) -> None:
-    """Multiply by the matrices of all axes, transposed, into a place (x, y, z, lines)."""
-    axes = _long_axes(modes)
-    for axis in axes:
-        out = place if axis == axes[-1] else scratch[1][: modes.size].reshape(modes.shape)
-        scratch.reverse()
-        modes = _product(_basis(modes.shape[axis], modes.dtype).T, modes, axis, out)
-    if not axes:
-        place[...] = modes
+class _Products:
+    """Products of blocks (x, y, z, lines) with the matrices of all axes, in scratch.
+
+    Those of z and y are made for some planes after another, as many as a cache holds, then that of
+    x for some columns. Their views are made once, since they take as long as a small product.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], scratch: tuple[NDArray[Any], NDArray[Any]]
+    ) -> None:
+        x, y, z, lines = shape
+        whole, part = scratch
+        modes = _shaped(whole, shape)
+        self.x, self.z = (_basis(n, modes.dtype) if n > 1 else None for n in (x, z))
+        self.y = _basis(y, modes.dtype)
+        self.planes: list[tuple[slice, NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+        self.columns: list[tuple[slice, NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+        for cut in _cut(x, modes[:1].nbytes):
+            planes = modes[cut]
+            within, rows = _shaped(part, planes.shape), (len(planes), y, z * lines)
+            self.planes.append((cut, within, within.reshape(rows), planes.reshape(rows)))
+        for cut in _cut(y, modes[:, :1].nbytes):
+            columns = modes[:, cut]
+            room = _shaped(part, columns.shape) if x > 1 else columns
+            self.columns.append((cut, columns.reshape(x, -1), room.reshape(x, -1), room))
+
+    def add_power(self, a: NDArray[Any], total: NDArray[Any]) -> None:
+        """Add the sum of squares over lines, (x, y, z)."""
+        self._forward(a)
+        for y, modes, rows, column in self.columns:
+            if self.x is not None:
+                np.matmul(self.x, modes, out=rows)
+            total[:, y] += np.vecdot(column, column)
+
+    def filter(self, a: NDArray[Any], factor: NDArray[Any], found: NDArray[Any]) -> None:
+        """Multiply modes by a factor (x, y, z, 1), and put the block into its place."""
+        self._forward(a)
+        for y, modes, rows, column in self.columns:
+            if self.x is not None:
+                np.matmul(self.x, modes, out=rows)
+            column *= factor[:, y]
+            if self.x is not None:
+                np.matmul(self.x.T, rows, out=modes)
+        for x, within, rows, modes in self.planes:
+            if self.z is None:
+                np.matmul(self.y.T, modes, out=found[x, :, 0])
+            else:
+                np.matmul(self.y.T, modes, out=rows)
+                np.matmul(self.z.T, within, out=found[x])
+
+    def _forward(self, a: NDArray[Any]) -> None:
+        """Multiply by the matrices of z and y."""
+        for x, within, rows, modes in self.planes:
+            if self.z is None:
+                np.matmul(self.y, a[x, :, 0], out=modes)
+            else:
+                np.matmul(self.z, a[x], out=within)
+                np.matmul(self.y, rows, out=modes)
 
 
-def _long_axes(a: NDArray[Any]) -> list[int]:
-    return [axis for axis in range(3) if a.shape[axis] > 1]
+def _cut(count: int, each: int) -> Iterator[slice]:
+    """Cut planes of so many bytes into as many as a cache holds."""
+    step = max(1, _CACHED_BYTES // each)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
-def _product(matrix: NDArray[Any], a: NDArray[Any], axis: int, out: NDArray[Any]) -> NDArray[Any]:
-    """Multiply along one axis. Of cut lines, this is the last axis longer than 1: all are views."""
-    shape = a.shape if axis == 2 else (math.prod(a.shape[:axis]), a.shape[axis], -1)
-    np.matmul(matrix, a.reshape(shape), out=out.reshape(shape))
-    return out
+def _shaped(scratch: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    return scratch[: math.prod(shape)].reshape(shape)

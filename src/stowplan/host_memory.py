@@ -6,20 +6,32 @@ import ctypes
 import functools
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stowplan.errors import BudgetError
 
-__all__ = ["free_host_bytes", "give_back_host", "large_blocks_apart", "resident_host_bytes"]
+__all__ = [
+    "free_host_bytes",
+    "give_back_host",
+    "large_blocks_apart",
+    "resident_host_bytes",
+    "take_pages",
+]
 
 _NO_LIMIT = 2**62  # of control groups: version 1 writes 2**63 less a page
 _Files = tuple[str, str, str]  # limit, usage, and what the last counts of it that is given back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LARGE = 2**16  # bytes from which on blocks are to lie apart
 _MOST_GAP, _MOST_GAPS = 2**30, 4096  # bytes of a gap of the heap, and how many are looked for
+
+_POPULATE_WRITE = 23  # of madvise
 
 _lock = threading.Lock()
 _inside: list[None] = []  # one for each caller whose large blocks lie apart
@@ -66,6 +78,23 @@ def give_back_host() -> None:
     trim = _from_libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def take_pages(buffer: NDArray[np.uint8]) -> None:
+    """Let the system give all pages of a buffer now, whatever it holds and who writes into it.
+
+    Pages come when they are first written into, which takes longer than what is written where the
+    memory of a virtual machine comes from its host. A thread with nothing to do can take them.
+    Linux from 5.14 on; elsewhere nothing is done.
+    """
+    advise = _from_libc("madvise")
+    if advise is None or not sys.platform.startswith("linux"):
+        return
+    page = _page_bytes()
+    begin = -(-buffer.ctypes.data // page) * page
+    end = (buffer.ctypes.data + buffer.nbytes) // page * page
+    if end > begin:
+        advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _POPULATE_WRITE)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Loads that are computed at once: what they give, what they take, and when there is one alone."""
 
+import math
 import threading
 import time
 
@@ -10,7 +11,7 @@ from array_api_compat import array_namespace
 import stowplan as sp
 from stowplan.adapters import get_adapter
 from stowplan.layout import Layout
-from stowplan.runs import load_budgets
+from stowplan.runs import load_budgets, pace
 from stowplan.runs.load_budgets import loose_bytes
 from stowplan.runs.loads import most_together
 from stowplan.runs.places import Place
@@ -25,9 +26,15 @@ class Watch:
     """What the kernel does beside its sums, while a test looks at it."""
 
     def __init__(self):
-        self.meet = None  # a barrier that each batch waits at
         self.pause = 0.0
         self.changed = 0
+        self.lock, self.inside, self.most = threading.Lock(), 0, 0
+
+    def enter(self, threads):
+        """Count threads that compute at once."""
+        with self.lock:
+            self.inside += threads
+            self.most = max(self.most, self.inside)
 
 
 watch = Watch()
@@ -38,11 +45,11 @@ def square_sums(x):
     """Sum squares over rows, ``(n,64)->(64)``."""
     xp = array_namespace(x)
     before = xp.sum(x * x, axis=-2)
-    if watch.meet is not None and bool(xp.any(x != 0)):  # no batch of padding
-        watch.meet.wait(20)
+    watch.enter(1)
     if watch.pause:
         time.sleep(watch.pause)
         watch.changed += bool(xp.any(xp.sum(x * x, axis=-2) != before))
+    watch.enter(-1)
     if bool(xp.any(x == BAD)):
         raise ValueError("a bad number")
     return before
@@ -91,10 +98,32 @@ def test_results_are_those_of_each_item_alone(given, planned, together):
 
 
 @pytest.mark.parametrize("together", [2, 3])
-def test_as_many_loads_as_planned_are_computed_at_once(given, planned, together):
+def test_slow_loads_are_computed_at_once_as_many_as_planned(given, planned, together):
     data, plan = planned(given, together)
-    watch.meet = threading.Barrier(together)  # nobody goes on before all are there
+    watch.pause = 0.05
     sp.run(square_sums, data, plan, on="numpy")
+    assert watch.most == together
+
+
+@pytest.mark.parametrize(("cores", "most"), [(1, 1), (2, 1), (3, 2), (4, 3), (8, 3)])
+def test_loads_that_are_not_slow_leave_the_reader_a_core(given, planned, monkeypatch, cores, most):
+    data, plan = planned(given, 3)
+    monkeypatch.setattr(pace, "usable_cores", lambda: cores)
+    monkeypatch.setattr(pace, "SLOWER", math.inf)  # none is
+    watch.pause = 0.03
+    sp.run(square_sums, data, plan, on="numpy")
+    assert watch.most == most
+
+
+def test_threads_follow_what_the_last_loads_took(monkeypatch):
+    monkeypatch.setattr(pace, "usable_cores", lambda: 2)
+    threads = pace.Pace(4)
+    assert threads.at_once == 1  # nothing is known
+    threads.read(time.sleep, 0.01)
+    threads.compute(time.sleep, 0.05)
+    assert threads.at_once == 4
+    assert threads.read(lambda *, seconds: time.sleep(seconds) or "read", seconds=0.05) == "read"
+    assert threads.at_once == 1
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])

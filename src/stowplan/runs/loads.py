@@ -18,7 +18,15 @@ from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
 
-__all__ = ["MOST_READ", "Load", "Reads", "buffers_for", "cut_loads", "most_together"]
+__all__ = [
+    "MOST_READ",
+    "Load",
+    "Reads",
+    "buffers_for",
+    "cut_loads",
+    "most_together",
+    "usable_cores",
+]
 
 MOST_READ = 2**26
 """Bytes that are read together at most: larger reads are no faster."""
@@ -38,10 +46,13 @@ def most_together(target: Place) -> int:
 
     Most frameworks have threads, or a device, of their own.
     """
-    if not target.adapter.one_core:
-        return 1
+    return min(usable_cores(), MOST_TOGETHER) if target.adapter.one_core else 1
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, MOST_TOGETHER)
+    return cores or 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

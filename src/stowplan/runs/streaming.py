@@ -20,7 +20,7 @@ from stowplan.adapters.interface import as_tuple
 from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
-from stowplan.host_memory import give_back_host
+from stowplan.host_memory import give_back_host, take_pages
 from stowplan.layout import Layout
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
@@ -29,6 +29,7 @@ from stowplan.runs.fingerprints import digest, fingerprints
 from stowplan.runs.indices import Sizes
 from stowplan.runs.jobs import Job
 from stowplan.runs.loads import MOST_READ, Load, Reads, buffers_for, cut_loads
+from stowplan.runs.pace import Pace
 from stowplan.runs.parts import Part
 from stowplan.runs.places import Place
 from stowplan.runs.results import InMemory, OnDisk, Result, checksum_of, flat_values
@@ -205,21 +206,28 @@ class _Stream:
             ThreadPoolExecutor(1, "stowplan-write") as writer,
             _threads(together) as submit,
         ):
-            ahead: list[Future[list[Any]]] = []
+            reading: deque[Future[list[Any]]] = deque()
+            pace = Pace(together)
 
             def read_ahead(place: int) -> None:
-                if place < len(waiting):
-                    load, buffer = self.loads[waiting[place]], buffers[place % len(buffers)]
-                    ahead.append(reader.submit(self.reads.fill, load, buffer))
+                """Read on into the buffers that are free while a load is computed, or several."""
+                held = len(computing) + (place > 0)
+                for later in range(place + len(reading), len(waiting)):
+                    if held + len(reading) == len(buffers):
+                        return
+                    load, buffer = self.loads[waiting[later]], buffers[later % len(buffers)]
+                    reading.append(reader.submit(pace.read, self.reads.fill, load, buffer))
 
             read_ahead(0)
+            for buffer in [buffers[0][most // 2 :], *buffers[1 : len(waiting)]]:
+                writer.submit(take_pages, buffer)  # while it has nothing to write
             for place, number in enumerate(waiting):
-                values = ahead.pop()
+                values = reading.popleft()
                 wait([values])
                 read_ahead(place + 1)
-                computing.append((number, submit(self._outputs, number, values)))
+                computing.append((number, submit(pace.compute, self._outputs, number, values)))
                 del values
-                while len(computing) >= together:
+                while len(computing) >= pace.at_once:
                     finish()
             while computing:
                 finish()

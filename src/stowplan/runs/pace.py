@@ -1,0 +1,57 @@
+"""How many loads are worth computing at once, as reading and computing turn out to take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from stowplan.runs.loads import usable_cores
+
+__all__ = ["Pace"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SLOWER = 2.0
+"""Computing takes so many times as long as reading where it is worth the core of the reader, whose
+work then takes turns with it."""
+
+
+class Pace:
+    """Threads that compute loads, of which one core is left to the reader unless it idles.
+
+    Parameters
+    ----------
+    most : int
+        Loads that have room to be computed at once.
+
+    >>> pace = Pace(1)
+    >>> pace.at_once
+    1
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.reading = self.computing = 0.0  # seconds of the last load
+
+    @property
+    def at_once(self) -> int:
+        """Loads to compute at once, by what the last ones took."""
+        if self.computing > SLOWER * self.reading:
+            return self.most
+        return max(min(self.most, usable_cores() - 1), 1)
+
+    def read(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        """Call what reads a load."""
+        begin = time.perf_counter()
+        found = function(*arguments, **keywords)
+        self.reading = time.perf_counter() - begin
+        return found
+
+    def compute(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+        """Call what computes a load."""
+        begin = time.perf_counter()
+        found = function(*arguments, **keywords)
+        self.computing = time.perf_counter() - begin
+        return found
