@@ -295,7 +295,7 @@ def _real_lines(row: NDArray[Any]) -> NDArray[Any]:
 
 
 def _ordered(a: NDArray[Any]) -> NDArray[Any]:
-    """Give (x, y, z, lines) with y the longest to be of length 1, then x, then z; a view."""
+    """Put axes of length 1 into z, then into x: all products have y, most have x. A view."""
     long = [n for n in a.shape[:-1] if n > 1]
     lengths = [1] * (2 - len(long)) + long
     return a.reshape(*lengths, *[1] * (3 - len(lengths)), a.shape[-1])

@@ -1,13 +1,22 @@
-"""One intra-op thread for each worker on a host, and what was set before when all are done."""
+"""Cores of a host; one intra-op thread for each worker, and what was set before when all end."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Shared", "one_blas_thread"]
+__all__ = ["Shared", "one_blas_thread", "usable_cores"]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 class Shared:

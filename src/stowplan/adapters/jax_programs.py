@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from stowplan.adapters.interface import (
     StaticKey,
     as_tuple,
 )
+from stowplan.adapters.intra_op import usable_cores
 
 __all__ = [
     "Program",
@@ -160,7 +160,7 @@ def library_bytes(program: str, cores: int | None = None) -> int:
             along = _axes(_SUMMED, line)
             if along == list(range(len(along))) and len(along) < len(summed.lengths):
                 taken[within] += summed.width * math.prod(summed.lengths)
-    return sum(sorted(taken.values())[-(cores or _cores()) :])
+    return sum(sorted(taken.values())[-(cores or usable_cores()) :])
 
 
 class _Array(NamedTuple):
@@ -196,14 +196,6 @@ def _product_bytes(left: _Array, right: _Array, line: str, *, ends: bool) -> int
 def _axes(pattern: re.Pattern[str], line: str) -> list[int]:
     """Give the axes that an instruction names."""
     return [int(axis) for text in pattern.findall(line) for axis in text.split(",") if axis]
-
-
-def _cores() -> int:
-    """Cores that this process may use, as XLA counts them."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
@@ -12,6 +11,7 @@ from array_api_compat import is_array_api_obj
 
 from stowplan.adapters import FRAMEWORKS, Adapter, get_adapter
 from stowplan.adapters.interface import TracingAdapter
+from stowplan.adapters.intra_op import usable_cores
 from stowplan.errors import FrameworkError, MissingDependencyError
 from stowplan.runs.places import Place, find_device
 
@@ -153,7 +153,7 @@ def _count(
     """Give so many devices of the platform of one."""
     alike = adapter.alike(like)
     if alike is None:
-        workers = _cores() if count == "all" else int(count)
+        workers = usable_cores() if count == "all" else int(count)
         return [Worker(adapter.name, number) for number in range(workers)]
     if count == "all":
         return alike
@@ -225,14 +225,6 @@ def _framework(device: Any) -> str | None:
         return str(device.framework)
     root = type(device).__module__.partition(".")[0].removesuffix("lib")
     return root if root in FRAMEWORKS else None
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def refuse_gradients(where: str, adapter: Adapter, arrays: Sequence[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stowplan.adapters.intra_op import usable_cores
 from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
 from stowplan.planners.cost import Costs
@@ -18,15 +18,7 @@ from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
 
-__all__ = [
-    "MOST_READ",
-    "Load",
-    "Reads",
-    "buffers_for",
-    "cut_loads",
-    "most_together",
-    "usable_cores",
-]
+__all__ = ["MOST_READ", "Load", "Reads", "buffers_for", "cut_loads", "most_together"]
 
 MOST_READ = 2**26
 """Bytes that are read together at most: larger reads are no faster."""
@@ -47,12 +39,6 @@ def most_together(target: Place) -> int:
     Most frameworks have threads, or a device, of their own.
     """
     return min(usable_cores(), MOST_TOGETHER) if target.adapter.one_core else 1
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

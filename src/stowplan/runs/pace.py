@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from stowplan.runs.loads import usable_cores
+from stowplan.adapters.intra_op import usable_cores
 
 __all__ = ["Pace"]
 
@@ -44,14 +44,16 @@ class Pace:
 
     def read(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         """Call what reads a load."""
-        begin = time.perf_counter()
-        found = function(*arguments, **keywords)
-        self.reading = time.perf_counter() - begin
+        found, self.reading = _timed(function, *arguments, **keywords)
         return found
 
     def compute(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         """Call what computes a load."""
-        begin = time.perf_counter()
-        found = function(*arguments, **keywords)
-        self.computing = time.perf_counter() - begin
+        found, self.computing = _timed(function, *arguments, **keywords)
         return found
+
+
+def _timed(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> tuple[T, float]:
+    begin = time.perf_counter()
+    found = function(*arguments, **keywords)
+    return found, time.perf_counter() - begin
