@@ -1,8 +1,9 @@
 """Power spectra of 48 fields on disk, 2.5 GB: stowplan, dask, cubed and loops of NumPy.
 
 ``python -m bench.fields``; see bench/README.md. Every pass is a process of its own that has loaded
-what it needs; files are in the page cache before it (warm) or dropped from it (cold). All sums must
-agree to 1e-12 before anything is timed.
+what it needs; files are in the page cache before it (warm) or dropped from it (cold). Each round
+shuffles the sides, since a disk may be slower for who comes after a long read. All sums must agree
+to 1e-12 before anything is timed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import math
 import mmap
 import os
+import random
 import sys
 import tempfile
 from collections import Counter
@@ -323,6 +325,7 @@ def measure(
     folder: Path, small: Path, names: list[str], rounds: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Passes of all sides in turn, warm and cold; each in a process of its own."""
+    order = random.Random(0)
     records: dict[str, dict[str, Any]] = {
         name: {state: {"wall": [], "cpu": [], "rise_bytes": [], "cached": []} for state in STATES}
         for name in names
@@ -337,7 +340,7 @@ def measure(
     records = {name: records[name] for name in able}
     for turn in range(rounds + 1):  # the first is not timed
         for state in STATES if turn else ("warm",):
-            for name in records:
+            for name in order.sample(list(records), len(records)):
                 cached = bring(state, data_of(name, folder))
                 worker = Worker(name, partial(SIDES[name], str(folder), str(small)))
                 sums, (wall, cpu) = worker("compute")
