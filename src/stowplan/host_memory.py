@@ -21,6 +21,7 @@ __all__ = [
     "free_host_bytes",
     "give_back_host",
     "large_blocks_apart",
+    "not_inherited",
     "resident_host_bytes",
     "take_pages",
 ]
@@ -31,7 +32,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LARGE = 2**16  # bytes from which on blocks are to lie apart
 _MOST_GAP, _MOST_GAPS = 2**30, 4096  # bytes of a gap of the heap, and how many are looked for
 
-_POPULATE_WRITE = 23  # of madvise
+_DONT_FORK, _DO_FORK, _POPULATE_WRITE = 10, 11, 23  # of madvise
 
 _lock = threading.Lock()
 _inside: list[None] = []  # one for each caller whose large blocks lie apart
@@ -87,14 +88,22 @@ def take_pages(buffer: NDArray[np.uint8]) -> None:
     memory of a virtual machine comes from its host. A thread with nothing to do can take them.
     Linux from 5.14 on; elsewhere nothing is done.
     """
-    advise = _from_libc("madvise")
-    if advise is None or not sys.platform.startswith("linux"):
-        return
-    page = _page_bytes()
-    begin = -(-buffer.ctypes.data // page) * page
-    end = (buffer.ctypes.data + buffer.nbytes) // page * page
-    if end > begin:
-        advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _POPULATE_WRITE)
+    _advise(buffer, _POPULATE_WRITE)
+
+
+@contextmanager
+def not_inherited(buffer: NDArray[np.uint8]) -> Iterator[bool]:
+    """Keep the whole pages of a buffer from processes that are forked meanwhile.
+
+    What a disk writes straight into a page while a process is forked can end up in the page of the
+    other one (open(2), O_DIRECT). Gives whether the system does so: Linux alone.
+    """
+    safe = _advise(buffer, _DONT_FORK)
+    try:
+        yield safe
+    finally:
+        if safe:
+            _advise(buffer, _DO_FORK)
 
 
 @contextmanager
@@ -127,6 +136,17 @@ def large_blocks_apart() -> Iterator[None]:
             if not _inside:  # of all threads, which share the heap
                 set_option(_MMAP_THRESHOLD, 2**25)  # where glibc settles by itself
                 set_option(_TRIM_THRESHOLD, 2**26)
+
+
+def _advise(buffer: NDArray[np.uint8], advice: int) -> bool:
+    """Tell the system about the whole pages of a buffer; say whether it listens."""
+    advise = _from_libc("madvise")
+    if advise is None or not sys.platform.startswith("linux"):
+        return False
+    page = _page_bytes()
+    begin = -(-buffer.ctypes.data // page) * page
+    size = max((buffer.ctypes.data + buffer.nbytes) // page * page - begin, 0)
+    return not advise(ctypes.c_void_p(begin), ctypes.c_size_t(size), advice)
 
 
 @functools.cache

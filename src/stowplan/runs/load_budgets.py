@@ -285,7 +285,7 @@ class _Fit:
 
     def _read_bytes(self, largest: int) -> int:
         """Bytes of the buffers, and of what stores hold beside the rows that they give."""
-        return self.buffers * largest + self.reads.beside
+        return self.buffers * self.reads.room_for(largest) + self.reads.beside
 
     def _fitted_load(
         self, split: Plan, load: Load, read: int, *, by_hand: bool

@@ -17,6 +17,7 @@ from stowplan.runs.columns import Columns, check_indices
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
+from stowplan.stores.direct import BLOCK_BYTES
 
 __all__ = ["MOST_READ", "Load", "Reads", "buffers_for", "cut_loads", "most_together"]
 
@@ -65,6 +66,10 @@ class Reads:
         """Bytes of some items in a buffer."""
         return sum(reader.bytes_of(items) for reader in self.readers if reader is not None)
 
+    def room_for(self, size: int) -> int:
+        """Bytes of a buffer for items of so many, each column where its file is read fastest."""
+        return size + BLOCK_BYTES * sum(reader is not None for reader in self.readers)
+
     @property
     def beside(self) -> int:
         """Bytes that a read takes beside the rows that are asked for, such as a chunk."""
@@ -73,12 +78,13 @@ class Reads:
         return sum(reading_bytes(r.source) for r in self.readers if r is not None)
 
     def fill(self, load: Load, buffer: NDArray[np.uint8]) -> list[Any]:
-        """Read the items of a load; give the flat rows of each stored column, else None."""
+        """Read the items of a load into a buffer; give the flat rows of each stored column."""
         found: list[Any] = []
         place = 0
         for reader in self.readers:
             values = None if reader is None else reader.where_it_is(load.items)
             if reader is not None and values is None:
+                place += reader.lead(load.items, buffer[place:])
                 values = reader.view(load.items, buffer[place:])
                 reader.read(load.items, values)
                 place += reader.bytes_of(load.items)

@@ -181,7 +181,7 @@ class _Stopwatch:
         items = np.sort(real_items(plan.batches))
         reads = Reads(self.columns)
         load = Load(range(len(plan.batches)), items, reads.bytes_of(items))
-        buffer = self.target.adapter.host_buffer(load.bytes, self.target.device)
+        buffer = self.target.adapter.host_buffer(reads.room_for(load.bytes), self.target.device)
         return lambda: reads.part(self.kernel, plan, load, reads.fill(load, buffer))
 
     def _seconds(self, take: Callable[[], Part]) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
+from stowplan.stores.direct import lead
 
 if TYPE_CHECKING:
     from stowplan.stores.arrays import StoredArray  # most runs read nothing
@@ -111,6 +112,15 @@ class ItemReader:
         """Give the beginning of a buffer as flat rows of some items."""
         shape = self.shape_of(items)
         return buffer[: shape[0] * self.row_bytes].view(self.source.dtype).reshape(shape)
+
+    def lead(self, items: NDArray[np.intp], buffer: NDArray[np.uint8]) -> int:
+        """Bytes of a buffer to leave free before some items, so that they can be read directly."""
+        place_of = getattr(self.source, "place_of", lambda row: 0)
+        runs = self._runs(items)
+        if not runs:
+            return 0
+        found = lead(buffer.ctypes.data, place_of(runs[0][0] // self.rows_each))
+        return found if (buffer.ctypes.data + found) % ALIGNMENT == 0 else 0
 
     def where_it_is(self, items: NDArray[np.intp]) -> Any:
         """Give some items that are on a device already; None for those that are to be read."""

@@ -177,8 +177,8 @@ class _Stream:
         most = max((self.loads[number].bytes for number in waiting), default=0)
         together = 1 if self.plan.memory is None else self.plan.memory.together
         give_back_host()  # what planning left in the heap
-        buffer_of = self.target.adapter.host_buffer
-        buffers = [buffer_of(most, self.target.device) for _ in range(buffers_for(together))]
+        room, buffer_of = self.reads.room_for(most), self.target.adapter.host_buffer
+        buffers = [buffer_of(room, self.target.device) for _ in range(buffers_for(together))]
         computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: list[tuple[int, Future[None]]] = []
         kept = len(done)

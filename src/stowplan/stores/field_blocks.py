@@ -135,7 +135,8 @@ class FieldBlocks:
 
     def _read_group(self, blocks: Sequence[Block], places: Sequence[NDArray[Any]]) -> None:
         field = self.fields[blocks[0].field]
-        self._announce(blocks[0].field)
+        if not self._is_direct(field, places):
+            self._announce(blocks[0].field)
         if self._leading and isinstance(field, FileArray):
             self._scatter(field, blocks, places)
             return
@@ -145,6 +146,15 @@ class FieldBlocks:
                 field.read_region(block.index, into)
             else:
                 into[...] = field.read_region(block.index, None)
+
+    def place_of(self, row: int) -> int:
+        """Byte of its file where a field begins whose first row this is; 0 for other rows."""
+        field = self.fields[self.blocks[int(np.searchsorted(self._stops, row, side="right"))].field]
+        return field.offset if isinstance(field, FileArray) else 0
+
+    def _is_direct(self, field: Any, places: Sequence[NDArray[Any]]) -> bool:
+        """Whether a field is read as a whole, past the page cache."""
+        return len(places) == 1 and isinstance(field, FileArray) and field.is_direct(places[0])
 
     def _announce(self, number: int) -> None:
         """Have a field that is begun read from end to end, and the next one meanwhile."""

@@ -13,8 +13,9 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from stowplan.errors import DataError
+from stowplan.stores import direct
 from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from, write_pieces
-from stowplan.stores.read_ahead import bring, bytes_held
+from stowplan.stores.read_ahead import bring, bytes_held, is_cached
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
@@ -71,6 +72,7 @@ class FileArray(Indexed):
         self._check = check
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags) if descriptor is None else descriptor
+        self._brought = False
         self._row_bytes = bytes_of(self.shape[1:], self.dtype)
         self._end = offset + bytes_of(self.shape, self.dtype)
         try:
@@ -85,14 +87,14 @@ class FileArray(Indexed):
         """Give rows [start, stop), read straight into where they are wanted."""
         into = buffer_of_rows(self, start, stop, into)
         if into.nbytes:
-            self._read(self.offset + start * self._row_bytes, [bytes_view(into)])
+            self._read(self.place_of(start), [bytes_view(into)])
             self._turn(into)
         return into
 
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write whole rows."""
         values = checked_values(self, start, values)
-        self._write(self.offset + start * self._row_bytes, [self._as_in_file(values)])
+        self._write(self.place_of(start), [self._as_in_file(values)])
 
     def read_region(
         self, index: tuple[slice, ...], into: NDArray[Any] | None = None
@@ -160,6 +162,16 @@ class FileArray(Indexed):
     def read_ahead(self) -> None:
         """Bring the values into the system's page cache, where they are not."""
         bring(self._descriptor, self.offset, self._end)
+        self._brought = True
+
+    def is_direct(self, into: NDArray[Any]) -> bool:
+        """Whether all values would be read past the page cache, if they are not there."""
+        whole = into.flags.c_contiguous and into.nbytes == self._end - self.offset
+        return whole and direct.possible(self._descriptor, self.offset, bytes_view(into))
+
+    def place_of(self, row: int) -> int:
+        """Byte of the file where a row begins."""
+        return self.offset + row * self._row_bytes
 
     @property
     def ahead_bytes(self) -> int:
@@ -309,11 +321,26 @@ class FileArray(Indexed):
         self._fill(position, views)
 
     def _fill(self, position: int, views: Sequence[memoryview]) -> None:
+        first, last = self._read_direct(position, *views) if len(views) == 1 else (0, 0)
+        if last:
+            (view,) = views
+            self._fill(position, [view[:first]])
+            position, views = position + last, [view[last:]]
         wanted = sum(view.nbytes for view in views)
         found = read_into(self._descriptor, position, views)
         if found < wanted:
             self._refuse_changed()
             raise _changed(self.name, position + wanted, position + found)
+
+    def _read_direct(self, position: int, view: memoryview) -> tuple[int, int]:
+        """Read what can be read past the page cache, and is not there: see `read_direct`."""
+        if (
+            self._brought
+            or not direct.possible(self._descriptor, position, view)
+            or is_cached(self._descriptor, position, position + view.nbytes)
+        ):
+            return 0, 0
+        return direct.read_direct(self._descriptor, position, view)
 
     def _write(self, position: int, views: Sequence[memoryview]) -> None:
         self._refuse_read_only()

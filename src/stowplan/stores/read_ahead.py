@@ -11,7 +11,7 @@ import os
 import threading
 from itertools import pairwise
 
-__all__ = ["bring", "bytes_held"]
+__all__ = ["bring", "bytes_held", "is_cached"]
 
 THREADS = 2
 """Readers of a file: one alone leaves the disk idle between two calls."""
@@ -45,7 +45,7 @@ def bring(descriptor: int, begin: int, end: int) -> list[threading.Thread]:
     if size < LEAST_BYTES or not hasattr(os, "RWF_NOWAIT"):
         os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_WILLNEED)
         return []
-    if _is_cached(descriptor, begin, end):
+    if is_cached(descriptor, begin, end):
         return []
     bounds = [begin + size * part // THREADS for part in range(THREADS + 1)]
     readers = [
@@ -60,7 +60,7 @@ def bring(descriptor: int, begin: int, end: int) -> list[threading.Thread]:
     return readers
 
 
-def _is_cached(descriptor: int, begin: int, end: int) -> bool:
+def is_cached(descriptor: int, begin: int, end: int) -> bool:
     """Whether a few places of a file are in memory; where the system does not say, they are."""
     one = bytearray(1)
     for place in range(begin, end, -(-(end - begin) // PLACES)):
