@@ -36,6 +36,7 @@ ACCURACY = 1e-12
 SHELLS = 8
 BUDGETS = (120, 300, 1000)  # MB
 ALLOWED = "500MB"  # of a task of cubed, enough for a field
+DIRECT_CALLS, DIRECT_BYTES = 4, 2**20
 COPY = "copy.zarr"  # for cubed, a chunk for each field
 PACKAGES = ("scipy", "dask", "cubed", "zarr")
 STATES = ("warm", "cold")
@@ -122,6 +123,25 @@ class Disk(Side):
             with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
+
+
+class DiskDirect(Side):
+    """A floor: all files into one buffer past the page cache, as many calls in flight as pay."""
+
+    def compute(self) -> None:
+        size = self.files[0].stat().st_size
+        buffer = memoryview(mmap.mmap(-1, -(-size // DIRECT_BYTES) * DIRECT_BYTES))
+        with ThreadPoolExecutor(DIRECT_CALLS) as pool:
+            for path in self.files:
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+
+                def read(place: int, descriptor: int = descriptor) -> int:
+                    return os.preadv(descriptor, [buffer[place : place + DIRECT_BYTES]], place)
+
+                found = sum(pool.map(read, range(0, size, DIRECT_BYTES)))
+                os.close(descriptor)
+                if found != size:
+                    raise SystemExit(f"{path}: {found} bytes read of {size}")
 
 
 class Kernel(Side):
@@ -262,11 +282,12 @@ class Stowplan(Side):
         }  # fmt: skip
 
 
-DISK, KERNEL = "floor: disk", "floor: kernel"
+DISK, DIRECT, KERNEL = "floor: disk", "floor: disk, direct", "floor: kernel"
 LOOP, DASK, CUBED = "NumPy loop", "dask.array", "cubed"
 OURS = tuple(f"stowplan, {budget} MB" for budget in BUDGETS)
 SIDES: dict[str, Callable[[str, str], Any]] = {
     DISK: Disk,
+    DIRECT: DiskDirect,
     KERNEL: Kernel,
     LOOP: partial(Loop, by_numpy),
     "NumPy, a thread reads ahead": partial(ReadAhead, by_numpy),
@@ -279,7 +300,7 @@ SIDES: dict[str, Callable[[str, str], Any]] = {
     **{name: partial(Stowplan, int(mb * 1e6)) for name, mb in zip(OURS, BUDGETS, strict=True)},
 }
 DEFAULT = [name for name in SIDES if name != "dask.distributed"]
-FLOORS = (DISK, KERNEL)
+FLOORS = (DISK, DIRECT, KERNEL)
 
 
 def data_of(name: str, folder: Path) -> list[Path]:
@@ -382,7 +403,8 @@ def judge(records: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     ratio = records[peer][state]["wall"]["median"] / wall
                     yield at_least(f"{state}: {peer} over {name}", ratio, least)
             if set(FLOORS) <= set(records):
-                floor = max(records[each][state]["wall"]["median"] for each in FLOORS)
+                walls = {each: records[each][state]["wall"]["median"] for each in FLOORS}
+                floor = max(min(walls[DISK], walls[DIRECT]), walls[KERNEL])
                 yield at_most(f"{state}: {name} over the floors", wall / floor, 1.3)
         rises = [record[state]["rise_bytes"] for state in STATES]
         most = max(rise["max"] for rise in rises)
