@@ -161,11 +161,18 @@ class _Fit:
         wide = min(liked, int(each / WIDE_SHARE))
         if plan.memory is None or wide <= plan.memory.read_bytes:
             return plan
+        if wide < 2 * min(self.row_bytes) and self._is_one_by_one(plan, wide):
+            return plan  # a second row is too many: nothing would be wider
         try:
             wider = self._planned(wide)
         except BudgetError:
             return plan
         return wider if len(wider.batches) <= len(plan.batches) else plan
+
+    def _is_one_by_one(self, plan: Plan, most: int) -> bool:
+        """Whether loads of so many bytes hold one item each."""
+        items = self.columns.items
+        return len(plan.batches) == items == len(cut_loads(plan, self.reads, most))
 
     def _halved(self, most: int) -> Plan:
         """Plan loads of so many bytes, or of half as many as often as needed."""
