@@ -32,6 +32,8 @@ class Kernel:
         Dims that vary over items; those of them that share a batch only at equal size.
     work : Expression
         Cost of one item in terms of ragged dims and derived names.
+    knows_work : bool
+        Whether it was declared; else it is the product of ragged dims.
     memory : Expression or None
         Numbers that one row keeps alive at once.
     derived : dict of str to Expression
@@ -95,6 +97,7 @@ class Kernel:
             name: self._parse(f"derived {name!r}", text) for name, text in derived.items()
         }
         each = " * ".join(dim for dim in ragged if dim != segments) or "1"
+        self.knows_work = work is not None
         cost = each if work is None else work
         self.work = self._parse("work", cost)
         self.memory = None if memory is None else self._parse("memory", memory)

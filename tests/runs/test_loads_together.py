@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 import stowplan as sp
 from stowplan.adapters import get_adapter
 from stowplan.layout import Layout
-from stowplan.runs import load_budgets, pace
+from stowplan.runs import load_budgets, loads, pace
 from stowplan.runs.load_budgets import loose_bytes
 from stowplan.runs.loads import most_together
 from stowplan.runs.places import Place
@@ -72,7 +72,7 @@ def planned(tmp_path, monkeypatch):
     """Give a function: items into one file, and a plan to compute so many loads of it at once."""
 
     def plan(items, together, budget="6 MiB"):
-        monkeypatch.setattr(load_budgets, "most_together", lambda target: together)
+        monkeypatch.setattr(load_budgets, "most_together", lambda *_: together)
         monkeypatch.setattr(load_budgets, "MOST_READ", 1)  # each item by itself
         np.save(tmp_path / "x.npy", np.concatenate(items))
         rows = open_array(tmp_path / "x.npy", "test")
@@ -155,11 +155,14 @@ def test_a_budget_without_room_for_several_takes_one(given, planned):
     assert without_objects(tight) == without_objects(one)
 
 
-def test_frameworks_with_threads_of_their_own_compute_one_load_at_a_time():
+def test_frameworks_with_threads_of_their_own_compute_one_load_at_a_time(monkeypatch):
     torch = pytest.importorskip("torch")
     host = get_adapter("numpy")
-    assert most_together(Place(get_adapter("torch"), torch.device("cpu"))) == 1
-    assert 1 <= most_together(Place(host, host.devices()[0])) <= 4
+    assert most_together(Place(get_adapter("torch"), torch.device("cpu")), np.inf) == 1
+    assert 1 <= most_together(Place(host, host.devices()[0]), np.inf) <= 4
+    monkeypatch.setattr(loads, "usable_cores", lambda: 3)
+    slow, quick = (most_together(Place(host, host.devices()[0]), factor) for factor in (3, 1.5))
+    assert (slow, quick) == (3, 2)
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])

@@ -121,7 +121,7 @@ def test_a_run_that_is_done_computes_nothing_again(job, out):
 
 @pytest.mark.parametrize("out", [False, True])
 def test_a_run_that_fails_goes_on_where_it_was(job, tmp_path, out, monkeypatch):
-    monkeypatch.setattr(load_budgets, "most_together", lambda target: 1)  # none beside the one
+    monkeypatch.setattr(load_budgets, "most_together", lambda *_: 1)  # none beside the one
     wanted = job(False, resume=None)
     own = streaming.Reads.fill
     monkeypatch.setattr(

@@ -144,7 +144,7 @@ def test_a_budget_below_one_item_is_refused_with_the_bytes_that_are_needed(tmp_p
 
 def test_one_load_is_read_while_another_is_computed_and_a_third_is_written(tmp_path, monkeypatch):
     kernel, data, out = make(tmp_path, "out")
-    monkeypatch.setattr(load_budgets, "most_together", lambda target: 1)
+    monkeypatch.setattr(load_budgets, "most_together", lambda *_: 1)
     plan = sp.plan(kernel, data, budget=8 * MIB, on_disk=True)
     calls = {"read": 0, "compute": 0, "write": 0}
     threads: dict[str, set[int]] = {name: set() for name in calls}

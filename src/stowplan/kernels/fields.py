@@ -65,7 +65,7 @@ def _rings(x, y, z, lines):
     f"{_FIELD}->{_FIELD}",
     ragged=(*_SPACE, "lines"),
     exact=_SPACE,
-    work="30 * x * y * z * lines",  # ns on a CPU
+    work="5 * (x * y * z) ** 1.15 * lines",  # ns on a CPU
     memory="8 * x * y * z * lines",
 )
 def riesz(source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
@@ -97,7 +97,7 @@ def riesz(source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
     ragged=(*_SPACE, "lines"),
     exact=_SPACE,
     fill={"potential": 0, "source": 0},
-    work="35 * x * y * z * lines",
+    work="6 * (x * y * z) ** 1.15 * lines",
     memory="10 * x * y * z * lines",
 )
 def residual(potential, source, *, spacing, mu=1.0, beta=1.0, lam=0.0):
@@ -150,7 +150,7 @@ def squares(field):
     exact=_SPACE,
     fill={"field": 0},
     out_sizes={"shells": _rings},
-    work="15 * x * y * z * lines + 30 * x * y * z",
+    work="(x * y * z) ** 1.25 * lines + 30 * x * y * z",
     memory="6 * x * y * z * lines",
 )
 def spectrum(field, *, spacing, width):

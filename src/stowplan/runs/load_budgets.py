@@ -18,7 +18,16 @@ from stowplan.planners.chunks import split_chunks
 from stowplan.runs.budgeting import MemoryRequest, resolved_budget, usable_bytes
 from stowplan.runs.columns import Columns
 from stowplan.runs.footprint import measure_footprint
-from stowplan.runs.loads import MOST_READ, Load, Reads, buffers_for, cut_loads, most_together
+from stowplan.runs.loads import (
+    MOST_READ,
+    READ_SECONDS,
+    Load,
+    Reads,
+    buffers_for,
+    cut_loads,
+    most_together,
+    row_seconds,
+)
 from stowplan.runs.places import Place
 
 __all__ = ["fit_loads"]
@@ -144,7 +153,7 @@ class _Fit:
 
     def cached(self, usable: int) -> Plan:
         """Plan batches that a cache likes, read in loads of many, as many at once as fit."""
-        for together in range(most_together(self.target), 1, -1):
+        for together in range(most_together(self.target, self._slowness()), 1, -1):
             self.together = together
             try:
                 return self._cached(usable)
@@ -168,6 +177,15 @@ class _Fit:
         except BudgetError:
             return plan
         return wider if len(wider.batches) <= len(plan.batches) else plan
+
+    def _slowness(self) -> float:
+        """How many times as long as reading the computation is predicted to take."""
+        if not self.kernel.knows_work and self.split.costs is None:
+            return math.inf
+        each = row_seconds(self.split)
+        computing = sum(each[batch.slot] * batch.count for batch in self.split.batches)
+        read = self.reads.bytes_of(np.arange(self.columns.items)) * READ_SECONDS
+        return computing / read if read else math.inf
 
     def _is_one_by_one(self, plan: Plan, most: int) -> bool:
         """Whether loads of so many bytes hold one item each."""

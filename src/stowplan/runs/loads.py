@@ -14,17 +14,21 @@ from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
 from stowplan.planners.cost import Costs
 from stowplan.runs.columns import Columns, check_indices
+from stowplan.runs.pace import SLOWER
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
 from stowplan.stores.direct import BLOCK_BYTES
 
-__all__ = ["MOST_READ", "Load", "Reads", "buffers_for", "cut_loads", "most_together"]
+__all__ = ["MOST_READ", "READ_SECONDS", "Load", "Reads", "buffers_for", "cut_loads"]
+__all__ += ["most_together", "row_seconds"]
 
 MOST_READ = 2**26
 """Bytes that are read together at most: larger reads are no faster."""
 MOST_SECONDS = 1.0
 """Predicted time of what is read together."""
+READ_SECONDS = 2e-10
+"""Of a byte, from memory where the system holds the file."""
 MOST_TOGETHER = 4
 """Loads that are computed at once at most: more are done sooner than they are read."""
 
@@ -34,12 +38,16 @@ def buffers_for(together: int) -> int:
     return together + 1
 
 
-def most_together(target: Place) -> int:
+def most_together(target: Place, slowness: float) -> int:
     """Say how many loads may be computed at once: one for each core, up to a few.
 
-    Most frameworks have threads, or a device, of their own.
+    One core is left to the reader unless computing takes some times as long, see `Pace`. Most
+    frameworks have threads, or a device, of their own.
     """
-    return min(usable_cores(), MOST_TOGETHER) if target.adapter.one_core else 1
+    if not target.adapter.one_core:
+        return 1
+    cores = usable_cores() - (slowness <= SLOWER)
+    return max(min(cores, MOST_TOGETHER), 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +141,7 @@ def cut_loads(
     held: list[NDArray[np.intp]] = []
     first = total = 0
     seconds = 0.0
-    each = _row_seconds(plan)
+    each = row_seconds(plan)
 
     def close(stop: int) -> None:
         if held:
@@ -165,8 +173,8 @@ def cut_loads(
     return loads
 
 
-def _row_seconds(plan: Plan) -> list[float]:
-    """Predicted time of a row in each slot."""
+def row_seconds(plan: Plan) -> list[float]:
+    """Give the predicted time of a row in each slot."""
     if not plan.slots:
         return []
     capacities = np.array([[slot[dim] for dim in plan.dims] for slot in plan.slots], np.int64)

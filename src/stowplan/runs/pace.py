@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from stowplan.adapters.intra_op import usable_cores
 
-__all__ = ["Pace"]
+__all__ = ["SLOWER", "Pace"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -178,9 +178,7 @@ class _Stream:
         together = 1 if self.plan.memory is None else self.plan.memory.together
         give_back_host()  # what planning left in the heap
         room, buffer_of = self.reads.room_for(most), self.target.adapter.host_buffer
-        count = min(buffers_for(together), len(waiting))
-        buffers = [buffer_of(room, self.target.device) for _ in range(count)]
-        free, lent = buffers[::-1], deque[NDArray[np.uint8]]()  # lent to loads in their order
+        buffers = [buffer_of(room, self.target.device) for _ in range(buffers_for(together))]
         computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: list[tuple[int, Future[None]]] = []
         kept = len(done)
@@ -197,7 +195,6 @@ class _Stream:
             number, outputs = computing.popleft()
             with self._noted(number, kept + len(written), folder):
                 found = outputs.result()
-            free.append(lent.popleft())
             settle()
             load = self.loads[number]
             future = writer.submit(_put_away, results, number, load.items, found, folder, self.kind)
@@ -210,34 +207,24 @@ class _Stream:
             _threads(together) as submit,
         ):
             reading: deque[Future[list[Any]]] = deque()
-            unread = deque(waiting)
             pace = Pace(together)
-            in_use = 0
 
-            def read_ahead() -> None:
-                """Read on into free buffers, of which those that were in use come first.
+            def read_ahead(place: int) -> None:
+                """Read on into the buffers that are free while a load is computed, or several."""
+                held = len(computing) + (place > 0)
+                for later in range(place + len(reading), len(waiting)):
+                    if held + len(reading) == len(buffers):
+                        return
+                    load, buffer = self.loads[waiting[later]], buffers[later % len(buffers)]
+                    reading.append(reader.submit(pace.read, self.reads.fill, load, buffer))
 
-                Others are taken when more loads are computed at once: their pages are not free.
-                """
-                nonlocal in_use
-                wanted = min(buffers_for(pace.at_once), len(buffers))
-                while in_use < wanted:
-                    buffer = buffers[in_use]
-                    begin = 0 if in_use else most // 2  # the first is being filled
-                    writer.submit(take_pages, buffer[begin:])  # while it has little to write
-                    in_use += 1
-                while unread and len(lent) < in_use:
-                    lent.append(free.pop())
-                    load = self.loads[unread.popleft()]
-                    reading.append(reader.submit(pace.read, self.reads.fill, load, lent[-1]))
-
-            for number in waiting:
-                read_ahead()
-                while not reading:  # all buffers are lent to what is being computed
-                    finish()
-                    read_ahead()
+            read_ahead(0)
+            for buffer in [buffers[0][most // 2 :], *buffers[1 : len(waiting)]]:
+                writer.submit(take_pages, buffer)  # while it has nothing to write
+            for place, number in enumerate(waiting):
                 values = reading.popleft()
                 wait([values])
+                read_ahead(place + 1)
                 computing.append((number, submit(pace.compute, self._outputs, number, values)))
                 del values
                 while len(computing) >= pace.at_once:
