@@ -64,10 +64,13 @@ def resident_host_bytes() -> int:
     True
     """
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - 5 us instead of 20
-            return int(file.read().split()[1]) * _page_bytes()
+        file = os.open("/proc/self/statm", os.O_RDONLY)  # three calls, a file object six
     except OSError:
         return 0
+    try:
+        return int(os.read(file, 128).split()[1]) * _page_bytes()
+    finally:
+        os.close(file)
 
 
 def give_back_host() -> None:
