@@ -18,7 +18,7 @@ from stowplan.runs.pace import SLOWER
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
-from stowplan.stores.direct import BLOCK_BYTES
+from stowplan.stores.direct import BLOCK_BYTES, LEAST_BYTES
 
 __all__ = ["MOST_READ", "READ_SECONDS", "Load", "Reads", "buffers_for", "cut_loads"]
 __all__ += ["most_together", "row_seconds"]
@@ -76,6 +76,8 @@ class Reads:
 
     def room_for(self, size: int) -> int:
         """Bytes of a buffer for items of so many, each column where its file is read fastest."""
+        if size < LEAST_BYTES:
+            return size
         return size + BLOCK_BYTES * sum(reader is not None for reader in self.readers)
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
-from stowplan.stores.direct import lead
+from stowplan.stores.direct import LEAST_BYTES, lead
 
 if TYPE_CHECKING:
     from stowplan.stores.arrays import StoredArray  # most runs read nothing
@@ -117,7 +117,7 @@ class ItemReader:
         """Bytes of a buffer to leave free before some items, so that they can be read directly."""
         place_of = getattr(self.source, "place_of", lambda row: 0)
         runs = self._runs(items)
-        if not runs:
+        if not runs or self.bytes_of(items) < LEAST_BYTES:
             return 0
         found = lead(buffer.ctypes.data, place_of(runs[0][0] // self.rows_each))
         return found if (buffer.ctypes.data + found) % ALIGNMENT == 0 else 0

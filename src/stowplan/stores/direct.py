@@ -17,7 +17,7 @@ import numpy as np
 
 from stowplan.host_memory import not_inherited
 
-__all__ = ["BLOCK_BYTES", "lead", "possible", "read_direct"]
+__all__ = ["BLOCK_BYTES", "LEAST_BYTES", "lead", "possible", "read_direct"]
 
 BLOCK_BYTES = 4096
 """A multiple of the blocks of disks, and of what they ask of memory."""
