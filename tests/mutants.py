@@ -182,7 +182,7 @@ MUTANTS = [
     ("fourier.py", "slice(start, min(start + step, count))", "slice(start, start + 1)"),
     ("fourier.py", "column *= factor[:, y]", "column *= factor[:, :1]"),
     ("fourier.py", "np.matmul(self.y.T, modes, out=rows)", "np.matmul(self.y, modes, out=rows)"),
-    ("runs/pace.py", "self.computing > SLOWER", "self.computing < SLOWER"),
+    ("runs/pace.py", "if computing > SLOWER", "if computing < SLOWER"),
     ("runs/pace.py", "usable_cores() - 1", "usable_cores()"),
     ("runs/streaming.py", "held + len(reading) == len(buffers)",
      "held + len(reading) > len(buffers)"),

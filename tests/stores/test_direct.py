@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 from pathlib import Path
@@ -22,8 +23,6 @@ if not hasattr(os, "O_DIRECT") or not hasattr(os, "RWF_NOWAIT"):
     pytest.skip(
         "only Linux reads past its page cache, and says what is in it", allow_module_level=True
     )
-
-LEAST = direct.LEAST_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +92,6 @@ def test_other_reads_go_through_the_page_cache(page_cache, cold, monkeypatch, wh
     if why == "brought":
         array.read_ahead()
     if why == "not ours":
-        import mmap
-
         memory = np.frombuffer(mmap.mmap(-1, into.nbytes + direct.BLOCK_BYTES), np.uint8)
         begin = direct.lead(memory.ctypes.data, array.offset)
         into = memory[begin : begin + into.nbytes].view(float).reshape(into.shape)

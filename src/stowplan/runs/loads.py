@@ -14,7 +14,7 @@ from stowplan.declaration import Kernel
 from stowplan.planners.batches import Plan
 from stowplan.planners.cost import Costs
 from stowplan.runs.columns import Columns, check_indices
-from stowplan.runs.pace import SLOWER
+from stowplan.runs.pace import worth_at_once
 from stowplan.runs.parts import Part, part_of
 from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
@@ -41,13 +41,12 @@ def buffers_for(together: int) -> int:
 def most_together(target: Place, slowness: float) -> int:
     """Say how many loads may be computed at once: one for each core, up to a few.
 
-    One core is left to the reader unless computing takes some times as long, see `Pace`. Most
-    frameworks have threads, or a device, of their own.
+    Computing takes `slowness` times as long as reading, see `worth_at_once`. Most frameworks have
+    threads, or a device, of their own.
     """
     if not target.adapter.one_core:
         return 1
-    cores = usable_cores() - (slowness <= SLOWER)
-    return max(min(cores, MOST_TOGETHER), 1)
+    return worth_at_once(min(usable_cores(), MOST_TOGETHER), slowness, 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

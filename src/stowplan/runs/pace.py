@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from stowplan.adapters.intra_op import usable_cores
 
-__all__ = ["SLOWER", "Pace"]
+__all__ = ["Pace", "worth_at_once"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,6 +16,17 @@ T = TypeVar("T")
 SLOWER = 2.0
 """Computing takes so many times as long as reading where it is worth the core of the reader, whose
 work then takes turns with it."""
+
+
+def worth_at_once(most: int, computing: float, reading: float) -> int:
+    """Count the loads to compute at once, of so many at most, by the seconds that one takes.
+
+    >>> worth_at_once(1, 1.0, 1.0)
+    1
+    """
+    if computing > SLOWER * reading:
+        return most
+    return max(min(most, usable_cores() - 1), 1)
 
 
 class Pace:
@@ -38,9 +49,7 @@ class Pace:
     @property
     def at_once(self) -> int:
         """Loads to compute at once, by what the last ones took."""
-        if self.computing > SLOWER * self.reading:
-            return self.most
-        return max(min(self.most, usable_cores() - 1), 1)
+        return worth_at_once(self.most, self.computing, self.reading)
 
     def read(self, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         """Call what reads a load."""

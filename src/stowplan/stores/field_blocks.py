@@ -148,7 +148,7 @@ class FieldBlocks:
                 into[...] = field.read_region(block.index, None)
 
     def place_of(self, row: int) -> int:
-        """Byte of its file where a field begins whose first row this is; 0 for other rows."""
+        """Byte of its file where the field of a row begins, which is read whole or in pieces."""
         field = self.fields[self.blocks[int(np.searchsorted(self._stops, row, side="right"))].field]
         return field.offset if isinstance(field, FileArray) else 0
 
