@@ -26,7 +26,7 @@ SLACK = 1.1
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Calls of kernels in NumPy, bytes that are copied for them, and loads from disk."""
     counts: Counter[str] = Counter()
-    function, gather, fill = eager.EagerAdapter.function, jobs.gather, loads.Reads.fill
+    function, gather, part = eager.EagerAdapter.function, jobs.gather, loads.Reads.part
 
     def noted_function(self: Any, *arguments: Any, **options: Any) -> Callable[..., Any]:
         compute = function(self, *arguments, **options)
@@ -43,10 +43,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts["gathered"] += found.nbytes
         return found
 
-    def noted_fill(self: Any, load: Any, buffer: Any) -> list[Any]:
+    def noted_part(self: Any, kernel: Any, plan: Any, load: Any, buffer: Any) -> Any:
         counts["loads"] += 1
         counts["read"] += load.bytes
-        return fill(self, load, buffer)
+        return part(self, kernel, plan, load, buffer)
 
     advance = rounds.RoundKernel.advance
 
@@ -57,7 +57,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(rounds.RoundKernel, "advance", noted_advance)
     monkeypatch.setattr(eager.EagerAdapter, "function", noted_function)
     monkeypatch.setattr(jobs, "gather", noted_gather)
-    monkeypatch.setattr(loads.Reads, "fill", noted_fill)
+    monkeypatch.setattr(loads.Reads, "part", noted_part)
     return counts
 
 

@@ -23,7 +23,6 @@ __all__ = [
     "large_blocks_apart",
     "not_inherited",
     "resident_host_bytes",
-    "take_pages",
 ]
 
 _NO_LIMIT = 2**62  # of control groups: version 1 writes 2**63 less a page
@@ -32,7 +31,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LARGE = 2**16  # bytes from which on blocks are to lie apart
 _MOST_GAP, _MOST_GAPS = 2**30, 4096  # bytes of a gap of the heap, and how many are looked for
 
-_DONT_FORK, _DO_FORK, _POPULATE_WRITE = 10, 11, 23  # of madvise
+_DONT_FORK, _DO_FORK = 10, 11  # of madvise
 
 _lock = threading.Lock()
 _inside: list[None] = []  # one for each caller whose large blocks lie apart
@@ -63,14 +62,8 @@ def resident_host_bytes() -> int:
     >>> resident_host_bytes() >= 0
     True
     """
-    try:
-        file = os.open("/proc/self/statm", os.O_RDONLY)  # three calls, a file object six
-    except OSError:
-        return 0
-    try:
-        return int(os.read(file, 128).split()[1]) * _page_bytes()
-    finally:
-        os.close(file)
+    file = _statm(os.getpid())
+    return 0 if file is None else int(os.pread(file, 128, 0).split()[1]) * _page_bytes()
 
 
 def give_back_host() -> None:
@@ -82,16 +75,6 @@ def give_back_host() -> None:
     trim = _from_libc("malloc_trim")
     if trim is not None:
         trim(0)
-
-
-def take_pages(buffer: NDArray[np.uint8]) -> None:
-    """Let the system give all pages of a buffer now, whatever it holds and who writes into it.
-
-    Pages come when they are first written into, which takes longer than what is written where the
-    memory of a virtual machine comes from its host. A thread with nothing to do can take them.
-    Linux from 5.14 on; elsewhere nothing is done.
-    """
-    _advise(buffer, _POPULATE_WRITE)
 
 
 @contextmanager
@@ -191,6 +174,15 @@ def _heap_functions() -> tuple[Callable[..., int], Callable[..., None], Callable
     free.argtypes, free.restype = [ctypes.c_void_p], None
     usable.argtypes, usable.restype = [ctypes.c_void_p], ctypes.c_size_t
     return take, free, usable
+
+
+@functools.cache
+def _statm(process: int) -> int | None:
+    """Open what Linux says of this process, once for it and each that is forked: that is slow."""
+    try:
+        return os.open(f"/proc/{process}/statm", os.O_RDONLY)
+    except OSError:
+        return None
 
 
 @functools.cache

@@ -350,6 +350,29 @@ def test_a_probe_is_made_once(monkeypatch, framework, put):
     assert len(calls) > made
 
 
+def test_what_a_first_call_keeps_is_no_part_of_a_batch_and_a_second_is_made_for_that_alone():
+    kept: dict[int, np.ndarray] = {}
+    calls = []
+
+    @sp.kernel("(n)->(n)", ragged="n", exact="n")
+    def keeps(x):
+        calls.append(x.shape)
+        size = x.shape[-1]
+        if size % 16:
+            kept.setdefault(size, np.ones(2**18))  # 2 MiB, like a library or a table
+        return 2 * x
+
+    def peak(size: int) -> int:
+        calls.clear()
+        (model,) = calibrate(keeps, [np.ones((1, size))], rows=1)
+        return model.peak(1)
+
+    even = peak(2**17)
+    assert [rows for rows, _ in calls] == [1, 2, 3]
+    assert abs(peak(2**17 - 8) - even) < 2**12
+    assert [rows for rows, _ in calls] == [1, 1, 2, 3]
+
+
 def test_static_parameters_capacities_and_gradients_have_peaks_of_their_own(load_framework):
     load_framework("torch")
 

@@ -22,7 +22,7 @@ pytest.importorskip("cloudpickle")
 
 
 def double_slowly() -> Any:
-    """A kernel that leaves a file for each batch that it begins, and takes a tenth of a second."""
+    """A kernel that leaves a file for each batch that it begins, and takes a fifth of a second."""
 
     @sp.kernel("(n)->(),(n)", ragged="n", static=("folder",))
     def double(x, *, scale, folder=None):
@@ -33,7 +33,7 @@ def double_slowly() -> Any:
         if folder is not None:
             name = f"{float(x[0, 0])}_{uuid.uuid4().hex}_{os.getpid()}"
             open(os.path.join(folder, name), "w").close()  # noqa: PTH118, PTH123
-            time.sleep(0.1)
+            time.sleep(0.2)  # far longer than a lost worker goes unnoticed
         return scale * x.sum(axis=-1), 2 * x
 
     return double

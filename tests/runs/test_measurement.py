@@ -138,13 +138,13 @@ def test_reading_data_on_disk_counts(clock, monkeypatch, tmp_path):
         clock.now += 1e-3 + 1e-6 * x.size
         return x.sum(axis=-1)
 
-    fill = Reads.fill
+    part = Reads.part
 
-    def slow(self, load, buffer):
+    def slow(self, kernel, plan, load, buffer):
         clock.now += 1e-8 * load.bytes
-        return fill(self, load, buffer)
+        return part(self, kernel, plan, load, buffer)
 
-    monkeypatch.setattr(Reads, "fill", slow)
+    monkeypatch.setattr(Reads, "part", slow)
     np.save(tmp_path / "x.npy", np.zeros((50, 8)))
     in_memory = sp.measure_costs(wait, {"x": np.zeros((50, 8))})
     costs = sp.measure_costs(wait, {"x": str(tmp_path / "x.npy")})

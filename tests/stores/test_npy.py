@@ -257,6 +257,22 @@ def test_what_is_no_array_of_numbers_is_refused(tmp_path, make, message):
         open_array(tmp_path / "values.npy", "test")
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("size", [118, 4080, 4084, 9000])
+def test_headers_of_any_length_are_read(tmp_path, version, size):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (4, 3), }".ljust(size) + b"\n"
+    length = len(header).to_bytes(2 * version, "little")
+    values = np.arange(12.0)
+    path = tmp_path / "values.npy"
+    path.write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + header + values.tobytes())
+    np.testing.assert_array_equal(np.load(path), values.reshape(4, 3))
+    np.testing.assert_array_equal(open_array(path, "test").read(0, 4), values.reshape(4, 3))
+    with path.open("r+b") as file:
+        file.truncate(10 + size // 2)
+    with pytest.raises(sp.DataError, match=r"no \.npy file"):
+        open_array(path, "test")
+
+
 def test_an_output_has_its_name_once_it_is_whole_and_leaves_nothing_else(tmp_path, field):
     path = tmp_path / "out.npy"
     out = create_array(path, field.shape, field.dtype, "test")

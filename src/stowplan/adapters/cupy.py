@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stowplan.adapters.eager import EagerAdapter
+from stowplan.adapters.eager_memory import steady_peak
 from stowplan.adapters.interface import GPU_BATCH_BYTES, Within
 
 __all__ = ["adapter"]
@@ -78,9 +79,12 @@ class CupyAdapter(EagerAdapter):
         cp.get_default_pinned_memory_pool().free_all_blocks()
 
     def allocated_peak(self, call: Callable[[], Any], device: Any) -> int:
-        with cp.cuda.Device(device), LivePool() as pool:
-            call()
-        return int(pool.peak_bytes)
+        def measure() -> tuple[int, int]:
+            with cp.cuda.Device(device), LivePool() as pool:
+                call()
+            return pool.peak_bytes, pool.live_bytes
+
+        return steady_peak(measure)
 
 
 class LivePool(cp.cuda.MemoryHook):

@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from stowplan.adapters.eager_memory import traced_peak
+from stowplan.adapters.eager_memory import steady_peak, traced_peak
 from stowplan.adapters.interface import CPU_BATCH_BYTES, BatchFunction, Wanted, Within, as_tuple
 from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
@@ -150,8 +150,8 @@ class EagerAdapter:
         gc.collect()
 
     def allocated_peak(self, call: Callable[[], Any], device: Any) -> int:
-        """Bytes that a call allocates at its peak, its result included."""
-        return traced_peak(call)
+        """Bytes that a call allocates at its peak, its result included, as if made before."""
+        return steady_peak(lambda: traced_peak(call))
 
     def peak_bytes(
         self,

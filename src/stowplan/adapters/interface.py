@@ -208,8 +208,7 @@ class Adapter(Protocol):
         temporaries and outputs; for a pullback also the cotangents of the outputs and the gradients
         of what is wanted. Not counted are columns and index arrays, the copies that gathering and
         putting away make, and workspaces of libraries. ``arguments`` and ``keywords`` are those of
-        one row. Where real arrays are taken the function was called before: what it imports and
-        caches then is not counted either.
+        one row. What a first call imports and caches is not counted either.
         """
 
     def settings(self) -> dict[str, Any]:
@@ -228,7 +227,7 @@ class Adapter(Protocol):
         *,
         device: Any,
     ) -> tuple[int, ...]:
-        """Bytes of a number in each output; arguments are those of one row."""
+        """Bytes of a number in each output, whatever the shapes; arguments are those of one row."""
 
 
 Forward = Callable[[Sequence[Any]], Sequence[Any]]

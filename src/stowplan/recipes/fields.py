@@ -10,7 +10,7 @@ True
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -24,7 +24,7 @@ from stowplan.planners.batches import Plan
 from stowplan.recipes.fields_checks import check_finite, check_mean, check_numbers
 from stowplan.recipes.fields_estimate import FieldEstimate, estimate
 from stowplan.recipes.fields_job import FieldJob
-from stowplan.recipes.fields_rings import RadialSums, RingSums, ShellSums, bins, shells
+from stowplan.recipes.fields_rings import RadialSums, Rings, RingSums, ShellSums, bins, shells
 from stowplan.recipes.fields_tail import Tail, fit_tail, tail_window
 from stowplan.recipes.fields_targets import FieldTargets
 from stowplan.stores.manifest import has_records
@@ -33,6 +33,7 @@ from stowplan.stores.run_folder import LARGE
 __all__ = ["FieldEstimate", "Profiles", "estimate", "radial", "solve", "spectrum", "tail"]
 
 Spacing = float | Sequence[float]
+Grid = tuple[int, int, int]
 Resume = str | PathLike[str] | None
 Sums = TypeVar("Sums", bound=RingSums)
 
@@ -210,9 +211,9 @@ def spectrum(
     True
     """
     job = FieldJob.of("fields.spectrum", store, spacing, axes, budget, on, device)
-    rings = [shells(shape, job.spacing) for shape in job.grids]
-    wide = max(ring.width for ring in rings) if width is None else width
-    rings = [shells(shape, job.spacing, wide) for shape in job.grids]
+    if width is None:
+        width = max(shells(grid, job.spacing).width for grid in set(job.grids))
+    rings = _rings_of(job.grids, lambda grid: shells(grid, job.spacing, width))
     sums, made = job.sums(
         kernels.spectrum, check, rows, resume, progress, rings, width=rings[0].width
     )
@@ -260,14 +261,14 @@ def radial(
     """
     job = FieldJob.of("fields.radial", store, spacing, axes, budget, on, device)
     middle = job.padded_centre(centre)
-    rings = [bins(shape, job.spacing, middle, width) for shape in job.grids]
+    rings = _rings_of(job.grids, lambda grid: bins(grid, job.spacing, middle, width))
     if len({ring.centre for ring in rings}) > 1:
         raise DataError(
             "fields.radial: the fields have several grids, and so several middles. Give centre=, "
             "in cells."
         )
     wide = max(ring.width for ring in rings)
-    rings = [bins(shape, job.spacing, middle, wide) for shape in job.grids]
+    rings = _rings_of(job.grids, lambda grid: bins(grid, job.spacing, middle, wide))
     sums, made = job.sums(
         kernels.radial, check, rows, resume, progress, rings,
         width=wide, centre=np.asarray(rings[0].centre),
@@ -326,3 +327,9 @@ def tail(
         budget=budget, resume=resume, check=check, progress=progress,
     )  # fmt: skip
     return [fit_tail(s.radii, s.mean.real, window or tail_window(s)) for s in found.each]
+
+
+def _rings_of(grids: Sequence[Grid], make: Callable[[Grid], Rings]) -> list[Rings]:
+    """Give the rings of each grid, made once for all that are the same."""
+    made = {grid: make(grid) for grid in set(grids)}
+    return [made[grid] for grid in grids]

@@ -135,9 +135,11 @@ def _renumbered(batch: Batch, items: NDArray[np.intp], lengths: NDArray[np.int64
         empty = empty_batch(lengths, batch.capacity, batch.slot, rows)
         return replace(empty, device=batch.device)
     real = batch.items[: batch.count]
-    repeated = batch.items[batch.count :]
-    repeated = np.where(np.isin(repeated, real), repeated, real[-1])  # of this batch, in any case
-    found = np.searchsorted(items, np.concatenate([real, repeated])).astype(np.intp)
+    if batch.count < rows:  # repeated ones of this batch, in any case
+        repeated = batch.items[batch.count :]
+        repeated = np.where(np.isin(repeated, real), repeated, real[-1])
+        real = np.concatenate([real, repeated])
+    found = np.searchsorted(items, real).astype(np.intp, copy=False)
     found.flags.writeable = False
     return replace(batch, items=found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -205,8 +205,8 @@ class Probe:
         return replace(found, bytes_per_row=max(found.bytes_per_row, least))
 
     def output_widths(self) -> tuple[int, ...]:
-        """Bytes of a number in each output."""
-        known = self._key()
+        """Bytes of a number in each output, which depend on dtypes and on no shape."""
+        known = self._key(_kind)
         if known not in _known_widths:
             _known_widths[known] = self.target.adapter.output_widths(
                 self.kernel, self.statics, self.arguments, self.keywords, self.shared,
@@ -215,13 +215,11 @@ class Probe:
             _forget_some(_known_widths)
         return _known_widths[known]
 
-    def _key(self, rows: int = 0) -> tuple[Any, ...]:
-        """Everything that the peak depends on."""
-        given = map_leaves(_spec, [list(self.arguments), self.keywords, self.shared])
+    def _key(self, spec: Callable[[Any], Any]) -> tuple[Any, ...]:
+        """Everything that the peak depends on, and each argument by what it says of it."""
+        given = map_leaves(spec, [list(self.arguments), self.keywords, self.shared])
         place = (self.target.adapter.name, str(self.target.device))
-        return (
-            self.kernel, static_key(self.statics), repr(given), *place, repr(self.wanted), rows
-        )  # fmt: skip
+        return self.kernel, static_key(self.statics), repr(given), *place, repr(self.wanted)
 
     def _probed(self, rows: int | None, most_bytes: int | None, most_rows: int | None) -> PeakModel:
         how = self.target.adapter.peak_probe
@@ -267,10 +265,8 @@ class Probe:
 
     def _peak(self, rows: int) -> int:
         """Bytes of a batch of so many rows."""
-        known = self._key(rows)
+        known = *self._key(_spec), rows
         if known not in _known:
-            if self.target.adapter.peak_probe == "real":
-                self.output_widths()  # imports and caches of a first call are no part of a batch
             _known[known] = self.target.adapter.peak_bytes(
                 self.kernel, self.statics, self.arguments, self.keywords, self.shared,
                 rows=rows, device=self.target.device, wanted=self.wanted,
@@ -338,6 +334,10 @@ def _moved(value: Any, source: Place, target: Place) -> Any:
 
 def _spec(value: Any) -> Any:
     return (tuple(value.shape), str(value.dtype)) if hasattr(value, "ndim") else value
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if hasattr(value, "ndim") else type(value).__name__
 
 
 def _names(where: str, gradient: Any) -> tuple[str, ...]:

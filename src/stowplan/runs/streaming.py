@@ -20,7 +20,7 @@ from stowplan.adapters.interface import as_tuple
 from stowplan.adapters.intra_op import one_blas_thread
 from stowplan.declaration import Kernel
 from stowplan.errors import DataError, PlanError
-from stowplan.host_memory import give_back_host, take_pages
+from stowplan.host_memory import give_back_host
 from stowplan.layout import Layout
 from stowplan.planners.batches import Plan
 from stowplan.runs.columns import Columns
@@ -35,6 +35,7 @@ from stowplan.runs.places import Place
 from stowplan.runs.results import InMemory, OnDisk, Result, checksum_of, flat_values
 from stowplan.runs.tasks import Call, kind_of, wrapped
 from stowplan.stores.arrays import create_array, is_stored, open_array
+from stowplan.stores.helping import Helping
 from stowplan.stores.run_folder import RunFolder
 
 __all__ = ["run_on_disk"]
@@ -206,8 +207,8 @@ class _Stream:
             ThreadPoolExecutor(1, "stowplan-write") as writer,
             _threads(together) as submit,
         ):
-            reading: deque[Future[list[Any]]] = deque()
-            pace = Pace(together)
+            reading: deque[Future[Part]] = deque()
+            pace, helping = Pace(together), Helping()
 
             def read_ahead(place: int) -> None:
                 """Read on into the buffers that are free while a load is computed, or several."""
@@ -215,28 +216,30 @@ class _Stream:
                 for later in range(place + len(reading), len(waiting)):
                     if held + len(reading) == len(buffers):
                         return
-                    load, buffer = self.loads[waiting[later]], buffers[later % len(buffers)]
-                    reading.append(reader.submit(pace.read, self.reads.fill, load, buffer))
+                    load, buffer = waiting[later], buffers[later % len(buffers)]
+                    reading.append(reader.submit(pace.read, self._part, helping, load, buffer))
 
             read_ahead(0)
-            for buffer in [buffers[0][most // 2 :], *buffers[1 : len(waiting)]]:
-                writer.submit(take_pages, buffer)  # while it has nothing to write
             for place, number in enumerate(waiting):
-                values = reading.popleft()
-                wait([values])
+                part = reading.popleft()
+                wait([part]) if computing else helping.until(part)
                 read_ahead(place + 1)
-                computing.append((number, submit(pace.compute, self._outputs, number, values)))
-                del values
+                computing.append((number, submit(pace.compute, self._outputs, part)))
+                del part
                 while len(computing) >= pace.at_once:
                     finish()
             while computing:
                 finish()
             settle()
 
-    def _outputs(self, number: int, values: Future[list[Any]]) -> Outputs:
+    def _part(self, helping: Helping, number: int, buffer: NDArray[np.uint8]) -> Part:
+        """Read a load, with the help of who waits for it."""
+        with helping.offered():
+            return self.reads.part(self.kernel, self.plan, self.loads[number], buffer)
+
+    def _outputs(self, part: Future[Part]) -> Outputs:
         """Compute a load that was read."""
-        part = self.reads.part(self.kernel, self.plan, self.loads[number], values.result())
-        return self._computed(part)
+        return self._computed(part.result())
 
     def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
         """Take up what is kept of a run that was cut off; what is damaged counts as not done."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.stores import direct
 from stowplan.stores.descriptors import bytes_view, fill_rows, read_into, write_from, write_pieces
+from stowplan.stores.helping import in_pieces
 from stowplan.stores.read_ahead import bring, bytes_held, is_cached
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
@@ -29,6 +30,9 @@ WASTE = 16
 """Bytes read for one that is wanted, at most."""
 NARROW_BYTES = 4096
 """Rows up to a page are read whole, many at a time: a part of one costs as much as all of it."""
+
+PIECE_BYTES = 1 << 21
+"""Smallest piece of a read that threads share: below, they take turns for longer than they gain."""
 
 
 class FileArray(Indexed):
@@ -232,13 +236,18 @@ class FileArray(Indexed):
     ) -> None:
         """Fill each row of each table from its own place in the file."""
         together = sum(each for _, each in views)
-        pieces = [
+        buffers = [
             [view[row * each : (row + 1) * each] for view, each in views] for row in range(rows)
         ]
         if together == width:
-            self._fill(position, [piece for row in pieces for piece in row])
-        else:
-            fill_rows(self._descriptor, position, width, together, pieces, self._fill)
+            self._fill(position, [buffer for row in buffers for buffer in row])
+            return
+
+        def fill(begin: int, end: int) -> None:
+            place, part = position + begin * width, buffers[begin:end]
+            fill_rows(self._descriptor, place, width, together, part, self._fill_part)
+
+        in_pieces(fill, rows, least=max(PIECE_BYTES // together, 1))
 
     def _columns_through(
         self, position: int, width: int, rows: int, views: Sequence[tuple[memoryview, int]]
@@ -321,11 +330,21 @@ class FileArray(Indexed):
         self._fill(position, views)
 
     def _fill(self, position: int, views: Sequence[memoryview]) -> None:
-        first, last = self._read_direct(position, *views) if len(views) == 1 else (0, 0)
-        if last:
+        if len(views) == 1:
             (view,) = views
-            self._fill(position, [view[:first]])
-            position, views = position + last, [view[last:]]
+            first, last = self._read_direct(position, view)
+            if last:
+                self._fill_part(position, [view[:first]])
+                position, view = position + last, view[last:]
+
+            def fill(begin: int, end: int) -> None:
+                self._fill_part(position + begin, [view[begin:end]])
+
+            in_pieces(fill, view.nbytes, least=PIECE_BYTES)
+            return
+        self._fill_part(position, views)
+
+    def _fill_part(self, position: int, views: Sequence[memoryview]) -> None:
         wanted = sum(view.nbytes for view in views)
         found = read_into(self._descriptor, position, views)
         if found < wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ from stowplan.stores.unfinished import Locked, exists, lock_part, unfinished
 
 __all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
 
-FIRST_BYTES = 1 << 16
+FIRST_BYTES, MOST_BYTES = 1 << 12, 1 << 16
+"""Read of a file that is opened, and the most that a header may have."""
 PIECE_BYTES = 4 << 20
 """What of an array in Fortran order is turned at a time."""
+
+
+Header = tuple[int, tuple[int, ...], bool, np.dtype[Any]]
+"""Offset of the values, shape, whether in Fortran order, dtype."""
 
 
 class NpyArray(Locked, FileArray):
@@ -32,9 +38,7 @@ class NpyArray(Locked, FileArray):
     size is not read in its place.
     """
 
-    def __init__(
-        self, path: Path, header: tuple[int, tuple[int, ...], bool, np.dtype[Any]], **more: Any
-    ) -> None:
+    def __init__(self, path: Path, header: Header, **more: Any) -> None:
         self._header = header
         self._target: Path | None = None
         self._seen = -1
@@ -234,25 +238,42 @@ def _open_part(part: Path) -> tuple[int, Lock]:
         os.close(descriptor)  # it was finished or removed in between
 
 
-def _header(
-    descriptor: int, name: str, size: int = FIRST_BYTES
-) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
-    """Read what a file says of itself: offset of the values, shape, order, dtype."""
-    room = bytearray(size)
-    file = io.BytesIO(room[: read_into(descriptor, 0, [memoryview(room)])])
+def _header(descriptor: int, name: str) -> Header:
+    """Read what a file says of itself."""
     try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise ValueError(f"version {version} is for tables with names")
+        header = _parsed(_header_bytes(descriptor))
     except ValueError as error:
         raise DataError(f"{name} is no .npy file of numbers: {error}.") from None
-    check_dtype(dtype, name)
-    if not shape:
+    check_dtype(header[3], name)
+    if not header[1]:
         raise DataError(f"{name} holds a single number, which has no rows.")
+    return header
+
+
+def _header_bytes(descriptor: int) -> bytes:
+    """Read a file up to its values, in one call for all but the longest headers."""
+    first = _first_bytes(descriptor, FIRST_BYTES)
+    counted = 10 if first[6:7] == b"\1" else 12  # where the length of the rest has been told
+    end = counted + int.from_bytes(first[8:counted], "little")
+    return first[:end] if end <= FIRST_BYTES else _first_bytes(descriptor, min(end, MOST_BYTES))
+
+
+def _first_bytes(descriptor: int, size: int) -> bytes:
+    room = bytearray(size)
+    return bytes(room[: read_into(descriptor, 0, [memoryview(room)])])
+
+
+@lru_cache(maxsize=64)
+def _parsed(header: bytes) -> Header:
+    """Give what a header says: files of one shape have the same."""
+    file = io.BytesIO(header)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"version {version} is for tables with names")
     return file.tell(), shape, fortran, dtype
 
 
@@ -261,7 +282,7 @@ def _same_header(array: FileArray, facts: os.stat_result) -> None:
     assert isinstance(array, NpyArray)
     if facts.st_mtime_ns == array._seen:
         return
-    found = _header(array._descriptor, array.name, array.offset)
+    found = _header(array._descriptor, array.name)
     if found != array._header:
         raise DataError(
             f"{array.name}: it was {array._header[1]} {array._header[3]} when it was opened and is "
