@@ -65,6 +65,29 @@ def test_who_waits_takes_pieces_and_goes_when_the_read_is_done():
     assert len(by) == 2
 
 
+def test_who_waits_for_what_is_done_takes_no_piece_of_the_next():
+    helping, on = Helping(), threading.Event()
+    by: set[str] = set()
+
+    def work(begin: int, end: int) -> None:
+        by.add(threading.current_thread().name)
+        on.wait(WAIT)
+
+    def read() -> None:
+        with helping.offered():
+            in_pieces(work, 64, least=4)
+
+    with ThreadPoolExecutor(1, "reader") as reader:
+        first = reader.submit(int)
+        second = reader.submit(read)
+        while not by:
+            time.sleep(0.001)
+        helping.until(first)
+        assert not second.done()
+        on.set()
+    assert by == {"reader_0"}
+
+
 def test_without_an_offer_it_is_one_piece():
     helping, done = Helping(), []
     in_pieces(lambda *piece: done.append(piece), 100, least=10)
@@ -104,14 +127,18 @@ def test_what_fails_is_raised_by_who_offers_once_nothing_is_under_way(of_helper)
 
     def read() -> None:
         with helping.offered():
-            in_pieces(work, 64, least=1)
+            try:
+                in_pieces(work, 64, least=1)
+            finally:
+                ended.append(-1)
 
     with ThreadPoolExecutor(1) as reader:
         reading: Future[None] = reader.submit(read)
         helping.until(reading)
         with pytest.raises(OSError, match="of all disks"):
             reading.result(WAIT)
-    assert len(ended) == 1
+    assert len(ended) == 2
+    assert ended[-1] == -1  # after the slow one
     assert sorted(taken) == [0, 32]  # and none after the fault
 
 
