@@ -26,7 +26,7 @@ SLACK = 1.1
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Calls of kernels in NumPy, bytes that are copied for them, and loads from disk."""
     counts: Counter[str] = Counter()
-    function, gather, part = eager.EagerAdapter.function, jobs.gather, loads.Reads.part
+    function, gather, fill = eager.EagerAdapter.function, jobs.gather, loads.Reads.fill
 
     def noted_function(self: Any, *arguments: Any, **options: Any) -> Callable[..., Any]:
         compute = function(self, *arguments, **options)
@@ -43,10 +43,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts["gathered"] += found.nbytes
         return found
 
-    def noted_part(self: Any, kernel: Any, plan: Any, load: Any, buffer: Any) -> Any:
+    def noted_fill(self: Any, load: Any, buffer: Any) -> list[Any]:
         counts["loads"] += 1
         counts["read"] += load.bytes
-        return part(self, kernel, plan, load, buffer)
+        return fill(self, load, buffer)
 
     advance = rounds.RoundKernel.advance
 
@@ -57,7 +57,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(rounds.RoundKernel, "advance", noted_advance)
     monkeypatch.setattr(eager.EagerAdapter, "function", noted_function)
     monkeypatch.setattr(jobs, "gather", noted_gather)
-    monkeypatch.setattr(loads.Reads, "part", noted_part)
+    monkeypatch.setattr(loads.Reads, "fill", noted_fill)
     return counts
 
 

@@ -179,8 +179,8 @@ def _heap_functions() -> tuple[Callable[..., int], Callable[..., None], Callable
 @functools.cache
 def _statm(process: int) -> int | None:
     """Open what Linux says of this process, once for it and each that is forked: that is slow."""
-    try:
-        return os.open(f"/proc/{process}/statm", os.O_RDONLY)
+    try:  # not by its number, which is another one's where /proc is of another namespace
+        return os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import logging
@@ -371,6 +372,31 @@ def test_what_a_first_call_keeps_is_no_part_of_a_batch_and_a_second_is_made_for_
     assert [rows for rows, _ in calls] == [1, 2, 3]
     assert abs(peak(2**17 - 8) - even) < 2**12
     assert [rows for rows, _ in calls] == [1, 1, 2, 3]
+
+
+def test_a_small_table_that_took_much_to_make_is_no_part_of_a_batch():
+    @functools.cache
+    def nodes(count):
+        return np.linalg.eigvalsh(np.eye(count))  # 8 bytes a node kept, 16 a pair taken
+
+    @sp.kernel("(n)->()", ragged="n", exact="n")
+    def weighted(x):
+        return (x * nodes(x.shape[-1])).sum(axis=-1)
+
+    for count in (400, 402):  # the first one imports
+        (model,) = calibrate(weighted, [np.ones((1, count))], rows=1)
+    assert model.peak(1) < 64 * 402
+
+
+def test_results_that_are_empty_tell_their_width():
+    @sp.kernel("(n),(n,m)->(m)")
+    def copied(x, y):
+        return y.sum(axis=-2) + x.sum(axis=-1)[..., None]
+
+    sp.plan(copied, [np.ones((4, 3)), np.ones((4, 3, 0))], budget="12 MB")
+    data = [np.ones((2000, 3)), np.broadcast_to(1.0, (2000, 3, 1000))]
+    with pytest.raises(sp.BudgetError):  # results take 16 MB
+        sp.plan(copied, data, budget="12 MB")
 
 
 def test_static_parameters_capacities_and_gradients_have_peaks_of_their_own(load_framework):

@@ -92,8 +92,7 @@ def test_what_is_read_is_what_items_hold(sizes, rows, most):
     starts = np.cumsum([0, *sizes])
     for load in cut_loads(plan, reads, most):
         buffer = np.full(reads.room_for(load.bytes), 255, np.uint8)
-        ragged, y = reads.part(summed, plan, load, buffer).columns.values
-        x = ragged.values
+        x, y = reads.fill(load, buffer)
         wanted = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in load.items])
         np.testing.assert_array_equal(x, np.repeat(wanted[:, None], 8, axis=1))
         np.testing.assert_array_equal(y[:, 0], load.items)

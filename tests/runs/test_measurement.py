@@ -138,13 +138,13 @@ def test_reading_data_on_disk_counts(clock, monkeypatch, tmp_path):
         clock.now += 1e-3 + 1e-6 * x.size
         return x.sum(axis=-1)
 
-    part = Reads.part
+    fill = Reads.fill
 
-    def slow(self, kernel, plan, load, buffer):
+    def slow(self, load, buffer):
         clock.now += 1e-8 * load.bytes
-        return part(self, kernel, plan, load, buffer)
+        return fill(self, load, buffer)
 
-    monkeypatch.setattr(Reads, "part", slow)
+    monkeypatch.setattr(Reads, "fill", slow)
     np.save(tmp_path / "x.npy", np.zeros((50, 8)))
     in_memory = sp.measure_costs(wait, {"x": np.zeros((50, 8))})
     costs = sp.measure_costs(wait, {"x": str(tmp_path / "x.npy")})

@@ -123,19 +123,17 @@ def test_a_run_that_is_done_computes_nothing_again(job, out):
 def test_a_run_that_fails_goes_on_where_it_was(job, tmp_path, out, monkeypatch):
     monkeypatch.setattr(load_budgets, "most_together", lambda *_: 1)  # none beside the one
     wanted = job(False, resume=None)
-    own = streaming.Reads.part
+    own = streaming.Reads.fill
     monkeypatch.setattr(
-        streaming.Reads, "part",
-        lambda self, kernel, plan, load, buffer: (
-            1 / 0 if 5 in load.items else own(self, kernel, plan, load, buffer)
-        ),
+        streaming.Reads, "fill",
+        lambda self, load, buffer: 1 / 0 if 5 in load.items else own(self, load, buffer),
     )  # fmt: skip
     CALLS.clear()
     with pytest.raises(ZeroDivisionError) as caught:
         job(out)
     assert "5 parts were, and they are kept in" in caught.value.__notes__[0]
     assert len(CALLS) == 5
-    monkeypatch.setattr(streaming.Reads, "part", own)
+    monkeypatch.setattr(streaming.Reads, "fill", own)
     CALLS.clear()
     same(job(out), wanted)
     assert [item for part in CALLS for item in part] == [5, 6, 7]
@@ -387,16 +385,14 @@ def test_a_solve_goes_on_and_is_refused_where_it_is_another(tmp_path, monkeypatc
     how: dict[str, Any] = {"spacing": 0.5, "lam": 1.0, "rows": 1}
     wanted = fields.solve(store, out=tmp_path / "whole.npy", **how).read(0, 6)
     how.update(out=tmp_path / "o.npy", resume=tmp_path / "run")
-    own = streaming.Reads.part
+    own = streaming.Reads.fill
     monkeypatch.setattr(
-        streaming.Reads, "part",
-        lambda self, kernel, plan, load, buffer: (
-            1 / 0 if 3 in load.items else own(self, kernel, plan, load, buffer)
-        ),
+        streaming.Reads, "fill",
+        lambda self, load, buffer: 1 / 0 if 3 in load.items else own(self, load, buffer),
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
         fields.solve(store, **how)
-    monkeypatch.setattr(streaming.Reads, "part", own)
+    monkeypatch.setattr(streaming.Reads, "fill", own)
     assert not (tmp_path / "o.npy").exists()
     for change, what in (
         ({"lam": 2.0}, "lam="),

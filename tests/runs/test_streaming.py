@@ -172,7 +172,7 @@ def test_one_load_is_read_while_another_is_computed_and_a_third_is_written(tmp_p
 
     own = streaming._Stream._computed
     monkeypatch.setattr(streaming, "cut_loads", noted_loads)
-    monkeypatch.setattr(streaming.Reads, "part", noted("read", streaming.Reads.part))
+    monkeypatch.setattr(streaming.Reads, "fill", noted("read", streaming.Reads.fill))
     monkeypatch.setattr(streaming, "_put_away", noted("write", streaming._put_away))
     monkeypatch.setattr(streaming._Stream, "_computed", noted("compute", own, is_read_ahead))
     sp.run(kernel, data, plan, **out)
@@ -188,13 +188,30 @@ def test_an_error_of_the_reader_and_of_the_writer_reaches_the_caller(tmp_path, m
     def fails(*args: Any) -> None:
         raise RuntimeError("of all things")
 
-    for name in ("_put_away", "Reads.part"):
+    for name in ("_put_away", "Reads.fill"):
         with monkeypatch.context() as patch:
             patch.setattr(f"stowplan.runs.streaming.{name}", fails)
             with pytest.raises(RuntimeError, match="of all things") as caught:
                 sp.run(kernel, data, plan, **out)
         assert any("part 0 of" in note for note in caught.value.__notes__)
         assert names(tmp_path) == ["x.npy"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("stowplan-")]
+
+
+def test_an_interrupt_ends_the_run_and_all_of_its_threads(tmp_path, monkeypatch):
+    kernel, data, out = make(tmp_path, "out")
+    plan = sp.plan(kernel, data, budget=8 * MIB, on_disk=True)
+    waited = []
+
+    def interrupted(futures: Any) -> None:
+        waited.append(futures)
+        if len(waited) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sp.run(kernel, data, plan, **out)
+    assert names(tmp_path) == ["x.npy"]
     assert not [t for t in threading.enumerate() if t.name.startswith("stowplan-")]
 
 

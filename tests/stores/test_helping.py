@@ -142,7 +142,7 @@ def test_what_fails_is_raised_by_who_offers_once_nothing_is_under_way(of_helper)
     assert sorted(taken) == [0, 32]  # and none after the fault
 
 
-def test_an_interrupt_of_who_helps_is_its_own_and_no_read_passes_for_whole():
+def test_no_read_passes_for_whole_whatever_ends_a_piece():
     helping = Helping()
     both = threading.Barrier(2, timeout=WAIT)
     main = threading.current_thread()
@@ -151,7 +151,7 @@ def test_an_interrupt_of_who_helps_is_its_own_and_no_read_passes_for_whole():
         if end - begin >= 4:
             both.wait()
             if threading.current_thread() is main:
-                raise KeyboardInterrupt
+                raise SystemExit
 
     def read() -> None:
         with helping.offered():
@@ -159,9 +159,31 @@ def test_an_interrupt_of_who_helps_is_its_own_and_no_read_passes_for_whole():
 
     with ThreadPoolExecutor(1) as reader:
         reading = reader.submit(read)
-        with pytest.raises(KeyboardInterrupt):
-            helping.until(reading)
-        assert isinstance(reading.exception(WAIT), KeyboardInterrupt)
+        helping.until(reading)
+        assert isinstance(reading.exception(WAIT), SystemExit)
+
+
+def test_who_waits_for_the_last_piece_sleeps():
+    helping = Helping()
+    both = threading.Barrier(2, timeout=WAIT)
+    main = threading.current_thread()
+
+    def work(begin: int, end: int) -> None:
+        both.wait()
+        if threading.current_thread() is main:
+            raise OSError("of all disks")
+        time.sleep(0.5)
+
+    def read() -> None:
+        with helping.offered():
+            in_pieces(work, 64, least=1)
+
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(read)
+        before = time.thread_time()
+        helping.until(reading)
+        assert time.thread_time() - before < 0.2
+        assert isinstance(reading.exception(WAIT), OSError)
 
 
 @pytest.mark.parametrize("cut", [None, 7])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -188,11 +187,16 @@ class EagerAdapter:
     ) -> tuple[int, ...]:
         function = self.function(kernel, statics, device=device, compile=False)
         outputs = as_tuple(function(arguments, keywords, shared))
-        return tuple(self._bytes(part) // max(math.prod(part.shape), 1) for part in outputs)
+        return tuple(self._bytes(_one_like(part)) for part in outputs)
 
     def _bytes(self, array: Any) -> int:
         found = getattr(array, "nbytes", None)
         return int(self.to_host(array).nbytes if found is None else found)
+
+
+def _one_like(array: Any) -> Any:
+    """Give a number of the same dtype, which even an empty array has."""
+    return array_namespace(array).zeros((1,), dtype=array.dtype)
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 
 __all__ = ["steady_peak", "traced_peak"]
 
-KEPT_SHARE = 200
-"""A call that leaves more than one part in so many of its peak has imported or cached
-something."""
+LEFT_SHARE, LEFT_BYTES = 200, 1 << 11
+"""What any call leaves behind in Python: one part in so many of its peak, and no more than that. A
+first call that imports or caches something leaves more."""
 
 
 def steady_peak(measure: Callable[[], tuple[int, int]]) -> int:
@@ -23,8 +23,8 @@ def steady_peak(measure: Callable[[], tuple[int, int]]) -> int:
     >>> steady_peak(lambda: next(found))
     600
     """
-    peak, kept = measure()
-    return peak if kept * KEPT_SHARE <= peak else measure()[0]
+    peak, left = measure()
+    return peak if left <= min(peak // LEFT_SHARE, LEFT_BYTES) else measure()[0]
 
 
 def traced_peak(call: Callable[[], Any]) -> tuple[int, int]:

@@ -144,8 +144,8 @@ class Engine:
         if self.columns.stored:
             reads = Reads(self.columns)
             (load,) = cut_loads(self.plan, reads, 0, [number])
-            buffer = np.empty(reads.room_for(load.bytes), np.uint8)
-            return reads.part(self.kernel, self.plan, load, buffer)
+            values = reads.fill(load, np.empty(reads.room_for(load.bytes), np.uint8))
+            return reads.part(self.kernel, self.plan, load, values)
         return part_of(self.kernel, self.columns, self.plan, [number])
 
     def longest_first(self) -> list[int]:

@@ -86,30 +86,29 @@ class Reads:
 
         return sum(reading_bytes(r.source) for r in self.readers if r is not None)
 
-    def part(self, kernel: Kernel, plan: Plan, load: Load, buffer: NDArray[np.uint8]) -> Part:
-        """Read the items of a load into a buffer; give the load as a run of its own.
+    def fill(self, load: Load, buffer: NDArray[np.uint8]) -> list[Any]:
+        """Read the items of a load into a buffer; give the flat rows of each stored column."""
+        found: list[Any] = []
+        place = 0
+        for reader in self.readers:
+            values = None if reader is None else reader.where_it_is(load.items)
+            if reader is not None and values is None:
+                place += reader.lead(load.items, buffer[place:])
+                values = reader.view(load.items, buffer[place:])
+                reader.read(load.items, values)
+                place += reader.bytes_of(load.items)
+            found.append(values)
+        return found
 
-        What is worked out for the run is so before its data are read: they may be waited for.
+    def part(self, kernel: Kernel, plan: Plan, load: Load, values: Sequence[Any]) -> Part:
+        """Give a load as a run of its own, with what was read in place of stored columns.
 
         Raises
         ------
         DataError
             For indices that point outside their item.
         """
-        values: list[Any] = []
-        to_read: list[tuple[ItemReader, NDArray[Any]]] = []
-        place = 0
-        for reader in self.readers:
-            found = None if reader is None else reader.where_it_is(load.items)
-            if reader is not None and found is None:
-                place += reader.lead(load.items, buffer[place:])
-                found = reader.view(load.items, buffer[place:])
-                to_read.append((reader, found))
-                place += reader.bytes_of(load.items)
-            values.append(found)
         part = self._part(kernel, plan, load, values)
-        for reader, into in to_read:
-            reader.read(load.items, into)
         if any(self.readers[kernel.arguments.index(name)] is not None for name in kernel.index):
             check_indices("run", kernel, part.columns, items=part.items)
         return part

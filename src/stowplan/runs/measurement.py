@@ -182,7 +182,7 @@ class _Stopwatch:
         reads = Reads(self.columns)
         load = Load(range(len(plan.batches)), items, reads.bytes_of(items))
         buffer = self.target.adapter.host_buffer(reads.room_for(load.bytes), self.target.device)
-        return lambda: reads.part(self.kernel, plan, load, buffer)
+        return lambda: reads.part(self.kernel, plan, load, reads.fill(load, buffer))
 
     def _seconds(self, take: Callable[[], Part]) -> float:
         """Time a run with index arrays of its own, which each run makes anew."""

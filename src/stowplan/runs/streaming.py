@@ -204,10 +204,11 @@ class _Stream:
 
         with (
             ThreadPoolExecutor(1, "stowplan-read") as reader,
+            ThreadPoolExecutor(1, "stowplan-help") as helper,
             ThreadPoolExecutor(1, "stowplan-write") as writer,
             _threads(together) as submit,
         ):
-            reading: deque[Future[Part]] = deque()
+            reading: deque[Future[list[Any]]] = deque()
             pace, helping = Pace(together), Helping()
 
             def read_ahead(place: int) -> None:
@@ -216,30 +217,33 @@ class _Stream:
                 for later in range(place + len(reading), len(waiting)):
                     if held + len(reading) == len(buffers):
                         return
-                    load, buffer = waiting[later], buffers[later % len(buffers)]
-                    reading.append(reader.submit(pace.read, self._part, helping, load, buffer))
+                    load, buffer = self.loads[waiting[later]], buffers[later % len(buffers)]
+                    reading.append(reader.submit(pace.read, self._filled, helping, load, buffer))
 
             read_ahead(0)
             for place, number in enumerate(waiting):
-                part = reading.popleft()
-                wait([part]) if computing else helping.until(part)
+                values = reading.popleft()
+                if not computing:
+                    helper.submit(helping.until, values)  # not here, where interrupts arrive
+                wait([values])
                 read_ahead(place + 1)
-                computing.append((number, submit(pace.compute, self._outputs, part)))
-                del part
+                computing.append((number, submit(pace.compute, self._outputs, number, values)))
+                del values
                 while len(computing) >= pace.at_once:
                     finish()
             while computing:
                 finish()
             settle()
 
-    def _part(self, helping: Helping, number: int, buffer: NDArray[np.uint8]) -> Part:
-        """Read a load, with the help of who waits for it."""
+    def _filled(self, helping: Helping, load: Load, buffer: NDArray[np.uint8]) -> list[Any]:
+        """Read a load, with the help of who is free."""
         with helping.offered():
-            return self.reads.part(self.kernel, self.plan, self.loads[number], buffer)
+            return self.reads.fill(load, buffer)
 
-    def _outputs(self, part: Future[Part]) -> Outputs:
+    def _outputs(self, number: int, values: Future[list[Any]]) -> Outputs:
         """Compute a load that was read."""
-        return self._computed(part.result())
+        part = self.reads.part(self.kernel, self.plan, self.loads[number], values.result())
+        return self._computed(part)
 
     def _done(self, results: Sequence[Result], folder: RunFolder) -> set[int]:
         """Take up what is kept of a run that was cut off; what is damaged counts as not done."""

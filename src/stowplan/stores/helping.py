@@ -1,7 +1,7 @@
 """Long reads cut into pieces, of which a thread that has nothing else to do takes some.
 
-A thread that reads ahead and one that computes are seldom equally quick. Who waits for what is read
-helps to read it, so that no core idles, and no further buffer is needed.
+A thread that reads ahead and one that computes are seldom equally quick. While the one is waited
+for, a third helps it, so that no core idles, and no further buffer is needed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Helping:
             _offered.reset(token)
 
     def until(self, future: Future[Any]) -> None:
-        """Take pieces of what is offered until something is done; wait where none is left."""
+        """Take pieces of what is offered until something is done; wait where none is left.
+
+        For a thread that gets no signals: after an interrupt in here a read may wait for ever.
+        """
         future.add_done_callback(self._wake)
         while True:
             with self._changed:
@@ -89,10 +92,8 @@ class Helping:
                 pieces.under_way += end > begin
             if end > begin:
                 pieces.work(begin, end)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # raised by who offers
             pieces.error = error
-            if not isinstance(error, Exception):  # such as an interrupt, of this thread alone
-                raise
         finally:
             with self._changed:
                 pieces.under_way -= end > begin
@@ -100,7 +101,8 @@ class Helping:
         return end > begin
 
     def _is_left(self) -> bool:
-        return self._pieces is not None and self._pieces.begin < self._pieces.count
+        pieces = self._pieces
+        return pieces is not None and pieces.error is None and pieces.begin < pieces.count
 
     def _wake(self, future: Future[Any]) -> None:
         with self._changed:
