@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import stowplan as sp
+from stowplan.adapters.intra_op import usable_cores
 from stowplan.recipes import fields
 from stowplan.runs import load_budgets, streaming
 from stowplan.runs.execution import run
+from stowplan.runs.loads import MOST_TOGETHER
 from stowplan.stores.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -105,7 +107,9 @@ def test_a_job_that_is_killed_at_random_moments_is_finished_bit_for_bit(
     assert len(items) >= parts
     assert min(calls.values()) >= each
     again = sum(calls.values()) - each * len(calls)
-    assert again <= 2 * each * killed  # one that is computed, one that is being written
+    # solves are planned with a budget, which has room for a load on each core
+    computed = min(usable_cores(), MOST_TOGETHER) if name == "solve" else 1
+    assert again <= (computed + 1) * each * killed  # one more is being written
     assert not list(tmp_path.glob("*.stowplan.*"))
     assert not list(tmp_path.glob("stowplan-*[0-9]-*/*"))
 
