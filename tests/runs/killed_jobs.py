@@ -18,7 +18,7 @@ import numpy as np
 
 import stowplan as sp
 from stowplan.recipes import fields
-from stowplan.runs import streaming
+from stowplan.runs import load_budgets, streaming
 
 SECONDS = 0.012
 LOG: list[Path] = []
@@ -106,7 +106,15 @@ def solve(folder: Path, resume: Any) -> list[np.ndarray]:
     return [np.load(out)]
 
 
-JOBS = {job.__name__: job for job in (memory, files, iterate, batch, solve)}
+def solve_one_by_one(folder: Path, resume: Any) -> list[np.ndarray]:
+    own, load_budgets.most_together = load_budgets.most_together, lambda *_: 1
+    try:
+        return solve(folder, resume)
+    finally:
+        load_budgets.most_together = own
+
+
+JOBS = {job.__name__: job for job in (memory, files, iterate, batch, solve, solve_one_by_one)}
 
 
 def child(job: str, folder: Path) -> None:

@@ -87,7 +87,7 @@ def same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
     ("name", "kills", "parts", "each"),
     [
         ("memory", 30, 90, 1), ("files", 30, 90, 1), ("iterate", 12, 40, 4), ("batch", 12, 24, 1),
-        ("solve", 12, 24, 1),
+        ("solve_one_by_one", 12, 24, 1), ("solve", 12, 24, 1),
     ],
 )  # fmt: skip
 def test_a_job_that_is_killed_at_random_moments_is_finished_bit_for_bit(
