@@ -20,8 +20,16 @@ from stowplan.runs.places import Place
 from stowplan.runs.stored_columns import ItemReader, stand_in
 from stowplan.stores.direct import BLOCK_BYTES, LEAST_BYTES
 
-__all__ = ["MOST_READ", "READ_SECONDS", "Load", "Reads", "buffers_for", "cut_loads"]
-__all__ += ["most_together", "row_seconds"]
+__all__ = [
+    "MOST_READ",
+    "READ_SECONDS",
+    "Load",
+    "Reads",
+    "buffers_for",
+    "cut_loads",
+    "most_together",
+    "row_seconds",
+]
 
 MOST_READ = 2**26
 """Bytes that are read together at most: larger reads are no faster."""

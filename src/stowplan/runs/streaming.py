@@ -179,7 +179,8 @@ class _Stream:
         together = 1 if self.plan.memory is None else self.plan.memory.together
         give_back_host()  # what planning left in the heap
         room, buffer_of = self.reads.room_for(most), self.target.adapter.host_buffer
-        buffers = [buffer_of(room, self.target.device) for _ in range(buffers_for(together))]
+        count = min(buffers_for(together), len(waiting))
+        buffers = [buffer_of(room, self.target.device) for _ in range(count)]
         computing: deque[tuple[int, Future[Outputs]]] = deque()
         written: list[tuple[int, Future[None]]] = []
         kept = len(done)
