@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 from stowplan.errors import BudgetError
 
 __all__ = [
+    "ALIGNMENT",
+    "aligned_buffer",
     "free_host_bytes",
     "give_back_host",
     "large_blocks_apart",
     "not_inherited",
     "resident_host_bytes",
 ]
+
+ALIGNMENT = 64
+"""Bytes; where memory begins at a multiple of these vector units and XLA take it as it is."""
 
 _NO_LIMIT = 2**62  # of control groups: version 1 writes 2**63 less a page
 _Files = tuple[str, str, str]  # limit, usage, and what the last counts of it that is given back
@@ -75,6 +80,18 @@ def give_back_host() -> None:
     trim = _from_libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def aligned_buffer(size: int) -> NDArray[np.uint8]:
+    """Give bytes of memory that begins at a multiple of `ALIGNMENT`.
+
+    >>> buffer = aligned_buffer(1000)
+    >>> buffer.nbytes, buffer.ctypes.data % ALIGNMENT
+    (1000, 0)
+    """
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    first = -buffer.ctypes.data % ALIGNMENT
+    return buffer[first : first + size]
 
 
 @contextmanager

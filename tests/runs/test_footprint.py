@@ -102,20 +102,20 @@ def test_pages_of_results_and_places_are_taken_as_rows_are_put_away():
     assert found.index_bytes == gathered + 8 * 28
     assert found.held_beside() == [gathered, gathered + 8 * real + 8 * real]
     # the second batch: its padded outputs, its places, a copy of its real rows, all results
-    assert found.idle_bytes(copied=False) == gathered + 8 * 16 + 8 * 28 + 8 * real + 8 * 28
+    assert found.idle_bytes(copied=()) == gathered + 8 * 16 + 8 * 28 + 8 * real + 8 * 28
     # with what it was computed from, which JAX has not let go of
-    assert found.idle_bytes(copied=True) == found.idle_bytes(copied=False) + 8 * 16
+    assert found.idle_bytes(copied=[0]) == found.idle_bytes(copied=()) + 8 * 16
 
 
 def test_rows_that_nothing_pads_are_put_away_without_a_copy():
     found = footprint(masked_line, [4] * 8, slots=1, rows=4)
-    assert found.idle_bytes(copied=False) == (9 + 1) * 32 + 8 * 16 + 8 * 32
+    assert found.idle_bytes(copied=()) == (9 + 1) * 32 + 8 * 16 + 8 * 32
 
 
 def test_rows_in_order_go_straight_into_results():
     found = footprint(masked_line, [4, 3] * 4, slots=1, rows=4, straight=True)
     copied = footprint(masked_line, [4, 3] * 4, slots=1, rows=4)
-    assert found.idle_bytes(copied=False) == copied.idle_bytes(copied=False) - 8 * 14
+    assert found.idle_bytes(copied=()) == copied.idle_bytes(copied=()) - 8 * 14
     assert found.held_beside() == copied.held_beside()
     apart = [4, 3, 3, 4] * 2
     slots = [{"n": 3}, {"n": 5}]  # neither in order, the second one padded
@@ -123,7 +123,7 @@ def test_rows_in_order_go_straight_into_results():
         footprint(masked_line, apart, slots=slots, rows=4, straight=straight)
         for straight in (True, False)
     )
-    assert found.idle_bytes(copied=False) == copied.idle_bytes(copied=False)
+    assert found.idle_bytes(copied=()) == copied.idle_bytes(copied=())
 
 
 def test_gathering_in_place_takes_a_mask_of_the_padding():

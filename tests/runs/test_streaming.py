@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,29 @@ def test_one_load_is_read_while_another_is_computed_and_a_third_is_written(tmp_p
     assert len(threads["read"]) == len(threads["write"]) == 1
     assert threads["compute"] == {threading.get_ident()}
     assert calls["compute"] - 1 == calls["read"] == calls["write"] == len(loads) > 4
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_results_are_no_views_of_buffers_that_are_read_into_again(
+    tmp_path, monkeypatch, load_framework, framework, kept
+):
+    """A writer that falls behind finds what was computed, though a kernel gives what it got."""
+    load_framework(framework)
+    own = streaming._put_away
+
+    def late(*args: Any) -> None:
+        time.sleep(0.02)
+        own(*args)
+
+    monkeypatch.setattr(streaming, "_put_away", late)
+    values = np.random.default_rng(3).normal(size=(6, 2**20))
+    np.save(tmp_path / "x.npy", values)
+    out = None if kept else tmp_path / "o.npy"
+    kernel = sp.kernel("(n)->(n)", ragged="n", fill={"x": 0.0})(lambda x: x)
+    found = sp.run(kernel, [tmp_path / "x.npy"], on=framework, out=out, budget=120 * MIB)
+    found = np.load(out) if out else np.stack([np.asarray(item) for item in found])
+    np.testing.assert_array_equal(found.reshape(values.shape), values)
 
 
 def test_an_error_of_the_reader_and_of_the_writer_reaches_the_caller(tmp_path, monkeypatch):

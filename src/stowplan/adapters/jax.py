@@ -43,7 +43,7 @@ from stowplan.adapters.jax_programs import (
 )
 from stowplan.declaration import Kernel
 from stowplan.errors import FrameworkError, PlanError
-from stowplan.host_memory import free_host_bytes
+from stowplan.host_memory import aligned_buffer, free_host_bytes
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
 
@@ -121,7 +121,7 @@ class JaxAdapter:
         return CPU_BATCH_BYTES if cpu else GPU_BATCH_BYTES
 
     def host_buffer(self, size: int, device: Any) -> NDArray[np.uint8]:
-        return np.empty(size, np.uint8)
+        return aligned_buffer(size)
 
     def device_of(self, array: Any) -> Any:
         if self.is_traced(array):

@@ -61,6 +61,8 @@ class MemoryRequest:
     missing: tuple[str, ...] = ()
     buffered: bool = False
     """Whether columns are read into buffers, which frameworks of the host share."""
+    aligned: bool = False
+    """Whether these begin, in each batch, where XLA takes host memory as it is."""
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -432,7 +434,7 @@ class _Fit:
         held = max(together) - max(peaks)
         held += self._gap_bytes(peaks, self.usable_bytes - held - max(peaks))
         idle = self.footprint.idle_bytes(
-            self.result_sets, copied=compiles, delivered=self.source.adapter.compiles
+            self.result_sets, copied=self._copied_slots(), delivered=self.source.adapter.compiles
         )
         return replace(split, memory=Forecast(self.budget, held, peaks, sources, idle, in_flight))
 
@@ -462,9 +464,9 @@ class _Fit:
         inputs, outputs = self.footprint.row_inputs[slot], self.footprint.row_outputs[slot]
         if self.wanted is not None:
             return inputs + outputs
-        viewed = slot in self.footprint.viewed  # then inputs are JAX's copies for the next batch
-        gathered = 0 if viewed else self.footprint.row_gathered[slot]
-        return inputs + max(gathered, 2 * outputs)
+        copied = inputs if slot in self._copied_slots() else 0  # by JAX, for the next batch
+        gathered = 0 if slot in self.footprint.viewed else self.footprint.row_gathered[slot]
+        return copied + max(gathered, 2 * outputs)
 
     def _batch_peak(
         self,
@@ -477,7 +479,8 @@ class _Fit:
     ) -> int:
         """Bytes of a batch at its peak, with what is alive on the host where it is compiled.
 
-        JAX copies what it is given, columns and cotangents, and lets go of it at its next call.
+        JAX copies what it is given, columns and cotangents, unless it begins at a multiple of 64
+        bytes on the host, and lets go of it at its next call.
         While a batch is in flight the next one is gathered, or the rows of the last are put away:
         its outputs and a copy of them.
         """
@@ -491,6 +494,7 @@ class _Fit:
         gathered = rows * self.footprint.row_gathered[slot]
         inputs = rows * self.footprint.row_inputs[slot]
         if slot in self.footprint.viewed and self.wanted is None:
+            peak -= 0 if slot in self._copied_slots() else inputs
             gathered = inputs = 0  # of views only JAX's own copy is there, which is in the peak
         if single and (self.wanted is None or self._goes_straight()):
             return max(peak + inputs, gathered)
@@ -563,6 +567,13 @@ class _Fit:
         if isinstance(self.kernel, RoundKernel):
             return False
         return not self.target.adapter.compiles or (self.alone and self._on_host())
+
+    def _copied_slots(self) -> frozenset[int]:
+        """Give the slots whose batches JAX copies before it computes on them."""
+        if not self.target.adapter.compiles:
+            return frozenset()
+        taken = self.footprint.viewed if self.request.aligned else frozenset()
+        return frozenset(range(len(self.made.slots))) - taken
 
     def _excess(self, planned: Plan) -> int:
         """Bytes by which a plan exceeds the budget."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,12 +129,14 @@ class Footprint:
         done = list(itertools.accumulate(counts, initial=0))[:-1]
         return [held - pages + math.ceil(pages * items / total) for items in done]
 
-    def idle_bytes(self, result_sets: int = 3, *, copied: bool, delivered: bool = False) -> int:
+    def idle_bytes(
+        self, result_sets: int = 3, *, copied: Collection[int], delivered: bool = False
+    ) -> int:
         """Most that is alive while no batch is computed: before, after, or while rows are put away.
 
-        ``copied`` says that batches are computed on copies of their columns, which then are alive
-        until the next one; ``delivered`` that results and gradients are copied once more in the
-        end.
+        ``copied`` are slots whose batches are computed on copies of their columns, which then are
+        alive until the next one; ``delivered`` says that results and gradients are copied once more
+        in the end.
         """
         own = self.index_bytes + self.staged_bytes
         copies = 2 if delivered else 1
@@ -142,7 +144,8 @@ class Footprint:
         if self.rounds is not None:
             return most
         for held, batch in zip(self._before_putting_away(), self.put_away, strict=True):
-            each = self.row_outputs[batch.slot] + copied * self.row_inputs[batch.slot]
+            inputs = self.row_inputs[batch.slot] if batch.slot in copied else 0
+            each = self.row_outputs[batch.slot] + inputs
             found = held + batch.rows * each + batch.index_bytes
             finding = 2 * batch.rows * self.row_masks[batch.slot]
             most = max(most, found + max(batch.taken_bytes + batch.row_bytes, finding))

@@ -329,7 +329,8 @@ class _Fit:
             raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read.")
         given = self.request.budget is not None or self.request.peak is not None
         left //= self.together
-        request = replace(self.request, buffered=True)
+        aligned = self.reads.lie_aligned(split, load)
+        request = replace(self.request, buffered=True, aligned=aligned)
         if given:
             request = replace(request, budget=left)
         exactly = [len(split.batches[load.batches[0]].items)] if by_hand else None

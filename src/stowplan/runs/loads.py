@@ -87,6 +87,15 @@ class Reads:
             return size
         return size + BLOCK_BYTES * sum(reader is not None for reader in self.readers)
 
+    def lie_aligned(self, plan: Plan, load: Load) -> bool:
+        """Whether batches of a load that lie end to end all begin at a multiple of `ALIGNMENT`."""
+        batches = [plan.batches[number] for number in load.batches[:-1]]
+        return all(
+            reader is not None
+            and all(reader.ends_aligned(batch.items[: batch.count]) for batch in batches)
+            for reader in self.readers
+        )
+
     @property
     def beside(self) -> int:
         """Bytes that a read takes beside the rows that are asked for, such as a chunk."""

@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 from numpy.typing import NDArray
 
+from stowplan.host_memory import ALIGNMENT
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
 from stowplan.stores.direct import LEAST_BYTES, lead
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ItemReader", "bound", "may_be_stored", "runs_of", "runs_of_items"]
 __all__ += ["is_stand_in", "stand_in"]
-
-ALIGNMENT = 64
-"""Bytes; what vector units and direct reads ask for."""
 
 
 def may_be_stored(given: Any) -> bool:
@@ -95,8 +93,11 @@ class ItemReader:
 
     def bytes_of(self, items: NDArray[np.intp]) -> int:
         """Bytes of some items in a buffer."""
-        size: int = self._counts(items) * self.row_bytes
-        return -(-size // ALIGNMENT) * ALIGNMENT
+        return -(-self._own_bytes(items) // ALIGNMENT) * ALIGNMENT
+
+    def ends_aligned(self, items: NDArray[np.intp]) -> bool:
+        """Whether what follows some items in a buffer begins where `ALIGNMENT` asks for it."""
+        return self._own_bytes(items) % ALIGNMENT == 0
 
     def shown(self, items: NDArray[np.intp], values: NDArray[Any]) -> Any:
         """Give flat rows of some items as a column of these alone."""
@@ -141,6 +142,10 @@ class ItemReader:
         if not isinstance(self.column, Ragged):
             return [(start, stop) for start, stop, _ in runs_of(items)]
         return [(start, stop) for start, stop, _ in runs_of_items(self.column.layout, items)]
+
+    def _own_bytes(self, items: NDArray[np.intp]) -> int:
+        size: int = self._counts(items) * self.row_bytes
+        return size
 
     def _counts(self, items: NDArray[np.intp]) -> int:
         if not isinstance(self.column, Ragged):
