@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,34 @@ class Selector:
     def __init__(self, power: int) -> None:
         self.power = power
 
+    def scaled(self, x: Any) -> Any:
+        return self.power * x.sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A factor and more, which a kernel takes as it is."""
+
+    factor: float
+    more: list[int]
+    unit = 1.0
+    other = 2.0
+
+    def __call__(self, x: Any) -> Any:
+        return self.factor * self.more[0] * x.sum(axis=-1)
+
+
+class Slotted:
+    """Without a dict of its own."""
+
+    __slots__ = ("power",)
+
+    def __init__(self, power: int) -> None:
+        self.power = power
+
+    def __call__(self, x: Any) -> Any:
+        return self.power * x.sum(axis=-1)
+
 
 @pytest.mark.parametrize(
     ("one", "same", "other"),
@@ -165,6 +193,10 @@ def enclosing(value: Any) -> Any:
         (2.0, 2.0, 3.0),
         (np.arange(3), np.arange(3), np.arange(3) + 1),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+        (Selector(1).scaled, Selector(1).scaled, Selector(2).scaled),
+        (Scale(1.0, [2]), Scale(1.0, [2]), Scale(1.0, [3])),
+        (Slotted(1), Slotted(1), Slotted(2)),
+        (lambda x: x * Scale.unit, lambda x: x * Scale.unit, lambda x: x * Scale.other),
     ],
 )
 def test_what_a_kernel_encloses_counts(one, same, other):
@@ -173,6 +205,104 @@ def test_what_a_kernel_encloses_counts(one, same, other):
         for k in map(enclosing, (one, same, other))
     )
     assert first == again != changed
+
+
+@pytest.mark.parametrize("make", [list, tuple, lambda x: {"w": x}, lambda x: [{"w": x}]])
+def test_what_a_kernel_encloses_in_containers_counts(make):
+    def weighted(weights: Any) -> Any:
+        @sp.kernel("(n)->()", ragged="n")
+        def total(x):
+            return x.sum(axis=-1) * len(weights)
+
+        return total
+
+    first, again, changed = (
+        digest(weighted(make(values))) for values in ([2.0, 1.0], [2.0, 1.0], [3.0, 1.0])
+    )
+    assert first == again != changed
+
+
+def test_an_object_that_holds_itself_has_a_fingerprint():
+    def made(power: int) -> Any:
+        one = Selector(power)
+        one.own = [one]
+        return one
+
+    first, again, changed = (digest(enclosing(made(power))) for power in (1, 1, 2))
+    assert first == again != changed
+
+
+CELLS = """
+import stowplan as sp
+weight = {weight}
+
+def half(x):
+    return {body}
+
+@sp.kernel("(n)->()", ragged="n", fill={{"x": 0.0}})
+def total(x):
+    return weight * half(x).sum(axis=-1)
+"""
+
+
+@pytest.mark.parametrize(("weight", "body"), [("3.0", "x / 2"), ("2.0", "x / 2.5")])
+def test_what_a_session_without_a_file_defines_counts(weight, body):
+    """As in a notebook, where a module has no source."""
+
+    def kernel(**values: str) -> Any:
+        names: dict[str, Any] = {"__name__": "a_session"}
+        exec(CELLS.format(**values), names)
+        return names["total"]
+
+    first = digest(kernel(weight="2.0", body="x / 2"))
+    assert first == digest(kernel(weight="2.0", body="x / 2"))
+    assert first != digest(kernel(weight=weight, body=body))
+
+
+def test_a_global_that_was_set_while_its_module_ran_counts(tmp_path, monkeypatch):
+    """Such as one of the command line, of which the source tells nothing."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "set_kernels.py").write_text(CELLS.format(weight="None", body="x / 2"))
+    importlib.invalidate_caches()
+    module = importlib.import_module("set_kernels")
+    found = []
+    for weight in (2.0, 2.0, 3.0):
+        module.weight = weight
+        found.append(digest(module.total))
+    assert found[0] == found[1] != found[2]
+
+
+COUNT = """
+def count():
+    global calls
+    calls += 1
+    return weight
+"""
+
+
+def test_what_a_kernel_sets_itself_does_not_count():
+    """Such as a count of its calls, which is another one when the run is resumed."""
+
+    def counting(start: int, scale: float) -> Any:
+        calls = start
+
+        @sp.kernel("(n)->()", ragged="n")
+        def total(x):
+            nonlocal calls
+            calls += 1
+            return scale * x.sum(axis=-1)
+
+        return total
+
+    assert digest(counting(0, 2.0)) == digest(counting(5, 2.0)) != digest(counting(0, 3.0))
+    source = CELLS.format(weight="2.0", body="x / 2").replace("weight *", "count() *") + COUNT
+
+    def session(calls: int) -> Any:
+        names: dict[str, Any] = {"__name__": "a_session"}
+        exec(f"{source}\ncalls = {calls}", names)
+        return names["total"]
+
+    assert digest(session(0)) == digest(session(7))
 
 
 def test_functions_that_enclose_each_other_have_a_fingerprint():

@@ -546,3 +546,34 @@ def test_what_an_array_is_known_by_changes_with_its_file(tmp_path):
     assert first == open_array(tmp_path / ".." / tmp_path.name / "a.npy", "test").identity()
     np.save(tmp_path / "a.npy", np.zeros((4, 2)))
     assert first != open_array(tmp_path / "a.npy", "test").identity()
+
+
+def test_objects_of_other_values_are_told_apart_by_three_rows():
+    """The first, the middle and the last one; what else there is they do not tell."""
+
+    class Plain:
+        def __init__(self, values: np.ndarray) -> None:
+            self.values, self.shape = values, values.shape
+
+        def __getitem__(self, index: slice) -> np.ndarray:
+            return self.values[index]
+
+    values = np.arange(21.0).reshape(7, 3)
+    known = open_array(Plain(values), "test").identity()
+    assert open_array(Plain(values.copy()), "test").identity() == known
+    for row in (0, 3, 6):
+        other = values.copy()
+        other[row, 1] = -1
+        assert open_array(Plain(other), "test").identity() != known
+    assert open_array(Plain(values[:0]), "test").identity() != known
+
+
+def test_files_of_a_list_that_change_before_they_are_read_are_told(tmp_path):
+    paths = [tmp_path / f"{number}.npy" for number in range(3)]
+    for path in paths:
+        np.save(path, np.zeros((4, 5)))
+    stored = open_array(paths, "test")
+    np.save(paths[1], np.ones((4, 5)))
+    stored.read(0, 1)
+    with pytest.raises(sp.DataError, match=r"1.npy: it was written to after it was opened"):
+        stored.read(0, 3)

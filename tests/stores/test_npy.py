@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import stowplan as sp
 from stowplan.errors import StoreError
-from stowplan.stores import descriptors, file_arrays
+from stowplan.stores import descriptors, file_arrays, npy
 from stowplan.stores.arrays import create_array, open_array
 from stowplan.stores.file_arrays import FileArray
 from stowplan.stores.npy import FortranArray, NpyArray
@@ -227,6 +228,48 @@ def test_a_file_that_shrinks_during_the_read_itself_is_told(tmp_path, monkeypatc
     monkeypatch.setattr(descriptors, "_preadv", lambda *_: 0)
     with pytest.raises(sp.DataError, match="it changed while it was read"):
         stored.read(0, 10)
+
+
+def test_a_folder_and_a_file_that_cannot_be_opened_are_told(tmp_path, monkeypatch):
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(sp.DataError, match=r"folder.npy is a folder. Name a file"):
+        open_array(tmp_path / "folder.npy", "test")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+
+    def refused(*_: Any, **__: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(npy.os, "open", refused)  # root may open anything
+        with pytest.raises(sp.DataError, match=r"x.npy: it cannot be opened: Permission denied"):
+            open_array(tmp_path / "x.npy", "test")
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "o.npy").mkdir()
+    with pytest.raises(sp.DataError, match=r"o.npy is a folder, which no file replaces"):
+        create_array(tmp_path / "o.npy", (3,), np.float64, "test", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["o.npy"]
+
+
+def test_a_header_with_a_negative_length_is_told(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((10, 2)))
+    content = (tmp_path / "x.npy").read_bytes().replace(b"(10, 2)", b"(-9, 2)")
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(sp.DataError, match=r"x.npy is damaged: its header tells the shape \(-9, 2"):
+        open_array(tmp_path / "x.npy", "test")
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_told(tmp_path):
+    """Its shape is the same, so that one part would be of before and another of now."""
+    path = tmp_path / "values.npy"
+    np.save(path, np.zeros((10, 100)))
+    stored = open_array(path, "test")
+    stored.read(0, 5)
+    with path.open("r+b") as file:
+        np.save(file, np.ones((10, 100)))
+    with pytest.raises(sp.DataError, match=r"values.npy: it was written to after it was opened"):
+        stored.read(5, 10)
 
 
 def test_another_array_of_the_same_size_is_told(tmp_path):

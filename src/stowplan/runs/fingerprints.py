@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dis
+import enum
 import functools
 import hashlib
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,20 @@ from stowplan.runs.tasks import Call, to_host
 
 __all__ = ["digest", "fingerprints"]
 
-ENCLOSED = (
-    bool, int, float, complex, str, bytes, type(None), types.FunctionType, functools.partial, Kernel
+PLAIN = (
+    bool, int, float, complex, str, bytes, type(None), range, slice, frozenset, set, enum.Enum,
+    types.BuiltinFunctionType, types.FunctionType, types.MethodType, functools.partial, Kernel,
 )  # fmt: skip
-"""What counts of the values that a function encloses, beside arrays; of others the type does."""
+"""Values that count as they are where a function uses them, beside arrays."""
 
 
 def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
     """Give a name and a fingerprint for each: kernel, plan, framework, columns, parameters.
 
-    The kernel's is that of its declaration, of its code and of what that encloses; the source of
-    its module has one of its own, if there is a file of it. What other modules define does not
-    count, but for the versions of the packages.
+    The kernel's is that of its declaration, of its code and of the values that this uses, but does
+    not set: what it encloses, and globals of its module. The source of the module has one of its
+    own, if there is a file of it; without one the functions there count, too. What other modules
+    define does not count, but for the versions of the packages.
     """
     found = {
         "the kernel": digest(call.kernel),
@@ -80,17 +84,22 @@ class _State:
     def __init__(self) -> None:
         self.hash = hashlib.blake2b(digest_size=10)
         self.functions: list[types.FunctionType] = []
+        self.within: list[Any] = []  # objects whose parts are being fed
         self.update = self.hash.update
 
 
 def _source(kernel: Kernel) -> bytes | None:
     """Give the file of the module that a kernel is defined in; None where there is none."""
-    module = sys.modules.get(getattr(kernel.function, "__module__", None) or "")
-    path = getattr(module, "__file__", None)
+    path = _file(kernel.function)
     try:
         return None if path is None else Path(path).read_bytes()
     except OSError:
         return None
+
+
+def _file(function: Any) -> str | None:
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return getattr(module, "__file__", None)
 
 
 def _version(package: str) -> str | None:
@@ -118,6 +127,9 @@ def _feed(state: _State, value: Any) -> None:
             _feed(state, part)
     elif isinstance(value, types.FunctionType):
         _feed_function(state, value)
+    elif isinstance(value, types.MethodType):
+        _feed(state, value.__func__)
+        _feed_used(state, value.__self__)
     elif isinstance(value, types.CodeType):  # of functions within it, too
         _feed(state, (value.co_code, value.co_names, value.co_consts))
     elif isinstance(value, functools.partial):
@@ -127,18 +139,87 @@ def _feed(state: _State, value: Any) -> None:
 
 
 def _feed_function(state: _State, function: types.FunctionType) -> None:
-    """Feed what a function does, with the functions and values that it encloses."""
+    """Feed what a function does, with the functions and values that it uses.
+
+    What it sets itself, such as a count of its calls, is no value that it depends on.
+    """
     if any(function is other for other in state.functions):
         return
     state.functions.append(function)
-    _feed(state, (function.__code__, function.__defaults__, function.__kwdefaults__))
-    for cell in function.__closure__ or ():
+    code = function.__code__
+    _feed(state, (code, function.__defaults__, function.__kwdefaults__))
+    own = set(_names_of(code, "STORE_DEREF"))
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
             value = cell.cell_contents
         except ValueError:  # not set yet
             continue
-        plain = isinstance(value, ENCLOSED) or is_array_api_obj(value)
-        _feed(state, value if plain else type(value).__qualname__)
+        if name not in own:
+            _feed_used(state, value)
+    has_file = _file(function) is not None
+    known = function.__globals__.keys() - set(_names_of(code, "STORE_GLOBAL"))
+    for name in sorted(known & set(_names_of(code, "LOAD_GLOBAL"))):
+        value = function.__globals__[name]
+        if isinstance(value, types.FunctionType | Kernel):
+            used = value.function if isinstance(value, Kernel) else value
+            if has_file or used.__module__ != function.__module__:
+                continue
+        _feed(state, name)
+        _feed_used(state, value)
+
+
+def _names_of(code: types.CodeType, operation: str) -> Iterator[str]:
+    """Give the names that code, or a function within it, uses in one way."""
+    for one in dis.get_instructions(code):
+        if one.opname == operation:
+            yield one.argval
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _names_of(const, operation)
+
+
+def _feed_used(state: _State, value: Any) -> None:
+    """Feed a value that a function uses: plain ones, and what others are made of.
+
+    Of modules, classes, and objects that show no parts the name of the type counts: what they are
+    differs from one process to the next, as their addresses do.
+    """
+    if isinstance(value, PLAIN) or is_array_api_obj(value):
+        _feed(state, value)
+        return
+    state.update(f"<{type(value).__qualname__}>".encode())
+    if isinstance(value, types.ModuleType | type):
+        state.update(getattr(value, "__qualname__", value.__name__).encode())
+        return
+    if any(value is other for other in state.within):
+        return
+    state.within.append(value)
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            state.update(str(key).encode())
+            _feed_used(state, value[key])
+    elif isinstance(value, list | tuple):
+        state.update(str(len(value)).encode())
+        for part in value:
+            _feed_used(state, part)
+    else:
+        _feed_used(state, _parts(value))
+    state.within.pop()
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """Give the attributes of an object, those in slots as well."""
+    slots = [
+        name
+        for base in type(value).__mro__
+        for name in _names(getattr(base, "__slots__", ()))
+        if hasattr(value, name)
+    ]
+    return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _feed_other(state: _State, value: Any) -> None:

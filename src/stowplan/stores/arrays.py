@@ -13,7 +13,8 @@ from array_api_compat import is_array_api_obj
 from stowplan.errors import DataError
 from stowplan.ragged import Ragged
 from stowplan.stores.files import join_arrays, matching_paths
-from stowplan.stores.npy import create_npy, open_memmap, open_npy
+from stowplan.stores.memory_maps import open_memmap
+from stowplan.stores.npy import create_npy, open_npy
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import NewArray, StoredArray
 
@@ -182,7 +183,7 @@ def _opened(source: Any, where: str) -> StoredArray | Ragged:
     if isinstance(source, str | os.PathLike):
         return _of_path(os.fspath(source), where)
     if isinstance(source, np.memmap):
-        return open_memmap(source) or SlicedArray(source, f"memory map of {source.filename}")
+        return open_memmap(source)
     if isinstance(source, StoredArray):
         return source
     if isinstance(source, list | tuple) and is_stored(source):

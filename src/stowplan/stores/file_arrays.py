@@ -20,12 +20,12 @@ from stowplan.stores.read_ahead import bring, bytes_held, is_cached
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
-__all__ = ["FileArray"]
+__all__ = ["FileArray", "written_meanwhile"]
 
 SMALL_BYTES = 8192
 """Pieces below this are read together and sorted out in memory: a call costs as much."""
 BOUNCE_BYTES = 1 << 20
-"""The most that is read together for that."""
+"""The most that is read together for that, or to pick numbers out of it."""
 WASTE = 16
 """Bytes read for one that is wanted, at most."""
 NARROW_BYTES = 4096
@@ -394,6 +394,14 @@ class FileArray(Indexed):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.shape} {self.dtype})"
+
+
+def written_meanwhile(name: str) -> DataError:
+    """Give the error for a file that somebody has written to since it was opened for reading."""
+    return DataError(
+        f"{name}: it was written to after it was opened, and what was read before may be of other "
+        "values: it changed while it was read. Start again once nobody writes to it."
+    )
 
 
 def _view(array: NDArray[Any], lead: tuple[int, ...]) -> NDArray[Any]:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
+from stowplan.stores.file_arrays import written_meanwhile
+from stowplan.stores.npy import NpyArray
 from stowplan.stores.stored import Indexed, StoredArray, buffer_of_rows, reading_bytes
 
 __all__ = ["ManyArrays", "join_arrays", "matching_paths", "natural"]
@@ -72,7 +74,7 @@ class ManyArrays(Indexed):
         raise DataError(f"{self.name} are read-only. Write to a new array: out='another.npy'.")
 
     def identity(self) -> tuple[Any, ...]:
-        """Give those of all arrays, as they were opened."""
+        """Give those of all arrays; of files as they were opened."""
         return ("arrays", self.depth, *[fact.identity for fact in self.facts])
 
     def close(self) -> None:
@@ -112,6 +114,8 @@ class ManyArrays(Indexed):
                     f"{fact.name}: it was {fact.shape} {fact.dtype} when it was opened and is "
                     f"{array.shape} {array.dtype} now: it changed while it was read."
                 )
+            if isinstance(array, NpyArray) and array.identity() != fact.identity:
+                raise written_meanwhile(fact.name)
             while len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
         self._open[item] = array  # the one used last stands last
@@ -137,6 +141,7 @@ def join_arrays(
         array = opener(source)
         facts.append(_Facts.of(array))
         if isinstance(source, str):
+            facts[-1].let_go()
             array.close()
     first = facts[0]
     for item, fact in enumerate(facts):
@@ -174,17 +179,27 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 class _Facts:
-    """What is kept of an array that is closed."""
+    """What is kept of an array; its identity is asked for late, as some are read for it."""
 
-    __slots__ = ("dtype", "identity", "name", "reading_bytes", "shape")
+    __slots__ = ("_array", "_identity", "dtype", "name", "reading_bytes", "shape")
 
     def __init__(self, array: StoredArray) -> None:
         self.name = array.name
         self.shape = tuple(map(int, array.shape))
         self.dtype = array.dtype
-        self.identity = array.identity()
         self.reading_bytes = reading_bytes(array)
+        self._array: StoredArray | None = array
+        self._identity: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, array: StoredArray | _Facts) -> _Facts:
         return array if isinstance(array, _Facts) else cls(array)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Of the array as it is, or was when it was closed."""
+        return self._identity if self._array is None else self._array.identity()
+
+    def let_go(self) -> None:
+        """Keep what it is now, of an array that will be closed."""
+        self._identity, self._array = self.identity, None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 
 from stowplan.errors import DataError
 from stowplan.stores.descriptors import read_into, reserve, sync_folder, write_from
-from stowplan.stores.file_arrays import FileArray
+from stowplan.stores.file_arrays import FileArray, written_meanwhile
 from stowplan.stores.locks import Lock
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_dtype, checked_values
 from stowplan.stores.unfinished import Locked, exists, lock_part, unfinished
 
-__all__ = ["FortranArray", "NpyArray", "create_npy", "open_memmap", "open_npy"]
+__all__ = ["FortranArray", "NpyArray", "create_npy", "open_npy"]
 
 FIRST_BYTES, MOST_BYTES = 1 << 12, 1 << 16
 """Read of a file that is opened, and the most that a header may have."""
@@ -34,8 +33,8 @@ Header = tuple[int, tuple[int, ...], bool, np.dtype[Any]]
 class NpyArray(Locked, FileArray):
     """A `.npy` file in C order.
 
-    Its header is read again whenever the file has changed since, so that another array of the same
-    size is not read in its place.
+    One that is read must not change meanwhile. The header of one that is written is read again
+    after each change, so that another array of the same size is not taken for it.
     """
 
     def __init__(self, path: Path, header: Header, **more: Any) -> None:
@@ -131,7 +130,7 @@ def open_npy(path: str | os.PathLike[str], *, writable: bool = False) -> NpyArra
     Raises
     ------
     DataError
-        For a file that is not there, is none of NumPy's, holds objects or is too short.
+        For a file that cannot be opened, is none of NumPy's, holds objects or is too short.
     """
     path = Path(path)
     try:
@@ -140,34 +139,17 @@ def open_npy(path: str | os.PathLike[str], *, writable: bool = False) -> NpyArra
         )
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be opened: {error.strerror}.") from None
     try:
         array = NpyArray(path, _header(descriptor, str(path)), descriptor=descriptor)
         array.writable = writable
-    except BaseException:
+    except BaseException as error:
         os.close(descriptor)
+        if isinstance(error, IsADirectoryError):
+            raise DataError(f"{path} is a folder. Name a file, or all in it: *.npy.") from None
         raise
     return FortranArray(array) if array._header[2] and len(array.shape) > 1 else array
-
-
-def open_memmap(array: np.memmap[Any, Any]) -> FileArray | FortranArray | None:
-    """Give the file behind a memory map, to be read by its descriptor.
-
-    None where the map is no plain view of the file: a strided one, one whose changes stay private,
-    or one of a file that has gone.
-    """
-    if array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous:
-        turned = open_memmap(array.T)
-        return FortranArray(turned) if isinstance(turned, FileArray) else None
-    base, name = array._mmap, array.filename  # type: ignore[attr-defined]  # documented by NumPy
-    plain = array.flags.c_contiguous and array.ndim and array.mode in ("r", "r+", "w+")
-    if base is None or name is None or not plain or not Path(name).is_file():
-        return None
-    begin = np.frombuffer(base, np.uint8).__array_interface__["data"][0]
-    granularity = mmap.ALLOCATIONGRANULARITY
-    offset = array.offset - array.offset % granularity + array.__array_interface__["data"][0]
-    check_dtype(array.dtype, str(name))
-    writable = array.mode != "r"
-    return FileArray(name, offset - begin, array.shape, array.dtype, writable=writable)
 
 
 def create_npy(
@@ -203,6 +185,8 @@ def create_npy(
         array.close()
     if target.exists() and not overwrite:
         raise exists(target)
+    if target.is_dir():
+        raise DataError(f"{target} is a folder, which no file replaces. Name another output.")
     descriptor, lock = _open_part(part)
     header = _written_header(shape, dtype)
     size = len(header) + bytes_of(shape, dtype)
@@ -247,6 +231,8 @@ def _header(descriptor: int, name: str) -> Header:
     check_dtype(header[3], name)
     if not header[1]:
         raise DataError(f"{name} holds a single number, which has no rows.")
+    if min(header[1]) < 0:
+        raise DataError(f"{name} is damaged: its header tells the shape {header[1]}.")
     return header
 
 
@@ -278,7 +264,7 @@ def _parsed(header: bytes) -> Header:
 
 
 def _same_header(array: FileArray, facts: os.stat_result) -> None:
-    """Refuse a file whose header is another one than when it was opened."""
+    """Refuse a file that was written to since it was opened, unless it was opened for that."""
     assert isinstance(array, NpyArray)
     if facts.st_mtime_ns == array._seen:
         return
@@ -288,6 +274,8 @@ def _same_header(array: FileArray, facts: os.stat_result) -> None:
             f"{array.name}: it was {array._header[1]} {array._header[3]} when it was opened and is "
             f"{found[1]} {found[3]} now: it changed while it was read."
         )
+    if array._seen >= 0 and not array.writable:
+        raise written_meanwhile(array.name)
     array._seen = facts.st_mtime_ns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,17 @@ class SlicedArray(Indexed):
             self.source[index if len(index) > 1 else index[0]] = values
 
     def identity(self) -> tuple[Any, ...]:
-        """Give its type, shape and dtype; what the values are, it does not tell."""
+        """Give its type, shape and dtype, and three rows: of others it does not tell the values."""
         kind = type(self.source)
-        return ("object", f"{kind.__module__}.{kind.__qualname__}", self.shape, self.dtype.str)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return ("object", name, self.shape, self.dtype.str, self._sample())
+
+    def _sample(self) -> str:
+        """Give a digest of the first row, the middle one and the last."""
+        state, rows = hashlib.blake2b(digest_size=10), self.shape[0]
+        for row in sorted({0, rows // 2, rows - 1}) if rows else ():
+            state.update(self.read(row, row + 1).reshape(-1).view(np.uint8).data)
+        return state.hexdigest()
 
     def close(self) -> None:
         """Nothing: the object is the caller's."""

@@ -1,0 +1,170 @@
+"""Memory maps of NumPy, read by the descriptor of the file behind them where they show it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stowplan.stores.file_arrays import BOUNCE_BYTES, FileArray, written_meanwhile
+from stowplan.stores.npy import FortranArray
+from stowplan.stores.regions import Region
+from stowplan.stores.sliced import SlicedArray
+from stowplan.stores.stored import check_dtype, check_part
+
+__all__ = ["MappedArray", "open_memmap"]
+
+
+class MappedArray(SlicedArray):
+    """A map that is no plain view of its file: strided, with private changes, or of a file gone.
+
+    A strided view is read from the file, some MiB at a time with what lies between its numbers,
+    since a file that is cut off ends a process that reads it through a map. The others are read
+    through the map, which shows the values that its owner sees.
+    """
+
+    def __init__(self, source: np.memmap[Any, Any]) -> None:
+        super().__init__(source, f"memory map of {source.filename}")
+        facts = None if source.mode == "c" else _facts_behind(source)
+        self._bytes = None if facts is None else _file_of(source, facts, 0, _bytes_of(facts))
+        self.reading_bytes = 0 if facts is None else min(BOUNCE_BYTES, facts.st_size)
+
+    def read_region(
+        self, index: tuple[slice, ...], into: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Give a hyper-rectangle."""
+        if self._bytes is None:
+            return super().read_region(index, into)
+        region = Region.of(index, self.shape, self.name)
+        into = np.empty(region.shape, self.dtype) if into is None else into
+        check_part(self.name, region.shape, self.dtype, into)
+        if into.size:
+            steps = zip(region.starts, self.source.strides, strict=True)
+            self._take(_offset(self.source) + sum(start * step for start, step in steps), into)
+        return into
+
+    def write_region(self, index: tuple[slice, ...], values: Any) -> None:
+        """Write a hyper-rectangle."""
+        if self._bytes is not None:
+            self._bytes.read(0, 1)  # tells whether the file was cut off
+        super().write_region(index, values)
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give the file, its size and time of the last change, and the view; else the values."""
+        if self._bytes is None:
+            return ("memory map", self.shape, self.dtype.str, _digest(self.source))
+        view = (_offset(self.source), self.source.strides, self.shape, self.dtype.str)
+        return ("memory map", *self._bytes.identity(), *view)
+
+    def close(self) -> None:
+        """Close the file; the map is the caller's."""
+        if self._bytes is not None:
+            self._bytes.close()
+
+    def _take(self, place: int, into: NDArray[Any]) -> None:
+        """Read a part whose first number begins at a byte of the file."""
+        assert self._bytes is not None
+        strides, kind = self.source.strides, self.source.dtype
+        reach = [(n - 1) * step for n, step in zip(into.shape, strides, strict=True)]
+        axis = int(np.argmax(np.abs(reach)))
+        size = sum(map(abs, reach)) + kind.itemsize
+        if size > BOUNCE_BYTES and into.shape[axis] > 1:
+            half, lead = into.shape[axis] // 2, (slice(None),) * axis
+            self._take(place, into[(*lead, slice(half))])
+            self._take(place + half * strides[axis], into[(*lead, slice(half, None))])
+            return
+        low = place + sum(min(one, 0) for one in reach)
+        room = self._bytes.read(low, low + size)
+        into[...] = np.ndarray(into.shape, kind, room.data, place - low, strides)
+
+
+def open_memmap(array: np.memmap[Any, Any]) -> FileArray | FortranArray | MappedArray:
+    """Open a memory map: the file behind it, or else the map itself."""
+    if array.ndim > 1 and array.flags.f_contiguous and not array.flags.c_contiguous:
+        turned = open_memmap(array.T)
+        return FortranArray(turned) if isinstance(turned, FileArray) else MappedArray(array)
+    facts = _facts_behind(array)
+    plain = array.flags.c_contiguous and array.ndim and array.mode in ("r", "r+", "w+")
+    if facts is None or not plain:
+        return MappedArray(array)
+    check_dtype(array.dtype, str(array.filename))
+    opened = _file_of(array, facts, _offset(array), (array.shape, array.dtype))
+    return MappedArray(array) if opened is None else opened
+
+
+def _file_of(
+    array: np.memmap[Any, Any],
+    facts: os.stat_result,
+    offset: int,
+    values: tuple[tuple[int, ...], np.dtype[Any]],
+) -> FileArray | None:
+    """Open the file behind a map; None where another one has just taken its name."""
+    writable = array.mode != "r"
+
+    def check(opened: FileArray, found: os.stat_result) -> None:
+        if not writable and found.st_mtime_ns != facts.st_mtime_ns:
+            raise written_meanwhile(opened.name)
+
+    name = str(array.filename)
+    opened = FileArray(name, offset, *values, writable=writable, check=check)
+    if os.fstat(opened._descriptor).st_ino == facts.st_ino:
+        return opened
+    opened.close()
+    return None
+
+
+def _bytes_of(facts: os.stat_result) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    return (facts.st_size,), np.dtype(np.uint8)
+
+
+def _facts_behind(array: np.memmap[Any, Any]) -> os.stat_result | None:
+    """Give what the system says of the file that a map shows; None where it is not there any more.
+
+    Another file may have its name by now, or it is unknown.
+    """
+    base, name = array._mmap, array.filename  # type: ignore[attr-defined]  # documented by NumPy
+    if base is None or name is None:
+        return None
+    try:
+        facts = Path(name).stat()
+    except OSError:
+        return None
+    return facts if os.name == "nt" or _inode_at(_address(base)) == facts.st_ino else None
+
+
+def _inode_at(address: int) -> int | None:
+    """Give the inode of the file that is mapped at an address, where the system tells."""
+    try:
+        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as maps:
+            for line in maps:
+                region, _, _, _, inode, *_ = line.split(maxsplit=5)
+                first, last = (int(bound, 16) for bound in region.split("-"))
+                if first <= address < last:
+                    return int(inode)
+    except OSError:
+        pass
+    return None
+
+
+def _offset(array: np.memmap[Any, Any]) -> int:
+    """Give the byte of the file that the first value of a map is."""
+    first: int = array.__array_interface__["data"][0]
+    begin = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    return begin + first - _address(array._mmap)  # type: ignore[attr-defined]
+
+
+def _address(base: mmap.mmap) -> int:
+    address: int = np.frombuffer(base, np.uint8).__array_interface__["data"][0]
+    return address
+
+
+def _digest(array: np.memmap[Any, Any]) -> str:
+    state = hashlib.blake2b(digest_size=10)
+    for row in array:
+        state.update(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
