@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +370,32 @@ def _per_output(out: Out, outputs: int) -> list[Any]:
             f"run: out= names {shown} arrays, the kernel has {outputs} outputs. Give a list with "
             "one for each, None for one that is kept in memory."
         )
+    _refuse_shared_files(out)
     return list(out)
+
+
+def _refuse_shared_files(out: Sequence[Any]) -> None:
+    """Refuse two outputs in one file, or one array within another."""
+    found: list[tuple[int, Path]] = []
+    for number, given in enumerate(out):
+        if not isinstance(given, str | PathLike):
+            continue
+        file = _file_of(given)
+        for other, earlier in found:
+            if file.is_relative_to(earlier) or earlier.is_relative_to(file):
+                raise PlanError(
+                    f"run: out={fspath(out[other])!r} for output {other} and {fspath(given)!r} for "
+                    f"output {number} are one file, which takes one output at a time. Give one "
+                    "file for each output, or one group of zarr: 'name.zarr::a', 'name.zarr::b'."
+                )
+        found.append((number, file))
+
+
+def _file_of(given: str | PathLike[str]) -> Path:
+    """Give what an output is written to: a whole file, or the folder of an array of zarr."""
+    path, _, inner = fspath(given).partition("::")
+    folders = inner.split("/") if Path(path).suffix.lower() == ".zarr" else []
+    return Path(path, *folders).resolve()
 
 
 def _on_disk(

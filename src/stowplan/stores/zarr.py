@@ -25,6 +25,7 @@ from stowplan.stores.zarr_chunks import RowChunks
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
 
 METADATA = ("zarr.json", ".zarray")  # of formats 3 and 2
+GROUPS = (".zgroup", ".zmetadata")  # of format 2
 OLD = ".stowplan.old"
 """What the name of an array ends with while another takes its place."""
 CHUNK_BYTES = 256 << 20
@@ -88,12 +89,12 @@ class ZarrArray(Locked, SlicedArray):
         aside = None
         if self._target.exists():
             aside = self._target.with_name(self._target.name + OLD)
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             self._target.rename(aside)
         self.folder.rename(self._target)
         sync_folder(self._target.parent)
         if aside is not None:
-            shutil.rmtree(aside)
+            _remove(aside)
         target, self._target = self._target, None
         zarr = _zarr()
         self.source = zarr.open_array(target, mode="r+")
@@ -234,12 +235,20 @@ def create_zarr(
     """Make an array of format 3 without compression, under another name until it is finished.
 
     Random doubles do not get smaller; a chunk of nothing but zeros is not written.
+
+    Raises
+    ------
+    DataError
+        For what is there already, or is of another kind.
+    StoreError
+        For a full disk, or where another process is writing the array.
     """
     zarr = _zarr()
     dtype = check_dtype(dtype, path)
     target = Path(path, *inner.split("/")) if inner else Path(path)
     name = f"{path}::{inner}" if inner else path
     part = unfinished(target, resumable=resumable or resume)
+    _refuse_other_kind(Path(path), inner)
     if resume and target.is_dir() and not part.exists():
         array = open_zarr(path, inner)
         if (array.shape, array.dtype) == (shape, dtype):
@@ -252,8 +261,6 @@ def create_zarr(
         group = zarr.open_group(path, mode="a")
         if "/" in inner:
             group.require_group(inner.rpartition("/")[0])
-    elif not target.absolute().parent.is_dir():
-        raise DataError(f"{target.parent} is no folder. Make it first.")
     lock = None
     while lock is None:
         part.mkdir(exist_ok=True, parents=True)
@@ -277,6 +284,51 @@ def create_zarr(
         raise
     array._lock, array._target, array.resumed = lock, target, resumed
     return array
+
+
+def _refuse_other_kind(path: Path, inner: str) -> None:
+    """Refuse files and folders that are none of zarr, and arrays where a group is to be."""
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path.parent} is no folder. Make it first.")
+    node, parts = path, [part for part in inner.split("/") if part]
+    for depth in range(len(parts) + 1):
+        name = f"{path}::{'/'.join(parts[:depth])}" if depth else str(path)
+        if not node.exists():
+            return
+        if not node.is_dir():
+            raise DataError(
+                f"{name} is a file, not a folder of zarr. Remove it, or name another output."
+            )
+        if depth == len(parts):
+            break
+        if _is_array(node):
+            raise DataError(
+                f"{name} is an array and has no {'/'.join(parts[depth:])!r} in it. Name another "
+                "output, such as 'other.zarr::NAME'."
+            )
+        node /= parts[depth]
+    known = any((node / one).exists() for one in METADATA + GROUPS)
+    if not known and any(node.iterdir()):
+        raise DataError(
+            f"{name} is a folder of something else than zarr. Remove it, or name another output."
+        )
+
+
+def _is_array(folder: Path) -> bool:
+    zarr = _zarr()
+    if not any((folder / one).is_file() for one in METADATA):
+        return False
+    try:
+        return isinstance(zarr.open(folder, mode="r"), zarr.Array)
+    except (*BROKEN, zarr.errors.BaseZarrError) as error:
+        raise DataError(f"{folder} cannot be opened as zarr: {error}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _resumed(zarr: Any, part: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
