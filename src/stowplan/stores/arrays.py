@@ -36,15 +36,15 @@ def is_stored(source: Any) -> bool:
     >>> is_stored("fields.npy"), is_stored(np.zeros(3)), is_stored([np.zeros(3)])
     (True, False, False)
     """
+    package = type(source).__module__.partition(".")[0]
+    if package in ("zarr", "h5py", "dask"):  # before they are asked for a shape, if they are closed
+        return True
     if isinstance(source, str | os.PathLike | np.memmap | StoredArray):
         return True
     if isinstance(source, Ragged):
         return is_stored(source.values)
     if isinstance(source, list | tuple):
         return bool(source) and all(is_stored(part) for part in source)
-    package = type(source).__module__.partition(".")[0]
-    if package in ("zarr", "h5py", "dask"):
-        return True
     if is_array_api_obj(source) or package in ("pandas", "pyarrow", "scipy"):
         return False
     return hasattr(source, "shape") and hasattr(source, "__getitem__") and package != "numpy"
@@ -158,7 +158,7 @@ def create_array(
                 **how,
             )
         if suffix in HDF5:
-            from stowplan.stores.hdf5 import create_hdf5  # h5py is optional
+            from stowplan.stores.hdf5_outputs import create_hdf5  # h5py is optional
 
             return create_hdf5(
                 path,
@@ -184,8 +184,6 @@ def _opened(source: Any, where: str) -> StoredArray | Ragged:
         return _of_path(os.fspath(source), where)
     if isinstance(source, np.memmap):
         return open_memmap(source)
-    if isinstance(source, StoredArray):
-        return source
     if isinstance(source, list | tuple) and is_stored(source):
         sources = [os.fspath(s) if isinstance(s, os.PathLike) else s for s in source]
         return join_arrays(sources, partial(open_array, where=where), where)
@@ -198,6 +196,8 @@ def _opened(source: Any, where: str) -> StoredArray | Ragged:
         from stowplan.stores.hdf5 import wrap_hdf5  # h5py is optional
 
         return wrap_hdf5(source)
+    if isinstance(source, StoredArray):
+        return source
     if is_stored(source):
         return SlicedArray(source)
     raise DataError(
