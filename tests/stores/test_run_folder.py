@@ -186,8 +186,8 @@ def test_a_folder_of_another_run_is_refused_naming_what_differs(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no manifest"),
-        ("[]", '"format" is not'),
+        ("{", "is no manifest.* Name another folder, or .*stowplan runs clean .* --finished"),
+        ("[]", '"format" is not .* Name the folder of a run, or a new one'),
         (json.dumps({"format": "stowplan run", "version": 9}), "has version 9"),
     ],
 )

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from stowplan.memory import show_bytes
-from stowplan.stores.leftovers import Leftover, find_leftovers, remove_leftover
+from stowplan.stores.leftovers import (
+    Leftover,
+    find_leftovers,
+    remove_leftover,
+    strange_file,
+)
 
 __all__ = ["add_command"]
 
@@ -17,6 +23,7 @@ KINDS = {
     "scratch": "scratch folder",
     "part": "unfinished output",
     "output": "output to resume",
+    "old": "array set aside",
 }
 EXAMPLE = """\
 example:
@@ -25,7 +32,8 @@ example:
   stowplan runs clean /scratch/run-12 --finished
 
 Of a living process nothing is removed. What a run could go on from, its folder with finished
-batches and its output, is removed with --finished alone.
+batches and its output, is removed with --finished alone. Of the folder of a run only what the run
+wrote is removed: other files stay, and the folder with them.
 """
 
 
@@ -78,21 +86,40 @@ def show(arguments: argparse.Namespace) -> None:
 def clean(arguments: argparse.Namespace) -> None:
     """Remove what is left of dead runs, and say what stays and why."""
     removed, total = 0, 0
+    gone: set[Path] = set()
     for one in find_leftovers(arguments.path):
-        if one.alive:
-            print(f"kept     {_line(one)}")
-        elif one.has_results and not arguments.finished:
-            print(f"kept     {_line(one)}: resume it, or remove it with --finished")
-        elif arguments.dry_run or remove_leftover(one):
-            print(f"{'would go' if arguments.dry_run else 'removed '} {_line(one)}")
-            removed, total = removed + 1, total + one.bytes
+        reason = _reason_to_stay(one, finished=arguments.finished)
+        if reason is None and not (arguments.dry_run or remove_leftover(one)):
+            reason = ": a process has opened it just now"
+        if reason is not None:
+            print(f"kept     {_line(one)}{reason}")
+            continue
+        strange = strange_file(one, gone)
+        if strange is None:
+            gone.add(one.path)
+            folder = ""
         else:
-            print(f"kept     {_line(one)}: a process has opened it just now")
+            folder = f": the folder stays, it holds what is not the run's, {strange} for one"
+        print(f"{'would go' if arguments.dry_run else 'removed '} {_line(one)}{folder}")
+        removed, total = removed + 1, total + one.bytes
     print(f"{removed} {'to remove' if arguments.dry_run else 'removed'}, {show_bytes(total)}")
 
 
+def _reason_to_stay(one: Leftover, *, finished: bool) -> str | None:
+    """Say why something is not to be removed; None where it is."""
+    if one.alive:
+        return ""
+    if one.is_only_copy:
+        return f": {one.target} is missing and this is the only copy; mv {one.path} {one.target}"
+    if one.damaged and not finished:
+        return ": its batches may be whole; remove it with --finished"
+    if one.has_results and not finished:
+        return ": resume it, or remove it with --finished"
+    return None
+
+
 def _line(one: Leftover) -> str:
-    done = ""
+    done = ", its manifest is damaged" if one.damaged else ""
     if one.done is not None:
         done = f", {one.done}{'' if one.batches is None else f' of {one.batches}'} batches done"
     state = "alive" if one.alive else "dead"
@@ -110,5 +137,5 @@ def _age(one: Leftover) -> str:
 def _as_json(one: Leftover) -> dict[str, Any]:
     return {
         "path": str(one.path), "kind": one.kind, "bytes": one.bytes, "modified": one.modified,
-        "alive": one.alive, "done": one.done, "batches": one.batches,
+        "alive": one.alive, "done": one.done, "batches": one.batches, "damaged": one.damaged,
     }  # fmt: skip

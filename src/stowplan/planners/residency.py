@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stowplan.errors import BudgetError
-from stowplan.memory import show_bytes
+from stowplan.errors import BudgetError, PlanError
+from stowplan.memory import parse_bytes, show_bytes
 from stowplan.planners.accesses import (
+    UNNAMED,
     bytes_of_items,
     dirty_items,
     first_tiers,
@@ -28,6 +29,8 @@ __all__ = ["keep_resident"]
 Farness = tuple[int, bool, int, int]
 """Sorts items, farthest next use first; equal ones: on disk first, then longest unused."""
 NEVER = np.iinfo(np.int64).max
+MOST_UNUSED = 10**8
+"""Items that may have a size and no use, by one size for all; each takes tens of bytes here."""
 
 
 def keep_resident(
@@ -76,8 +79,8 @@ def keep_resident(
     PlanError
         For items without a size, negative sizes, tiers that are not there.
     BudgetError
-        For a step whose items exceed the fastest budget together, for items that exceed the tier
-        they begin on, and where the disk overflows.
+        For a budget of less than one byte, for a step whose items exceed the fastest budget
+        together, for items that exceed the tier they begin on, and where the disk overflows.
 
     Notes
     -----
@@ -102,9 +105,15 @@ def keep_resident(
     5 loads (5 from disk, 2 ahead), 2 evictions, 0 writes; moved: disk -> device 500 B;
     peak: device 300 B of 300 B
     """
-    names, limits = named_tiers(budgets)
+    names, limits = _tiers(budgets)
     ahead = natural(prefetch, "keep_resident: prefetch", 0)
+    _refuse_single("accesses", accesses, "steps in order, each an item or several: [0, (0, 3)]")
+    _refuse_single("dirty", dirty, "a sequence of items: dirty=[0, 3]")
+    if start is not None:
+        wanted = f"a tier for all items or one an item, of {', '.join(names)}: start={names[0]!r}"
+        _refuse_single("start", start, wanted)
     items, starts = used_items(accesses)
+    _refuse_gaps(sizes, items)
     item_bytes = bytes_of_items(sizes, items)
     unsaved = dirty_items(dirty, len(item_bytes))
     first = first_tiers(start, unsaved, names, len(item_bytes))
@@ -117,6 +126,50 @@ def keep_resident(
     for array in (items, starts, item_bytes, first, saved, events):
         array.flags.writeable = False
     return Residency(names, limits, item_bytes, items, starts, first, saved, events)
+
+
+def _tiers(budgets: Any) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    """Give names and bytes of all tiers; where a budget is none, say that of which tier."""
+    try:
+        return named_tiers(budgets)
+    except BudgetError as error:
+        pairs = budgets
+        if isinstance(budgets, Mapping):
+            pairs = budgets.items()
+        elif not all(isinstance(tier, tuple) for tier in budgets):
+            pairs = zip(UNNAMED, budgets, strict=False)
+        tier, given = next((name, limit) for name, limit in pairs if _is_no_budget(limit))
+        raise BudgetError(
+            f"keep_resident: budgets: the tier {tier} has {given!r}: {error} Give it one byte or "
+            f"more, budgets={{{tier!r}: '1 GiB'}}, or leave {tier} out."
+        ) from error
+
+
+def _is_no_budget(limit: Any) -> bool:
+    try:
+        parse_bytes(limit)
+    except BudgetError:
+        return True
+    return False
+
+
+def _refuse_single(name: str, given: Any, wanted: str) -> None:
+    """Refuse what cannot be iterated where several are asked for."""
+    try:
+        iter(given)
+    except TypeError:
+        raise PlanError(f"keep_resident: {name}={given!r}; give {wanted}.") from None
+
+
+def _refuse_gaps(sizes: ArrayLike, items: NDArray[np.int64]) -> None:
+    """Refuse one size for far more items than are used."""
+    count = int(items.max(initial=-1)) + 1
+    if np.ndim(sizes) == 0 and count > len(items) + MOST_UNUSED:
+        raise PlanError(
+            f"keep_resident: accesses use item {count - 1}, and sizes={sizes!r} is the size of "
+            f"all {count} items up to it, of which at most {len(items)} are used. Number those "
+            "from 0: numpy.unique(accesses, return_inverse=True)."
+        )
 
 
 class _Tiers:

@@ -18,6 +18,7 @@ __all__ = [
     "VERSION",
     "has_records",
     "header_line",
+    "is_damaged",
     "line_of",
     "manifest_facts",
     "parse_manifest",
@@ -62,6 +63,15 @@ def manifest_facts(folder: Path) -> tuple[int, int | None]:
     return len(records), header.get("batches")
 
 
+def is_damaged(folder: Path) -> bool:
+    """Whether the first line of a manifest cannot be read, so that nobody knows what is done."""
+    try:
+        json.loads((folder / MANIFEST).read_bytes().partition(b"\n")[0])
+    except ValueError:
+        return True
+    return False
+
+
 def has_records(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a run that has finished a batch.
 
@@ -78,9 +88,15 @@ def parse_manifest(path: Path, where: str) -> tuple[dict[str, Any], dict[int, Re
     try:
         header = json.loads(first)
     except ValueError as error:
-        raise PlanError(f"{where}: {path} is no manifest: {error}") from None
+        raise PlanError(
+            f"{where}: {path} is no manifest: it was damaged or cut off ({error}), so that nobody "
+            "knows which batches are done. Name another folder, or remove what the run has left "
+            f"in this one: stowplan runs clean {path.parent} --finished"
+        ) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise PlanError(f'{where}: {path}: "format" is not {FORMAT!r}.')
+        raise PlanError(
+            f'{where}: {path}: "format" is not {FORMAT!r}. Name the folder of a run, or a new one.'
+        )
     if header.get("version") != VERSION:
         raise PlanError(
             f"{where}: {path} has version {header.get('version')!r}; this stowplan reads version "

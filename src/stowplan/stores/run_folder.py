@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from stowplan.stores.manifest import (
 )
 from stowplan.stores.unfinished import PART
 
-__all__ = ["LARGE", "LOCK", "MANIFEST", "Record", "RunFolder"]
+__all__ = ["LARGE", "LOCK", "MANIFEST", "Record", "RunFolder", "run_files"]
 
 _log = logging.getLogger("stowplan")
 
@@ -36,8 +37,31 @@ LOCK = "lock"
 FIRST_MANIFEST = "manifest.json"  # of version 1
 LARGE = "large"
 """Within it, the folder of items that are too large for batches."""
-OWN = {MANIFEST, LOCK, MANIFEST + PART, "plan.json", "plan.npz", LARGE}
+PLANS = {"plan.json", "plan.npz"}
+OWN = {MANIFEST, LOCK, MANIFEST + PART, *PLANS, LARGE}
 """What may lie in a folder that a run is about to make its own."""
+WRITTEN = {MANIFEST, MANIFEST + PART, *PLANS, *(name + ".part" for name in PLANS), LOCK}
+"""What a run writes there beside its batches."""
+BATCH = re.compile(rf"batch-\d{{6,}}\.bin({re.escape(PART)})?")
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Give the files that a run itself has written to its folder: batches first, the lock last.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     RunFolder(folder, {"plan": "5f2c"}, "run").close()
+    ...     _ = Path(folder, "thesis.tex").write_text("mine")
+    ...     [path.name for path in run_files(Path(folder))]
+    ['manifest.jsonl', 'lock']
+    """
+    found = [
+        Path(entry.path)
+        for entry in os.scandir(folder)
+        if (entry.name in WRITTEN or BATCH.fullmatch(entry.name))
+        and not entry.is_dir(follow_symlinks=False)
+    ]
+    return sorted(found, key=lambda path: (path.name == LOCK, path.name == MANIFEST, path.name))
 
 
 class RunFolder:

@@ -7,12 +7,14 @@ from pathlib import Path
 from stowplan.errors import DataError, StoreError
 from stowplan.stores.locks import Lock
 
-__all__ = ["KEPT", "PART", "Locked", "exists", "lock_part", "unfinished"]
+__all__ = ["KEPT", "OLD", "PART", "Locked", "exists", "lock_part", "unfinished"]
 
 PART = ".stowplan.part"
 """What the name of an output ends with until it is finished."""
 KEPT = ".stowplan.resumable"
 """The same for an output of a run that can be resumed."""
+OLD = ".stowplan.old"
+"""What the name of an array ends with while another takes its place."""
 
 
 class Locked:

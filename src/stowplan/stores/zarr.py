@@ -19,15 +19,13 @@ from stowplan.stores.descriptors import FULL, disk_error, free_bytes, sync_folde
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
 from stowplan.stores.stored import bytes_of, check_dtype, check_part
-from stowplan.stores.unfinished import Locked, exists, lock_part, unfinished
+from stowplan.stores.unfinished import OLD, Locked, exists, lock_part, unfinished
 from stowplan.stores.zarr_chunks import RowChunks
 
 __all__ = ["ZarrArray", "create_zarr", "open_zarr", "wrap_zarr"]
 
 METADATA = ("zarr.json", ".zarray")  # of formats 3 and 2
 GROUPS = (".zgroup", ".zmetadata")  # of format 2
-OLD = ".stowplan.old"
-"""What the name of an array ends with while another takes its place."""
 CHUNK_BYTES = 256 << 20
 """Chunks beyond this are cut along the first axes that are longer than 1."""
 BROKEN = (ValueError, RuntimeError, TypeError, KeyError, OSError, EOFError)
