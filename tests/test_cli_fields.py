@@ -442,6 +442,26 @@ def test_bad_fields_and_numbers_are_told_with_the_cure(
     assert list((store / "folder").iterdir()) == []
 
 
+def test_a_cure_without_a_value_is_an_option_too(store, capsys):
+    np.save(store / "smaller.npy", np.load(store / "a.npy")[:6])
+    err = error_of(capsys, "radial", f"{store}/*.npy", "--spacing", 1)
+    assert "Give --centre, in cells." in err
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_spectra_that_no_picture_shows_are_written_and_that_is_said(store, tmp_path, value, capsys):
+    np.save(store / "b.npy", np.full((N, N, N, 5), value))
+    table = tmp_path / "made" / "x.csv"
+    table.parent.mkdir()
+    call = ["spectrum", f"{store}/[ab].npy", "--spacing", SPACING, "--out", table]
+    _, err = run(capsys, *call, "--quiet")
+    assert err.startswith("stowplan: no picture: ")
+    assert "b.npy has no shell" in err
+    assert len(err.splitlines()) <= 2  # and that there is no slope, unless it is quiet
+    assert [path.name for path in table.parent.iterdir()] == ["x.csv"]
+    assert {Path(row["field"]).stem for row in rows_of(table)} == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

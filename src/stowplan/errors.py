@@ -10,7 +10,18 @@ class PlanError(ValueError):
 
 
 class BudgetError(PlanError):
-    """A budget of bytes that not even one row satisfies."""
+    """A budget of bytes that not even one row satisfies.
+
+    Attributes
+    ----------
+    needs : str
+        What takes the bytes: the message without the budget and the cure; empty where it is whole.
+    missing : int
+        Bytes by which the budget is too small, as far as is known; else 0.
+    """
+
+    needs = ""
+    missing = 0
 
 
 class DataError(ValueError):

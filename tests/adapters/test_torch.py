@@ -379,3 +379,26 @@ def test_half_precision_data_are_planned_and_run():
     total = sp.kernel("(n)->()", ragged="n")(lambda x: x.sum(axis=-1))
     data = {"x": sp.Ragged(torch.arange(5.0, dtype=torch.bfloat16), [2, 3])}
     assert sp.run(total, data).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("lazy", ["conj", "neg"])
+def test_numbers_that_are_conjugated_or_negated_later_are_read_as_they_are(lazy):
+    values = np.arange(6).reshape(3, 2) + 1j * np.arange(6, 12).reshape(3, 2)
+    tensor = torch.asarray(values).conj()
+    assert tensor.is_conj()
+    expected = values.conj().sum(axis=1)
+    if lazy == "neg":
+        tensor = tensor.imag
+        assert tensor.is_neg()
+        expected = -values.imag.sum(axis=1)
+    total = sp.kernel("(n)->()")(lambda x: x.sum(-1))
+    found = sp.run(total, [tensor], on="numpy", rows=2)
+    np.testing.assert_array_equal(found.resolve_conj().resolve_neg().numpy(), expected)
+
+
+def test_a_dtype_that_numpy_has_not_is_refused_with_the_conversion():
+    total = sp.kernel("(n)->()")(lambda x: x.sum(-1))
+    tensor = torch.ones((4, 2), dtype=torch.bfloat16)
+    with pytest.raises(sp.DataError, match=r"dtype torch\.bfloat16.*tensor\.float\(\)"):
+        sp.run(total, [tensor], on="numpy")
+    assert sp.run(total, [tensor.float()], on="numpy").tolist() == [2.0] * 4

@@ -32,7 +32,7 @@ from stowplan.adapters.intra_op import Shared
 from stowplan.adapters.torch_compiled import compiled_pullback, one_graph_per_shape
 from stowplan.adapters.torch_memory import batch_peak, output_widths
 from stowplan.declaration import Kernel
-from stowplan.errors import FrameworkError
+from stowplan.errors import DataError, FrameworkError
 from stowplan.host_memory import free_host_bytes
 
 __all__ = ["adapter"]
@@ -128,7 +128,13 @@ class TorchAdapter:
             return [torch.from_numpy(array).to(device) for array in arrays]
 
     def to_host(self, array: Any) -> NDArray[Any]:
-        host: NDArray[Any] = array.detach().cpu().numpy()
+        try:
+            host: NDArray[Any] = array.detach().resolve_conj().resolve_neg().cpu().numpy()
+        except TypeError:
+            raise DataError(
+                f"torch: a tensor of shape {tuple(array.shape)} has dtype {array.dtype}, which "
+                "NumPy and files have not. Convert it first: tensor.float()."
+            ) from None
         return host
 
     def on_host(self, array: Any) -> bool:

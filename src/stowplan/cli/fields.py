@@ -38,9 +38,9 @@ TABLE = """\
 """
 FORMS = (
     r"\b(spacing|axes|centre|width|window|budget|out|on|rows|resume)="
-    r"(\([^()]*\)|\[[^\]]*\]|'[^']*'|[^\s,;]+)"
+    r"(\([^()]*\)|\[[^\]]*\]|'[^']*'|(?!\.(?:\s|$))[^\s,;]+)?"
 )
-"""Cures as the recipes write them."""
+"""Cures as the recipes write them, with a value or without."""
 
 
 def add_command(commands: Any) -> None:
@@ -212,6 +212,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
         with report.measured():
             found = fields.spectrum(report.store, **options, **_given(arguments, "width"))
         files.write_table(arguments.out, files.spectrum_columns(found), report.metadata)
+        files.leave_out_picture(report, found)
         slope = files.slope_of(found, arguments.window, report.say)
         if report.picture is not None:
             draw_spectrum(
@@ -320,6 +321,8 @@ def _kept(arguments: argparse.Namespace) -> str:
 
 def _as_option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
+    if value is None:
+        return f"--{name}"
     if value[0] in "([":
         value = value.strip("()[]").replace(", ", ",")
     return f"--{name} {value if ' ' in value else value.strip(chr(39))}"

@@ -37,6 +37,7 @@ from stowplan.stores.manifest import has_records
 __all__ = [
     "Report",
     "fitted_tails",
+    "leave_out_picture",
     "radial_columns",
     "slope_of",
     "spectrum_columns",
@@ -264,6 +265,22 @@ def slope_of(
     low, high = slope.interval
     say(f"slope of the mean power: {slope.power:.6g}, 95 % from {low:.6g} to {high:.6g}, {place}")
     return slope
+
+
+def leave_out_picture(report: Report, found: Profiles[ShellSums]) -> None:
+    """Draw no spectra, and say so, where a field has none that log axes could show."""
+    if report.picture is None:
+        return
+    for name, sums in zip(found.names, found.each, strict=True):
+        k, power = sums.wave_numbers, sums.mean.real
+        if not (np.isfinite(k) & (k > 0) & np.isfinite(power) & (power > 0)).any():
+            print(
+                f"stowplan: no picture: {name} has no shell beyond k = 0 with a finite power above "
+                "0, as a constant field has none",
+                file=sys.stderr,
+            )
+            report.picture = None
+            return
 
 
 def write_table(path: str | None, columns: Columns, metadata: Mapping[str, str]) -> None:

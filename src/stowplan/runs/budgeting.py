@@ -594,14 +594,19 @@ class _Fit:
             cure = f"fewer rows, such as rows={fewer}, or leave rows out"
             if planned.rows[slot] == self.made.slots[slot].get("rows"):
                 cure = f'slots with fewer rows, such as "rows": {fewer}, or without "rows"'
-        raise BudgetError(
-            f"{self.where}: {which} of {self.kernel.name}{f' at {shape}' if shape else ''} needs "
+        enough = self._enough(memory.peak_bytes or 0)
+        needs = (
+            f"{which} of {self.kernel.name}{f' at {shape}' if shape else ''} needs "
             f"{memory.batch_bytes[slot]} bytes ({model.source}: {model.fixed_bytes} and "
             f"{float(model.bytes_per_row):.6g} for each row), results and indices of "
-            f"{self.columns.items} items {max(memory.held_bytes, memory.idle_bytes)} more; the "
-            f"budget is {self.budget.bytes} bytes: {self.budget}. Give at least "
-            f"budget={self._enough(memory.peak_bytes or 0)}, {cure}."
+            f"{self.columns.items} items {max(memory.held_bytes, memory.idle_bytes)} more"
         )
+        error = BudgetError(
+            f"{self.where}: {needs}; the budget is {self.budget.bytes} bytes: {self.budget}. Give "
+            f"at least budget={enough}, {cure}."
+        )
+        error.needs, error.missing = needs, enough - self.budget.bytes
+        raise error
 
 
 def row_bytes(kernel: Kernel, plan: Plan, width: int, terms: int) -> list[int]:

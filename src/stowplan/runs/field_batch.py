@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
+from types import MethodType
 from typing import Any, Self
 
 import numpy as np
@@ -135,7 +137,7 @@ class FieldBatch:
         self._scratch_given = scratch
         self._scratch: Scratch | None = None
         self._fields: list[HeldField] = []
-        self._kernels: dict[Any, Kernel] = {}
+        self._declared: _Declared | None = None
         self._place: tuple[Place, Place] | None = None
         self._budget: Budget | None = None
         self._host_budget: Budget | None = None
@@ -169,7 +171,7 @@ class FieldBatch:
         Raises
         ------
         DataError
-            For what is no array, and for a dtype that the other fields have not.
+            For what is no array, for a masked one, and for a dtype that the other fields have not.
         BudgetError
             For a field that fits nowhere.
         """
@@ -189,6 +191,11 @@ class FieldBatch:
                 f"FieldBatch.add: field {number} is a {type(field).__name__}; give an array with "
                 "at least one axis, or a path."
             )
+        if isinstance(field, np.ma.MaskedArray):
+            raise DataError(
+                f"FieldBatch.add: field {number} is a masked array, whose mask is not kept. Say "
+                "what stands there: batch.add(field.filled(0))."
+            )
         adapter = get_adapter(framework_of([field]) or "numpy")
         if adapter.is_traced(field) or adapter.requires_grad(field):
             why = (
@@ -199,7 +206,7 @@ class FieldBatch:
                 "run the kernel outside of the trace."
             )
         try:
-            dtype = np.dtype(str(field.dtype).rpartition(".")[2])
+            dtype = np.dtype(str(field.dtype).rpartition(".")[2]).newbyteorder("=")
         except TypeError:
             raise DataError(
                 f"FieldBatch.add: field {number} has dtype {field.dtype}, which no file of NumPy "
@@ -230,7 +237,7 @@ class FieldBatch:
             See `run`. Without `out`, results that do not fit the budget go to the folder of spilled
             fields, and are there until the batch is closed.
         **shared
-            What a kernel shares.
+            What a kernel shares; a plain function takes none.
 
         Returns
         -------
@@ -241,14 +248,16 @@ class FieldBatch:
         Raises
         ------
         DataError
-            For a batch without fields, and for fields of several shapes where one is needed.
+            For a batch without fields, for fields of several shapes where one is needed, and for a
+            plain function that does not give one entry for each field.
         BudgetError
             Where one field is more than the budget holds.
         """
         if not self._fields:
             raise DataError("FieldBatch.run: there are no fields. Add some: batch.add(field).")
         target = self._places()[1]
-        declared = function if isinstance(function, Kernel) else self._declared(function)
+        plain = None if isinstance(function, Kernel) else self._plain(function, shared)
+        declared = function if plain is None else plain.kernel
         if len(declared.arguments) != 1:
             raise DataError(
                 f"FieldBatch.run: {declared.name} takes {len(declared.arguments)} columns, a field "
@@ -283,7 +292,7 @@ class FieldBatch:
             if field.own and self._scratch is not None:
                 self._scratch.remove(field.value)
         self._fields.clear()
-        self._kernels.clear()
+        self._declared = self._place = self._budget = None
 
     def close(self) -> None:
         """Let go of all fields and remove their files."""
@@ -294,20 +303,26 @@ class FieldBatch:
 
     def _places(self, field: Any = None) -> tuple[Place, Place]:
         """Say where fields are and where they are computed: by the first one, or as asked."""
-        if self._place is None:
-            arrays = [field] if field is not None else [f.value for f in self._fields if f.held]
-            self._place = find_places("FieldBatch", arrays[:1], self._on, self._device)
-        return self._place
+        if self._place is not None:
+            return self._place
+        arrays = [field] if field is not None else [f.value for f in self._fields if f.held]
+        places = find_places("FieldBatch", arrays[:1], self._on, self._device)
+        if arrays or self._fields:  # else the first field is yet to come
+            self._place = places
+        return places
 
     def _limit(self) -> Budget:
         """Give the budget of the device, as it was when it was first asked for."""
-        if self._budget is None:
-            target = self._places()[1]
-            self._budget = resolve_budget(
-                self._budget_given, lambda: target.free_bytes("FieldBatch"), "FieldBatch",
-                device=str(target.device),
-            )  # fmt: skip
-        return self._budget
+        if self._budget is not None:
+            return self._budget
+        target = self._places()[1]
+        budget = resolve_budget(
+            self._budget_given, lambda: target.free_bytes("FieldBatch"), "FieldBatch",
+            device=str(target.device),
+        )  # fmt: skip
+        if self._place is not None:
+            self._budget = budget
+        return budget
 
     def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Refuse a field of another dtype than the first, and one without values."""
@@ -325,6 +340,8 @@ class FieldBatch:
 
     def _put(self, field: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Copy an array to the fastest tier that has room for it."""
+        if isinstance(field, np.ndarray):
+            field = field.astype(dtype, copy=False)  # in the byte order of the machine
         source, target = self._places(field)
         own = get_adapter(framework_of([field]) or "numpy")
         size = math.prod(shape) * dtype.itemsize
@@ -474,12 +491,19 @@ class FieldBatch:
         count = len(declared.signature.outputs)
         return [str(folder / f"results-{self._runs}-{place}.npy") for place in range(count)]
 
-    def _declared(self, function: Callable[[Any], Any]) -> Kernel:
+    def _plain(self, function: Callable[[Any], Any], shared: Mapping[str, Any]) -> _Declared:
         """Declare a plain function of stacked fields, after it was called with one of them."""
         if not callable(function):
             raise DataError(
                 f"FieldBatch.run: {function!r} is no function; give a kernel, or a function of "
                 "stacked fields (rows, *shape)."
+            )
+        if shared:
+            given = ", ".join(f"{name}=" for name in shared)
+            raise DataError(
+                f"FieldBatch.run: {_name(function)} is a plain function, which takes the stacked "
+                f"fields alone; {given} is given. Bind it, functools.partial(function, "
+                f"{next(iter(shared))}=...), or declare a kernel: @sp.kernel(...)."
             )
         shapes = {field.shape for field in self._fields}
         if len(shapes) > 1:
@@ -489,35 +513,94 @@ class FieldBatch:
                 f"{self._fields[0].shape}; a function of stacked fields needs one shape. Declare a "
                 "kernel with exact= dims, or take one batch for each shape."
             )
-        if function not in self._kernels:
-            self._kernels[function] = self._probed(function)
-        return self._kernels[function]
+        if self._declared is None or not self._declared.is_of(function):
+            self._declared = None  # what it encloses may be large
+            self._declared = _Declared(function, self._signature(function))
+        return self._declared
 
-    def _probed(self, function: Callable[[Any], Any]) -> Kernel:
+    def _signature(self, function: Callable[[Any], Any]) -> str:
+        """Give the signature of a function of stacked fields, from what it gives for one."""
         target = self._places()[1]
         first = self._fields[0]
         need = 3 * first.bytes  # the field, and about as much for what is made of it
         while self._held("device") + need > self._limit().bytes and self._evict():
             pass
         stack = target.adapter.asarray(FieldStack(self._fields, 0).read(0, 1), target.device)
-        found = function(stack)
+        name, shape = _name(function), tuple(stack.shape)
+        try:
+            found = function(stack)
+        except Exception as error:
+            error.add_note(
+                f"FieldBatch.run: {name} was called with field 0 alone, a stack {shape}, to see "
+                "what it gives."
+            )
+            raise
         outputs = as_tuple(found)
+        if not outputs:
+            raise DataError(
+                f"FieldBatch.run: {name} gave {found!r} for a stack {shape}; let it return an "
+                "array, or a tuple of arrays."
+            )
         for output in outputs:
-            shape = getattr(output, "shape", ())
-            if not shape or shape[0] != 1:
-                raise DataError(
-                    "FieldBatch.run: the function gave "
-                    f"{f'an array of shape {tuple(shape)}' if shape else type(output).__name__} "
-                    f"for a stack of 1 field {tuple(stack.shape)}; each output has one entry for "
-                    "each field on its first axis."
-                )
+            _check_output(name, shape, output)
         cores = [",".join(map(str, output.shape[1:])) for output in outputs]
-        text = f"({','.join(map(str, first.shape))})->" + ",".join(f"({core})" for core in cores)
-        name = getattr(function, "__name__", type(function).__name__)
+        return f"({','.join(map(str, first.shape))})->" + ",".join(f"({core})" for core in cores)
+
+
+class _Declared:
+    """A plain function as a kernel, and let go of when this goes.
+
+    Frameworks keep what they have called, so that the kernel has the function in a list, which is
+    emptied then.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], signature: str) -> None:
+        self._held = held = [function]
+        name = _name(function)
 
         def call(fields: Any) -> Any:
-            return function(fields)
+            found = held[0](fields)
+            for output in as_tuple(found):
+                _refuse_masked(name, output)
+            return found
 
         call.__name__ = call.__qualname__ = name
-        call.__module__ = getattr(function, "__module__", __name__)
-        return kernel(text)(call)
+        call.__module__ = getattr(function, "__module__", None) or __name__
+        self.kernel = kernel(signature)(call)
+        weakref.finalize(self, held.clear).atexit = False
+
+    def is_of(self, function: Callable[[Any], Any]) -> bool:
+        """Whether it is of this very function, or method of an object."""
+        own = self._held[0]
+        if isinstance(own, MethodType) and isinstance(function, MethodType):
+            return own.__self__ is function.__self__ and own.__func__ is function.__func__
+        return own is function
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _check_output(name: str, stack: tuple[int, ...], output: Any) -> None:
+    """Refuse what is not one entry, with values, for the one field of a stack."""
+    _refuse_masked(name, output)
+    shape = tuple(getattr(output, "shape", ()))
+    if not shape or shape[0] != 1:
+        raise DataError(
+            f"FieldBatch.run: {name} gave "
+            f"{f'an array of shape {shape}' if shape else type(output).__name__} for a stack of 1 "
+            f"field {stack}; each output has one entry for each field on its first axis."
+        )
+    if 0 in shape:
+        raise DataError(
+            f"FieldBatch.run: {name} gave an array of shape {shape} for a stack of 1 field "
+            f"{stack}, and no values. Leave that output out, or give it values."
+        )
+
+
+def _refuse_masked(name: str, output: Any) -> None:
+    if isinstance(output, np.ma.MaskedArray):
+        raise DataError(
+            f"FieldBatch.run: {name} gave a masked array, whose mask is not kept. Let it say what "
+            "stands there: return result.filled(0)."
+        )

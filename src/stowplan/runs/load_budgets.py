@@ -46,6 +46,8 @@ BATCH_BYTES = 2**10
 """A batch in a plan: indices, views, futures; likewise."""
 SMALL_SHARE = 64
 """Each of these takes no more than one part in so many of a budget."""
+LOOSE_SHARES = 4
+"""Such parts, at most, where one batch is computed at once: three threads, and a plan."""
 TRIES = 4
 """Times that rows are cut for one size of buffers."""
 
@@ -273,7 +275,7 @@ class _Fit:
                 if one.plan_rows < one.rows:
                     carried = self.made.slots[one.slot].get("rows", 1)
                     limits[one.slot] = max(min(limits[one.slot], one.plan_rows), carried)
-        raise BudgetError("no number of rows was found that fits.")
+        raise BudgetError("no number of rows was found that fits")
 
     def _exactly(self, rows: Sequence[int]) -> Plan:
         """Plan batches of so many rows in each slot, each read by itself."""
@@ -326,7 +328,7 @@ class _Fit:
         written = 0 if self.keep else self._results(part.columns, own)
         left = self.budget.bytes - read - self.kept_bytes - written - self.loose_bytes
         if left < 1:
-            raise BudgetError(f"nothing is left beside {show_bytes(read)} that are read.")
+            raise BudgetError("nothing is left")
         given = self.request.budget is not None or self.request.peak is not None
         left //= self.together
         aligned = self.reads.lie_aligned(split, load)
@@ -365,9 +367,15 @@ class _Fit:
         kept = f", all results {show_bytes(self.kept_bytes)}" if self.kept_bytes else ""
         planned = "plan with on_disk=True and " if self.where == "plan" else ""
         cure = f"{planned}keep results on disk with out=, " if self.kept_bytes else ""
+        advice = "Give a larger budget"
+        if error.missing:  # what lies loose grows with the budget: see `loose_bytes`
+            missing = -(
+                -error.missing * self.together * SMALL_SHARE // (SMALL_SHARE - LOOSE_SHARES)
+            )
+            advice = f"Give at least budget={self.budget.bytes + missing}"
         return BudgetError(
             f"{self.where}: the budget is {self.budget}. Buffers of one row take {read} "
-            f"bytes{kept}, and beside these: {error} Give a larger budget, {cure}or cut items "
+            f"bytes{kept}, and beside these {error.needs or error}. {advice}, {cure}or cut items "
             "into smaller ones."
         )
 
