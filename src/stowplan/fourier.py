@@ -39,7 +39,7 @@ def filtered(a: Any, factor: Any) -> Any:
     Parameters
     ----------
     a : array (..., x, y, z, lines)
-        Real or complex; so is the result, of the same dtype.
+        Real or complex; so is the result, of the same dtype, in the byte order of the machine.
     factor : array (x // 2 + 1, y // 2 + 1, z // 2 + 1)
         Of a's real dtype; the same for all leading dims and all signs of k.
 
@@ -51,7 +51,7 @@ def filtered(a: Any, factor: Any) -> Any:
     """
     xp = array_namespace(a)
     if framework_of(xp) == "numpy":
-        return _filtered_on_host(np.asarray(a), np.asarray(factor))
+        return _filtered_on_host(_native(a), np.asarray(factor))
     x, *_ = lengths = _lengths(a)
     if _is_short_in_torch(xp, a):
         parts = _in_basis(xp, _components(xp, a)) * _unfolded(xp, factor, lengths)[..., None]
@@ -86,7 +86,8 @@ def power(a: Any) -> Any:
     """
     xp = array_namespace(a)
     if framework_of(xp) == "numpy":
-        return _power_on_host(np.asarray(a))
+        with np.errstate(over="ignore", invalid="ignore"):  # inf says it, as in other frameworks
+            return _power_on_host(_native(a))
     x, y, z = _lengths(a)
     if _is_short_in_torch(xp, a):
         return _folded(xp, squared(_in_basis(xp, _components(xp, a))), (x, y, z))
@@ -123,6 +124,12 @@ def is_short(lengths: Sequence[int]) -> bool:
 
 def _is_complex(a: Any) -> bool:
     return bool(array_namespace(a).isdtype(a.dtype, "complex floating"))
+
+
+def _native(a: Any) -> NDArray[Any]:
+    """Give an array of NumPy in the byte order of the machine, which views of its bytes take."""
+    found: NDArray[Any] = np.asarray(a)
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
 
 
 def _lengths(a: Any) -> tuple[int, int, int]:

@@ -10,12 +10,14 @@ so that sums of squared moduli are equal (Parseval). The Riesz potential of orde
 fractional else. Source: N. S. Landkof, Foundations of Modern Potential Theory (1972).
 
 A spacing of the grid and all other numbers are real and traced: other values compile nothing new.
-Lengths and numbers along an axis are made in the dtype of the data, since `fft.fftfreq` gives
-float32 in some frameworks.
+Numbers along an axis are made in a dtype that is named, since `fft.fftfreq` gives float32 in some
+frameworks.
 
 Cells are collected in rings: shells of |k|, or bins of the distance from a centre. Ring m holds
-what is nearest to m widths; a tie, up to 4e-7, goes to the lower one, so that float32 and float64,
-and all frameworks, agree on it.
+what is nearest to m widths; a tie, up to 4e-7, goes to the lower one, so that all frameworks agree
+on it. They are numbered in float64 whatever the data are, but in JAX with x64 off: there a cell
+within 1e-6 of an edge may be in the next ring. A run gives numbers in the dtype of the data, and
+arrays as they are: pass spacing, centre and width as arrays of float64 where that matters.
 """
 
 import math
@@ -162,7 +164,7 @@ def spectrum(field, *, spacing, width):
         Real or complex; padding 0.
     spacing : number, or array (3,)
         Of the grid, > 0.
-    width : number
+    width : number, or array (1,)
         Of a shell in |k|; at least the largest 2 pi / (N dx) of an axis longer than 1, or else the
         last shells are missing.
 
@@ -174,7 +176,8 @@ def spectrum(field, *, spacing, width):
     """
     xp = array_namespace(field)
     waves = _wave_numbers(field, spacing)
-    return _ring_sums(xp, power(field), waves, _real_number(field, width), field.shape[-4:-1])
+    width = _real_number(field, width, wide=True)
+    return _ring_sums(xp, power(field), waves, width, field.shape[-4:-1])
 
 
 @kernel(
@@ -197,7 +200,7 @@ def radial(field, *, spacing, centre, width):
         Of the grid, > 0.
     centre : array (3,)
         In cells from cell (0, 0, 0); need not be whole. Distances are to its nearest image.
-    width : number
+    width : number, or array (1,)
         Of a bin; at least the largest spacing of an axis longer than 1, or else the last bins are
         missing.
 
@@ -207,13 +210,14 @@ def radial(field, *, spacing, centre, width):
         Sums over cells and lines, of the field's dtype; bin m is around m widths.
     """
     xp = array_namespace(field)
-    steps, centre = _three(field, spacing), _three(field, centre)
+    steps, centre = _three(field, spacing, wide=True), _three(field, centre, wide=True)
     distances = [
         _distances(field, int(field.shape[axis - 4]), steps[axis], centre[axis])
         for axis in range(3)
     ]
     values = xp.sum(field, axis=-1)
-    return _ring_sums(xp, values, distances, _real_number(field, width), field.shape[-4:-1])
+    width = _real_number(field, width, wide=True)
+    return _ring_sums(xp, values, distances, width, field.shape[-4:-1])
 
 
 def ring_numbers(x, y, z, width):
@@ -266,21 +270,43 @@ def inverse_symbol(denominator):
 
 
 def _denominator(field, spacing, mu, beta, lam):
-    """Give the symbol for each |k| of a field, (kx, ky, kz) as `fourier` counts them."""
+    """Give the symbol for each |k| of a field, (kx, ky, kz) as `fourier` counts them.
+
+    It is mu k0^(2 beta) (|k| / k0)^(2 beta) + lam, k0 being the least |k| > 0 along an axis: the
+    square of |k| itself leaves float32 where lengths are in metres.
+    """
+    xp = array_namespace(field)
     mu, beta, lam = (_real_number(field, number) for number in (mu, beta, lam))
-    x, y, z = (k * k for k in _wave_numbers(field, spacing))
-    return riesz_symbol(x[:, None, None] + y[:, None] + z, mu, beta, lam)
+    units = _wave_units(field, _three(field, spacing))
+    long = [unit for unit, n in zip(units, field.shape[-4:-1], strict=True) if n > 1]
+    least = xp.min(xp.stack(long)) if long else xp.ones_like(mu)
+    apart = [
+        unit / least if n > 1 else xp.ones_like(mu)
+        for unit, n in zip(units, field.shape[-4:-1], strict=True)
+    ]
+    x, y, z = (k * k for k in _multiples(field, apart))
+    square = x[:, None, None] + y[:, None] + z  # at least 1, but for the zero mode
+    return riesz_symbol(square, mu * xp.pow(least, 2 * beta), beta, lam)
 
 
 def _wave_numbers(field, spacing):
     """Give |k| along the three axes of a spectrum, radians per unit of length."""
+    return _multiples(field, _wave_units(field, _three(field, spacing, wide=True)))
+
+
+def _wave_units(field, steps):
+    """Give the least |k| > 0 along each axis."""
+    return [2 * math.pi / n / steps[axis] for axis, n in enumerate(map(int, field.shape[-4:-1]))]
+
+
+def _multiples(field, units):
+    """Give the multiples of a unit along each axis of a spectrum, three arrays (n // 2 + 1)."""
     xp = array_namespace(field)
-    steps = _three(field, spacing)
-    waves = []
-    for axis, n in enumerate(map(int, field.shape[-4:-1])):
-        mode = xp.arange(n // 2 + 1, dtype=steps.dtype, device=device(field))
-        waves.append(mode * (2 * math.pi / n) / steps[axis])
-    return waves
+    lengths = [int(n) // 2 + 1 for n in field.shape[-4:-1]]
+    return [
+        xp.arange(n, dtype=unit.dtype, device=device(field)) * unit
+        for n, unit in zip(lengths, units, strict=True)
+    ]
 
 
 def _distances(field, n, step, centre):
@@ -293,17 +319,23 @@ def _distances(field, n, step, centre):
     return xp.abs(away) * step
 
 
-def _three(field, value):
-    """Give a number, or three, as an array (3,) of the real dtype of a field."""
+def _three(field, value, *, wide=False):
+    """Give a number, or three, as an array (3,) of the real dtype of a field, or the widest."""
     xp = array_namespace(field)
-    value = _real_number(field, value)
+    value = _real_number(field, value, wide=wide)
     return value * xp.ones((3,), dtype=value.dtype, device=device(field))
 
 
-def _real_number(field, value):
-    """Give a number or an array in the real dtype of a field; complex data made it complex."""
+def _real_number(field, value, *, wide=False):
+    """Give a number or an array in the real dtype of a field; complex data made it complex.
+
+    What rings are numbered by is ``wide``, since they are counted in float64: rounded to float32 a
+    cell near the edge of a ring is in the next one. JAX has float64 only where x64 is on.
+    """
     xp = array_namespace(field)
     dtype = _real_dtype(xp, field)
+    if wide:
+        dtype = xp.asarray(0.0).dtype if framework_of(xp) == "jax" else xp.float64
     if isinstance(value, Number):
         return xp.asarray(value, dtype=dtype, device=device(field))
     if xp.isdtype(value.dtype, "complex floating"):

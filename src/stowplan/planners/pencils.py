@@ -83,7 +83,7 @@ class PencilPlan:
     kind : str
         ``"forward"``, ``"inverse"`` or ``"solve"``: there, times a factor, and back.
     shape, axes : tuple of int
-        Of the field, and those that are transformed.
+        Of the field, and those that are transformed, sorted whatever order they were given in.
     real : bool
         Whether the field is real; then half of axis `halved` is kept of its modes.
     halved : int or None

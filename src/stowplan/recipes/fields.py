@@ -21,7 +21,13 @@ import numpy as np
 from stowplan.errors import DataError, PlanError
 from stowplan.kernels import fields as kernels
 from stowplan.planners.batches import Plan
-from stowplan.recipes.fields_checks import check_finite, check_mean, check_numbers
+from stowplan.recipes.fields_checks import (
+    check_finite,
+    check_mean,
+    check_numbers,
+    check_range,
+    checked_number,
+)
 from stowplan.recipes.fields_estimate import FieldEstimate, estimate
 from stowplan.recipes.fields_job import FieldJob
 from stowplan.recipes.fields_rings import RadialSums, Rings, RingSums, ShellSums, bins, shells
@@ -129,8 +135,9 @@ def solve(
     Raises
     ------
     DataError
-        For numbers out of their range, fields of two dtypes, a source with a mean where lam = 0,
-        and outputs that are there already.
+        For numbers out of their range, or with which mu |k|^(2 beta) leaves that of the dtype, as
+        in float32 with metres between atoms; fields of two dtypes, a source with a mean where
+        lam = 0, and outputs that are there already.
     BudgetError
         Where not even one slab of a field fits, with the bytes that would be enough.
 
@@ -155,6 +162,8 @@ def solve(
             "the process. Name an output: out='potentials.npy'."
         )
     job = FieldJob.of(where, store, spacing, axes, budget, on, device)
+    for grid in set(job.grids):
+        check_range(where, job.store.dtype, grid, job.spacing, mu=mu, beta=beta, lam=lam)
     rules = [check_finite] if check else []
     rules += [check_mean] if lam == 0 else []
     targets = FieldTargets.make(
@@ -211,12 +220,14 @@ def spectrum(
     True
     """
     job = FieldJob.of("fields.spectrum", store, spacing, axes, budget, on, device)
+    width = _checked_width("fields.spectrum", width)
     if width is None:
         width = max(shells(grid, job.spacing).width for grid in set(job.grids))
     rings = _rings_of(job.grids, lambda grid: shells(grid, job.spacing, width))
     sums, made = job.sums(
-        kernels.spectrum, check, rows, resume, progress, rings, width=rings[0].width
-    )
+        kernels.spectrum, check, rows, resume, progress, rings,
+        width=np.asarray([rings[0].width]),
+    )  # fmt: skip
     return Profiles([ShellSums.of(r, s, n) for r, s, n in sums], job.names, made)
 
 
@@ -260,7 +271,7 @@ def radial(
     ([1.0, 1.0, 1.0], [0.0, 0.638])
     """
     job = FieldJob.of("fields.radial", store, spacing, axes, budget, on, device)
-    middle = job.padded_centre(centre)
+    middle, width = job.padded_centre(centre), _checked_width("fields.radial", width)
     rings = _rings_of(job.grids, lambda grid: bins(grid, job.spacing, middle, width))
     if len({ring.centre for ring in rings}) > 1:
         raise DataError(
@@ -271,7 +282,7 @@ def radial(
     rings = _rings_of(job.grids, lambda grid: bins(grid, job.spacing, middle, wide))
     sums, made = job.sums(
         kernels.radial, check, rows, resume, progress, rings,
-        width=wide, centre=np.asarray(rings[0].centre),
+        width=np.asarray([wide]), centre=np.asarray(rings[0].centre),
     )  # fmt: skip
     return Profiles([RadialSums.of(r, s, n) for r, s, n in sums], job.names, made)
 
@@ -322,11 +333,47 @@ def tail(
     >>> -1.1 < fit.power < -0.9
     True
     """
+    window = _checked_window(window)
     found = radial(
         store, spacing=spacing, centre=centre, axes=axes, on=on, device=device, rows=rows,
         budget=budget, resume=resume, check=check, progress=progress,
     )  # fmt: skip
-    return [fit_tail(s.radii, s.mean.real, window or tail_window(s)) for s in found.each]
+    return [_tail_of(*one, window) for one in zip(found.names, found.each, strict=True)]
+
+
+def _tail_of(name: str, sums: RadialSums, window: tuple[float, float] | None) -> Tail:
+    """Fit the tail of one field, which errors name."""
+    try:
+        low, high = window or tail_window(sums)
+        inside = (sums.radii > low) & (sums.radii < high)
+        if not np.isfinite(sums.mean[inside]).all():
+            raise DataError(
+                f"its means are not finite in the window {low, high}. check=True names the first "
+                "value that is not; mend the field, or leave it out."
+            )
+        return fit_tail(sums.radii, sums.mean.real, (low, high))
+    except DataError as error:
+        reason = str(error).removeprefix("fit_tail: ").removeprefix("tail_window: ")
+        raise DataError(f"fields.tail: {name}: {reason}") from None
+
+
+def _checked_window(window: Any) -> tuple[float, float] | None:
+    if window is None:
+        return None
+    try:
+        low, high = (float(end) for end in window)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"fields.tail: window={window!r} is not two distances. Give them in units of length, "
+            "the smaller first: window=(8.0, 40.0)."
+        ) from None
+    return low, high
+
+
+def _checked_width(where: str, width: float | None) -> float | None:
+    if width is None:
+        return None
+    return checked_number(where, "width", width, "Give that of a ring, or leave it out")
 
 
 def _rings_of(grids: Sequence[Grid], make: Callable[[Grid], Rings]) -> list[Rings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from stowplan.errors import DataError
 from stowplan.host_memory import free_host_bytes
 from stowplan.memory import Budget, resolve_budget, scratch_folder, show_bytes
 from stowplan.planners.pencils import plan_pencils
+from stowplan.recipes.fields_checks import checked_axes
 from stowplan.recipes.fields_job import block_bytes, passes_by_slabs, slab_budget
+from stowplan.recipes.fields_store import is_precise
 from stowplan.stores.field_blocks import count_blocks
 from stowplan.stores.space import free_bytes
 
@@ -171,13 +174,21 @@ def _checked(
         kind = np.dtype(dtype)
     except TypeError:
         raise DataError(f"{where}: dtype={dtype!r} is none of NumPy's.") from None
-    lengths = tuple(int(length) for length in shape)
-    if kind.kind not in "fc" or not lengths or min(lengths) < 1 or fields < 1:
+    try:
+        count, lengths = operator.index(fields), tuple(map(operator.index, shape))
+    except TypeError:
+        raise DataError(
+            f"{where}: fields={fields!r} of shape {shape!r}. Give whole numbers: "
+            "estimate((64, 64, 64), 'float64', fields=3)."
+        ) from None
+    if not is_precise(kind) or not lengths or min(lengths) < 1 or count < 1:
         raise DataError(
             f"{where}: {fields} fields of shape {lengths} and dtype {kind}. Give one or more, of a "
-            "shape without zeros and a real or complex dtype."
+            "shape without zeros and a real or complex dtype of single or double precision. "
+            "Others are converted: field.astype('float64')."
         )
-    own = tuple(int(axis) % len(lengths) for axis in axes)
+    axes = checked_axes(where, axes)
+    own = tuple(axis % len(lengths) for axis in axes)
     inside = all(-len(lengths) <= axis < len(lengths) for axis in axes)
     if not 1 <= len(own) <= 3 or len(set(own)) < len(own) or not inside:
         raise DataError(

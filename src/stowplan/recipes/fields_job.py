@@ -13,15 +13,20 @@ from numpy.typing import NDArray
 
 from stowplan.adapters import Adapter, get_adapter
 from stowplan.declaration import Kernel
-from stowplan.errors import DataError
+from stowplan.errors import DataError, FrameworkError
 from stowplan.fourier import is_short
 from stowplan.kernels import fields as kernels
 from stowplan.memory import Budget, resolve_budget
 from stowplan.planners.batches import Plan
 from stowplan.ragged import Ragged
-from stowplan.recipes.fields_checks import check_finite, check_mean, checked_spacing
+from stowplan.recipes.fields_checks import (
+    check_finite,
+    check_mean,
+    checked_axes,
+    checked_spacing,
+)
 from stowplan.recipes.fields_rings import Rings
-from stowplan.recipes.fields_store import FieldStore, open_fields
+from stowplan.recipes.fields_store import FieldStore, ScaledField, open_fields
 from stowplan.runs.engine import saved_plan
 from stowplan.runs.execution import run
 from stowplan.runs.places import Place, find_places
@@ -140,7 +145,9 @@ class FieldJob:
         own = _checked_axes(where, axes, opened)
         steps = _three(where, spacing, own)
         source = get_adapter(opened.framework or "numpy")
-        like = source.asarray(np.zeros(1), opened.device or source.devices()[0])
+        like = source.asarray(
+            np.zeros(1, _real_dtype(opened.dtype)), opened.device or source.devices()[0]
+        )
         _, target = find_places(where, [like], on, device)
         limit = resolve_budget(
             budget, lambda: target.free_bytes(where), where, device=str(target.device)
@@ -157,7 +164,10 @@ class FieldJob:
         """Give a centre along x, y and z, from one number for each axis in space."""
         if centre is None:
             return None
-        given = np.asarray(centre, np.float64)
+        try:
+            given = np.asarray(centre, np.float64)
+        except (TypeError, ValueError):
+            given = np.asarray(np.nan)
         if given.shape != (len(self.axes),):
             raise DataError(
                 f"{self.where}: centre={centre!r}; give {len(self.axes)} numbers in cells, one for "
@@ -195,28 +205,91 @@ class FieldJob:
         resume: str | PathLike[str] | None,
         progress: bool,
         rings: Sequence[Rings],
+        *,
+        scaled: bool = True,
         **shared: Any,
     ) -> tuple[list[tuple[Rings, NDArray[Any], int]], Plan | None]:
-        """Sum each field over its rings; give these, the sums and the lines that were summed."""
+        """Sum each field over its rings; give these, the sums and the lines that were summed.
+
+        Where sums are out of range a field is summed again, ``scaled``.
+        """
         wide = np.complex128 if kernel is kernels.radial and self.store.dtype.kind == "c" else float
         sums = [np.zeros(len(ring.counts), wide) for ring in rings]
         large = self._larger_than_budget()
-        for number in large:
-            from stowplan.recipes.fields_large import radial_of_large, spectrum_of_large
+        if large:
+            from stowplan.recipes.fields_large import sum_large  # most fields are small
 
-            of_large = spectrum_of_large if kernel is kernels.spectrum else radial_of_large
-            sums[number] += of_large(self, number, rings[number], check)
+            found = sum_large(self, large, kernel, rings, check=check, resume=resume)
+            for number, part in found.items():
+                sums[number] += part
         blocks = [block for block in self._cut_to_sum(kernel, rows) if block.field not in large]
         rules = [check_finite] if check else []
         if blocks:
-            found = self._run(kernel, blocks, rules, rows, resume, progress, **shared)
-            for block, part in zip(blocks, found, strict=True):
+            parts = self._run(kernel, blocks, rules, rows, resume, progress, **shared)
+            for block, part in zip(blocks, parts, strict=True):
                 sums[block.field] += part
+        if scaled:
+            for number in range(len(sums)):
+                sums[number] = self._in_range(number, kernel, sums[number], rings[number], shared)
         lines = [
             math.prod(field.shape) // math.prod(grid)
             for field, grid in zip(self.store.fields, self.grids, strict=True)
         ]
         return list(zip(rings, sums, lines, strict=True)), self.plan
+
+    def _in_range(
+        self,
+        number: int,
+        kernel: Kernel,
+        sums: NDArray[Any],
+        rings: Rings,
+        shared: dict[str, Any],
+    ) -> NDArray[Any]:
+        """Sum a field anew, scaled by a power of two, where its sums left the range of its dtype.
+
+        Powers are squares: those of float32 leave it above 1e19, and lose digits below 1e-12.
+        """
+        field, power = self.store.fields[number], 2 if kernel is kernels.spectrum else 1
+        limits = np.finfo(field.dtype)
+        least = float(limits.tiny) / float(limits.eps) ** 2 * math.prod(field.shape)
+        if np.isfinite(sums).all() and (power == 1 or sums.sum() > least):
+            return sums
+        peak = self._peak(field)
+        if peak == 0 or not math.isfinite(peak):
+            return sums
+        exponent = math.frexp(peak)[1]
+        if power == 1:  # only too much is out of range
+            exponent += math.prod(field.shape).bit_length()
+        again = FieldJob(
+            self.where,
+            FieldStore([ScaledField(field, -exponent)], single=True,
+                       framework=self.store.framework, device=self.store.device),
+            self.spacing, self.axes, self.target, self.budget, self.given,
+        )  # fmt: skip
+        found = again.sums(kernel, False, None, None, False, [rings], scaled=False, **shared)
+        with np.errstate(over="ignore", under="ignore"):
+            sums = found[0][0][1]
+            for _ in range(power):
+                for part in (exponent // 2, exponent - exponent // 2):
+                    sums = sums * math.ldexp(1.0, part)
+        if not np.isfinite(sums).all() or (power == 2 and sums.sum() < np.finfo(float).tiny):
+            raise DataError(
+                f"{self.where}: field {number} ({field.name}) has values up to {peak:.3g}, and its "
+                f"sums leave the range of float64. Scale it, field / {peak:.1g}, and the sums back."
+            )
+        return sums
+
+    def _peak(self, field: Any) -> float:
+        """Give the largest modulus of real and imaginary parts; inf where one is not finite."""
+        peak = 0.0
+        shape = tuple(field.shape)
+        most = min(HOST_BLOCK_BYTES, self.budget.bytes // BLOCKS)
+        for block in cut_fields([shape], (), field.dtype.itemsize, most):
+            values = np.asarray(field.read_region(block.index))
+            for part in (values.real, values.imag) if values.dtype.kind == "c" else (values,):
+                one = float(np.abs(part).max())
+                peak = max(peak, one if math.isfinite(one) else math.inf)
+        return peak
 
     def _run(
         self,
@@ -229,12 +302,18 @@ class FieldJob:
         out: Any = None,
         **shared: Any,
     ) -> Any:
-        source = FieldBlocks(self.store.fields, blocks, self.axes, self._check(rules))
+        check = self._check(rules, resume)
+        source = FieldBlocks(self.store.fields, blocks, self.axes, check)
         source.read_ahead()
         name = kernel.arguments[0]
         data = {name: Ragged.from_layout(source, source.layout)}
         place = {"on": self.target.adapter.name, "device": self.target.device}
         shared = {**shared, "spacing": np.asarray(self.spacing)}
+        dtype = self._dtype_of_numbers()
+        shared = {
+            name: value.astype(dtype) if isinstance(value, np.ndarray) else value
+            for name, value in shared.items()
+        }
         self.plan = saved_plan(resume, self.given)
         if self.plan is None:
             self.plan = plan(
@@ -245,26 +324,48 @@ class FieldJob:
             kernel, data, self.plan, **place, out=out, resume=resume, progress=progress, **shared
         )
 
-    def _check(self, rules: Sequence[Rule]) -> Callable[[Any, Block, NDArray[Any]], None] | None:
+    def _dtype_of_numbers(self) -> np.dtype[Any]:
+        """Give float64 where the framework has it, or else the real dtype of the fields."""
+        wide = np.dtype(np.float64)
+        try:
+            self.target.adapter.asarray(np.zeros(1, wide), self.target.device)
+        except (FrameworkError, TypeError):
+            return _real_dtype(self.store.dtype)
+        return wide
+
+    def _check(
+        self, rules: Sequence[Rule], resume: str | PathLike[str] | None
+    ) -> Callable[[Any, Block, NDArray[Any]], None] | None:
         """Give what looks at each block that was read."""
         if not rules:
             return None
 
         def check(field: Any, block: Block, values: NDArray[Any]) -> None:
             begin = [part.start for part in block.index]
-            for rule in rules:
-                if rule is check_mean:
-                    others = [axis for axis in range(values.ndim) if axis not in self.axes]
-                    turned = values.transpose([*self.axes, *others])
-                    turned = turned.reshape(
-                        [*turned.shape[: len(self.axes)], *[1] * (3 - len(self.axes)),
-                         *turned.shape[len(self.axes) :]]
-                    )  # fmt: skip
-                    rule(self.where, field.name, turned, [begin[axis] for axis in others])
-                else:
-                    rule(self.where, field.name, values, begin)
+            try:
+                for rule in rules:
+                    if rule is check_mean:
+                        turned, others = self._in_space_first(values)
+                        places = [begin[axis] for axis in others]
+                        rule(self.where, field.name, turned, places, self.axes)
+                    else:
+                        rule(self.where, field.name, values, begin)
+            except DataError as error:
+                if resume is None:
+                    raise
+                raise DataError(
+                    f"{error} Mended fields are other data, and no run goes on with them: name "
+                    "another folder, resume='new-folder'."
+                ) from None
 
         return check
+
+    def _in_space_first(self, values: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
+        """Give values of a field with three axes in space in front of the others, and these."""
+        others = [axis for axis in range(values.ndim) if axis not in self.axes]
+        turned = values.transpose([*self.axes, *others])
+        lengths, rest = turned.shape[: len(self.axes)], turned.shape[len(self.axes) :]
+        return turned.reshape([*lengths, *[1] * (3 - len(lengths)), *rest]), others
 
     def _larger_than_budget(self) -> list[int]:
         """Number the fields of which not even a few blocks of one line fit."""
@@ -293,6 +394,10 @@ def slab_budget(budget: int) -> int:
     return max(budget // SLAB_SHARE, 1)
 
 
+def _real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.empty(0, dtype).real.dtype.newbyteorder("=")
+
+
 def _grid(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:
     x, y, z = (*(shape[axis] for axis in axes), *[1] * (3 - len(axes)))
     return x, y, z
@@ -300,22 +405,22 @@ def _grid(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:
 
 def _checked_axes(where: str, axes: Sequence[int], store: FieldStore) -> tuple[int, ...]:
     """Give axes from 0, the same for all fields."""
-    given = tuple(int(axis) for axis in axes)
+    given = checked_axes(where, axes)
     first: tuple[int, ...] | None = None
     for number, field in enumerate(store.fields):
         ndim = len(field.shape)
         if not 1 <= len(given) <= 3 or any(not -ndim <= axis < ndim for axis in given):
             raise DataError(
-                f"{where}: axes={tuple(axes)} for field {number} ({field.name}) of shape "
+                f"{where}: axes={given} for field {number} ({field.name}) of shape "
                 f"{tuple(field.shape)}. Name one to three of its axes, those in space: "
                 f"axes={tuple(range(min(ndim, 3)))}."
             )
         own = tuple(axis % ndim for axis in given)
         if len(set(own)) < len(own):
-            raise DataError(f"{where}: axes={tuple(axes)} names an axis twice.")
+            raise DataError(f"{where}: axes={given} names an axis twice.")
         if first is not None and own != first:
             raise DataError(
-                f"{where}: axes={tuple(axes)} are {own} in field {number} and {first} in field 0, "
+                f"{where}: axes={given} are {own} in field {number} and {first} in field 0, "
                 "which has another number of axes. Count them from the front."
             )
         first = own
@@ -327,9 +432,12 @@ def _three(
     where: str, spacing: float | Sequence[float], axes: tuple[int, ...]
 ) -> tuple[float, float, float]:
     """Give the spacing along x, y and z, from a number or one for each axis in space."""
-    given = np.asarray(spacing)
+    try:
+        given = np.asarray(spacing)
+    except ValueError:  # lists of unequal lengths: refused below
+        return checked_spacing(where, spacing)
     if given.shape == (len(axes),):
-        given = np.concatenate([given, np.ones(3 - len(axes))])
+        given = np.concatenate([given, np.ones(3 - len(axes), given.dtype)])
     elif given.ndim:
         raise DataError(
             f"{where}: spacing={spacing!r}; give one number, or {len(axes)}, one for each of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from os import PathLike
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stowplan.errors import BudgetError
-from stowplan.kernels.fields import ring_numbers
+from stowplan.errors import BudgetError, PlanError
+from stowplan.kernels.fields import ring_numbers, spectrum
 from stowplan.memory import show_bytes
 from stowplan.planners.pencils import PencilPlan, least_slab_bytes, plan_pencils
 from stowplan.recipes.fields_checks import check_finite, check_mean, refuse_mean
 from stowplan.recipes.fields_job import SLAB_SHARE, slab_budget
-from stowplan.recipes.fields_pencils import RieszFactor, run_pencils
+from stowplan.recipes.fields_pencils import RieszFactor, cut_regions, run_pencils
 from stowplan.recipes.fields_rings import Rings, distances, wave_numbers
 from stowplan.runs.fingerprints import digest
 from stowplan.runs.side_by_side import progress_of
@@ -31,14 +31,21 @@ from stowplan.stores.scratch import Scratch
 from stowplan.stores.space import require_space
 
 if TYPE_CHECKING:
+    from stowplan.declaration import Kernel
     from stowplan.recipes.fields_job import FieldJob, Rule
 
-__all__ = ["radial_of_large", "solve_large", "spectrum_of_large"]
+__all__ = ["solve_large", "sum_large"]
 
 Region = tuple[slice, ...]
 
-READ_SHARE = 8
-"""What is read to be summed takes one part in so many of a budget."""
+READ_SHARE = 4
+"""What is read, with what its sums take, is one part in so many of a budget."""
+SUM_BYTES = 64
+"""Of sums, weights, distances and numbers of rings for each point in space of what was read."""
+PART_BYTES = 1 << 20
+"""Of a slab whose squares are taken at a time."""
+MOST_EXPONENT = 1000
+"""Of the power of two that values are multiplied by: it is finite, and so is its inverse."""
 
 
 def solve_large(
@@ -75,7 +82,7 @@ def solve_large(
                 if plan.scratch_bytes:
                     assert scratch is not None
                     held = scratch.create(plan.modes_shape, _complex(job.store.dtype))
-                factor = RieszFactor(plan, job.spacing, mu=mu, beta=beta, lam=lam)
+                factor = RieszFactor(plan, _spacing_of(job), mu=mu, beta=beta, lam=lam)
                 run_pencils(
                     plan, source, target, factor=factor, between=held,
                     done=partial(_moved, advance, source),
@@ -87,20 +94,57 @@ def solve_large(
                     folder.record(number, _checksum(target, job), size, target.name)
 
 
+def _spacing_of(job: FieldJob) -> tuple[float, float, float]:
+    """Give spacings in the order of the axes of a plan, which are sorted."""
+    count = len(job.axes)
+    paired = sorted(zip(job.axes, job.spacing[:count], strict=True))
+    x, y, z = (*(step for _, step in paired), *job.spacing[count:])
+    return x, y, z
+
+
 def _moved(advance: Callable[[int], object], source: _Watched, size: int) -> None:
     """Note bytes that were read and written, and look at the field once all of it was read."""
     advance(size)
     source.judge()
 
 
-def spectrum_of_large(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
+def sum_large(
+    job: FieldJob,
+    numbers: Sequence[int],
+    kernel: Kernel,
+    rings: Sequence[Rings],
+    *,
+    check: bool,
+    resume: str | PathLike[str] | None,
+) -> dict[int, NDArray[Any]]:
+    """Sum some fields of a job over shells of |k| or bins of the distance.
+
+    With a folder to resume, fields that are done are not read again.
+    """
+    of_large = _spectrum_of if kernel is spectrum else _radial_of
+    own = [(r.shape, r.spacing, r.width, r.centre) for r in (rings[number] for number in numbers)]
+    found = {}
+    with _folder(job, numbers, resume, kernel.name, own) as folder:
+        done = {} if folder is None else folder.readable()
+        for number in numbers:
+            if number in done:
+                (found[number],) = done[number][0]
+                continue
+            found[number] = of_large(job, number, rings[number], check)
+            if folder is not None:
+                folder.save(number, [found[number]])
+    return found
+
+
+def _spectrum_of(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
     """Sum the power of one field over shells, its modes on disk."""
     plan = _planned(job, number, "forward")
     size = math.prod(plan.modes_shape) * plan.itemsize
     with Scratch(None, job.where) as scratch:
         require_space([(scratch.folder, size, "the modes of a field")], job.where)
         modes = scratch.create(plan.modes_shape, _complex(job.store.dtype))
-        run_pencils(plan, _Watched(job, number, [check_finite] if check else []), modes)
+        with np.errstate(over="ignore", invalid="ignore"):  # such sums are made again, scaled
+            run_pencils(plan, _Watched(job, number, [check_finite] if check else []), modes)
         shape = job.grids[number]
         halved = None if plan.halved is None else job.axes.index(plan.halved)
         waves = [
@@ -111,10 +155,17 @@ def spectrum_of_large(job: FieldJob, number: int, rings: Rings, check: bool) -> 
         if halved is not None:
             n = shape[halved]
             weights[halved][1 : (n + 1) // 2] = 2  # the other half is their mirror image
-        return _summed(job, modes, rings, waves, weights, lambda a: a.real**2 + a.imag**2, float)
+        return _summed(job, modes, rings, waves, weights, _power, float)
 
 
-def radial_of_large(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
+def _power(modes: NDArray[Any]) -> NDArray[np.float64]:
+    """Give |a|^2 in float64: squares of float32 underflow below 1e-19 and overflow above 1e19."""
+    power: NDArray[np.float64] = np.square(modes.real, dtype=np.float64)
+    power += np.square(modes.imag, dtype=np.float64)
+    return power
+
+
+def _radial_of(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArray[Any]:
     """Sum one field over bins of the distance."""
     assert rings.centre is not None
     away = distances(rings.shape, rings.spacing, rings.centre)
@@ -136,7 +187,13 @@ def _summed(
     axes = job.axes
     total: NDArray[Any] = np.zeros(len(rings.counts), dtype)
     most = job.budget.bytes // READ_SHARE
-    for region in _regions(source.shape, source.dtype.itemsize, most):
+    wide = int(source.dtype.itemsize) + 2 * np.dtype(dtype).itemsize
+
+    def size(lengths: Sequence[int]) -> int:
+        points = math.prod(lengths[axis] for axis in axes)
+        return wide * math.prod(lengths) + SUM_BYTES * points
+
+    for region in cut_regions(source.shape, size, most):
         values = values_of(source.read_region(region))
         others = tuple(axis for axis in range(values.ndim) if axis not in axes)
         sums = values.sum(axis=others, dtype=dtype)
@@ -164,7 +221,7 @@ class _Watched:
         wide = np.complex128 if self.dtype.kind == "c" else np.float64
         means = check_mean in rules
         self.sums = np.zeros([self.shape[a] for a in self.others], wide) if means else None
-        self.squares = 0.0
+        self.squares, self.exponent = 0.0, -MOST_EXPONENT  # both sums are of values / 2^exponent
         self.left = math.prod(self.shape)
 
     def read_region(self, index: Region, into: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -174,12 +231,39 @@ class _Watched:
         if self.finite:
             check_finite(self.job.where, self.field.name, values, begin)
         if self.sums is not None:
-            place = tuple(index[axis] for axis in self.others)
-            self.sums[place] += values.sum(axis=self.job.axes, dtype=self.sums.dtype)
-            flat = values.reshape(-1)
-            self.squares += float(np.vdot(flat, flat).real)
+            self._add(values, self.sums, [part.start for part in index])
         self.left -= values.size
         return values
+
+    def _add(self, values: NDArray[Any], sums: NDArray[Any], begin: Sequence[int]) -> None:
+        """Add values and their squares to the sums, by parts, in float64."""
+
+        def size(lengths: Sequence[int]) -> int:
+            return 2 * sums.itemsize * math.prod(lengths)
+
+        most = min(PART_BYTES, values.nbytes // READ_SHARE)
+        for index in cut_regions(values.shape, size, most):
+            part = values[index]
+            self._scale_to(float(np.abs(part).max()))
+            scaled = np.multiply(part, 2.0**-self.exponent, dtype=sums.dtype)
+            place = tuple(
+                slice(begin[axis] + index[axis].start, begin[axis] + index[axis].stop)
+                for axis in self.others
+            )
+            sums[place] += scaled.sum(axis=self.job.axes)
+            flat = scaled.reshape(-1)
+            self.squares += float(np.vdot(flat, flat).real)
+
+    def _scale_to(self, peak: float) -> None:
+        """Divide all sums so far by a power of two that brings a larger value near 1."""
+        if not (math.isfinite(peak) and peak > 0) or self.sums is None:
+            return
+        exponent = min(math.frexp(peak)[1], MOST_EXPONENT)
+        if exponent > self.exponent:
+            less = math.ldexp(1.0, self.exponent - exponent)
+            self.sums *= less
+            self.squares *= less**2
+            self.exponent = exponent
 
     def write_region(self, index: Region, values: NDArray[Any]) -> None:
         """Refuse: fields are read."""
@@ -189,9 +273,12 @@ class _Watched:
         """Refuse a mean, once all of the field was read."""
         if self.sums is not None and self.left == 0:
             cells = math.prod(self.job.grids[self.job.store.fields.index(self.field)])
-            rms = math.sqrt(self.squares / math.prod(self.shape))
-            means = np.abs(self.sums) / cells
-            refuse_mean(self.job.where, self.field.name, means, rms, cells, self.dtype, [])
+            scale = 2.0**self.exponent
+            rms = math.sqrt(self.squares / math.prod(self.shape)) * scale
+            means = np.abs(self.sums) / cells * scale
+            refuse_mean(
+                self.job.where, self.field.name, means, rms, cells, self.dtype, [], self.job.axes
+            )
             self.sums = None
 
 
@@ -225,39 +312,29 @@ def _complex(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.result_type(dtype, np.complex64)
 
 
-def _regions(shape: Sequence[int], itemsize: int, most: int) -> Iterator[Region]:
-    """Cut an array into regions of at most so many bytes, or of one number, in its order."""
-    if math.prod(shape) * itemsize <= most or not shape:
-        yield tuple(slice(0, length) for length in shape)
-        return
-    inner = math.prod(shape[1:]) * itemsize
-    if inner > most:
-        for first in range(shape[0]):
-            for rest in _regions(shape[1:], itemsize, most):
-                yield (slice(first, first + 1), *rest)
-        return
-    step = most // inner
-    for first in range(0, shape[0], step):
-        last = min(first + step, shape[0])
-        yield (slice(first, last), *(slice(0, length) for length in shape[1:]))
-
-
 def _folder(
     job: FieldJob,
     numbers: Sequence[int],
     resume: str | PathLike[str] | None,
-    mu: float,
-    beta: float,
-    lam: float,
+    *about: Any,
 ) -> Any:
-    """Open the folder of what is done: beside that of the fields that are cut into blocks."""
+    """Open the folder of what is done: beside that of the fields that are cut into blocks.
+
+    ``about`` is what the results depend on beside fields, spacing and axes.
+    """
     if resume is None:
         return nullcontext()
     parts = {f"field {number}": job.store.fields[number].identity() for number in numbers}
-    parts["the numbers"] = (job.spacing, job.axes, mu, beta, lam)
+    parts["the numbers"] = (_spacing_of(job), tuple(sorted(job.axes)), *about)
     identity = {name: digest(value) for name, value in parts.items()}
     path = Path(resume)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"{job.where}: resume={str(path)!r} is no folder of a run and none can be made there: "
+            f"{error}."
+        ) from error
     return RunFolder(path / LARGE, identity, job.where, batches=len(numbers))
 
 
@@ -268,7 +345,11 @@ def _is_done(folder: RunFolder, number: int, target: Any, job: FieldJob) -> bool
 
 def _checksum(target: Any, job: FieldJob) -> int:
     total = 0
-    for region in _regions(target.shape, target.dtype.itemsize, job.budget.bytes // READ_SHARE):
+
+    def size(lengths: Sequence[int]) -> int:
+        return int(target.dtype.itemsize) * math.prod(lengths)
+
+    for region in cut_regions(target.shape, size, job.budget.bytes // READ_SHARE):
         values = np.ascontiguousarray(target.read_region(region))
         total = zlib.crc32(bytes_view(values), total)
     return total

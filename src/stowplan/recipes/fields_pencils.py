@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +16,12 @@ from stowplan.planners.pencils import PencilPass, PencilPlan
 from stowplan.recipes.fields_checks import check_numbers, checked_spacing
 from stowplan.recipes.fields_rings import Spacing, wave_numbers
 
-__all__ = ["Regions", "RieszFactor", "run_pencils"]
+__all__ = ["Regions", "RieszFactor", "cut_regions", "run_pencils"]
 
 Region = tuple[slice, ...]
-_PLANE_BYTES = 1 << 20  # of the factor that exists at a time
+_FACTOR_BYTES = 1 << 20  # of the factor that exists at a time, with what it is computed from
+_FACTOR_POINT_BYTES = 64  # |k|^2, its power, the symbol, its inverse, masks, and what casts hold
+_FACTOR_SHARE = 4  # and it is no more than this part of a slab
 
 
 class Regions(Protocol):
@@ -39,7 +42,7 @@ class RieszFactor:
     plan : PencilPlan
         Its axes, three at most, are those of space; of a real field half of one is kept.
     spacing : number or three
-        Along these axes.
+        Along these axes, in the order of the plan: from the first axis of the field to the last.
     mu, beta, lam : float
         As of `stowplan.kernels.fields.riesz`.
 
@@ -122,8 +125,8 @@ def run_pencils(
 
     Notes
     -----
-    One slab is in memory at a time, in arrays that all passes share: ``plan.slab_bytes``, and 1 MiB
-    of the factor. All transforms are "ortho".
+    One slab is in memory at a time, in arrays that all passes share: ``plan.slab_bytes``, and at
+    most 1 MiB of the factor. All transforms are "ortho".
     """
     if (factor is not None) != (plan.kind == "solve"):
         raise DataError(
@@ -149,15 +152,13 @@ def run_pencils(
 
 
 class _Slabs:
-    """Flat arrays that hold the slabs of all passes."""
+    """Memory that holds the slabs of all passes: of each its modes, and behind them real values."""
 
     def __init__(self, plan: PencilPlan) -> None:
         self.plan = plan
-        dtype = np.dtype(np.complex128 if plan.itemsize == 16 else np.complex64)
-        self.modes = np.empty(max(math.prod(one.slab) for one in plan.passes), dtype)
-        ends = [one for one in plan.passes if one.real_in or one.real_out]
-        most = max((math.prod(self._real_shape(one.slab)) for one in ends), default=0)
-        self.values = np.empty(most, self.modes.real.dtype)
+        self.dtype = np.dtype(np.complex128 if plan.itemsize == 16 else np.complex64)
+        real = np.dtype(np.float64 if plan.itemsize == 16 else np.float32)
+        self.held = np.empty(plan.slab_bytes // real.itemsize, real)
 
     def carry(
         self,
@@ -169,11 +170,12 @@ class _Slabs:
     ) -> int:
         """Read, transform and write one slab; give the bytes moved."""
         shape = tuple(part.stop - part.start for part in region)
-        modes = self.modes[: math.prod(shape)].reshape(shape)
+        ends = 2 * math.prod(shape)
+        modes = self.held[:ends].view(self.dtype).reshape(shape)
         values, in_values = None, region
         if one.real_in or one.real_out:
             whole = self._real_shape(shape)
-            values = self.values[: math.prod(whole)].reshape(whole)
+            values = self.held[ends : ends + math.prod(whole)].reshape(whole)
             in_values = tuple(
                 slice(0, n) if axis == self.plan.halved else part
                 for axis, (n, part) in enumerate(zip(whole, region, strict=True))
@@ -186,8 +188,8 @@ class _Slabs:
         for axis in self._complex_axes(one.forward, one.real_in):
             np.fft.fft(modes, axis=axis, norm="ortho", out=modes)
         if one.turns and factor is not None:
-            for part, planes in _planes(region):
-                modes[part] *= factor(planes)
+            for part in _factor_parts(shape, self.plan.axes, modes.nbytes):
+                modes[part] *= factor(_moved_by(region, part))
         for axis in reversed(list(self._complex_axes(one.inverse, one.real_out))):
             np.fft.ifft(modes, axis=axis, norm="ortho", out=modes)
         if not (one.real_out and values is not None):
@@ -208,11 +210,56 @@ class _Slabs:
         return tuple(n if axis == self.plan.halved else m for axis, (m, n) in lengths)
 
 
-def _planes(region: Region) -> Iterator[tuple[slice, Region]]:
-    """Cut a region along its first axis: where that lies in the slab, and in the modes."""
-    first, *others = region
-    plane = 8 * math.prod(part.stop - part.start for part in others)
-    step = max(1, _PLANE_BYTES // max(plane, 1))
-    for start in range(first.start, first.stop, step):
-        stop = min(start + step, first.stop)
-        yield slice(start - first.start, stop - first.start), (slice(start, stop), *others)
+def cut_regions(
+    shape: Sequence[int],
+    size: Callable[[Sequence[int]], int],
+    most: int,
+    axes: Sequence[int] | None = None,
+) -> Iterator[Region]:
+    """Cut an array into regions of at most so many bytes, or of one number, in its order.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    size : callable
+        From the shape of a region to its bytes, which grow no faster than any length.
+    most : int
+        Bytes of a region.
+    axes : sequence of int, optional
+        Those to cut, the first as far as it must be before the next; all from the first on by
+        default, so that regions are contiguous.
+
+    Examples
+    --------
+    >>> [part[1] for part in cut_regions((1, 5), lambda region: 8 * region[0] * region[1], 16)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    lengths = list(shape)
+    for axis in range(len(shape)) if axes is None else axes:
+        if size(lengths) <= most:
+            break
+        lengths[axis] = 1
+        lengths[axis] = min(shape[axis], max(1, most // max(size(lengths), 1)))
+    yield from product(
+        *(
+            [slice(start, min(start + step, n)) for start in range(0, n, step)]
+            for n, step in zip(shape, lengths, strict=True)
+        )
+    )
+
+
+def _factor_parts(shape: Sequence[int], axes: Sequence[int], slab_bytes: int) -> Iterator[Region]:
+    """Cut a slab along axes in space: each part has its own factor, which all its lines share."""
+
+    def size(lengths: Sequence[int]) -> int:
+        return _FACTOR_POINT_BYTES * math.prod(lengths[axis] for axis in axes)
+
+    return cut_regions(shape, size, min(_FACTOR_BYTES, slab_bytes // _FACTOR_SHARE), axes)
+
+
+def _moved_by(region: Region, part: Region) -> Region:
+    """Give the place in the modes of a part of a slab."""
+    return tuple(
+        slice(whole.start + own.start, whole.start + own.stop)
+        for whole, own in zip(region, part, strict=True)
+    )

@@ -270,17 +270,25 @@ def _counted(
 def _count(
     shape: tuple[int, int, int], width: float, axes: tuple[bytes, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Count plane by plane, so that a grid larger than memory is counted too."""
-    x, y, z = (np.frombuffer(axis) for axis in axes)
+    """Count some planes at a time, so that a grid larger than memory is counted too.
+
+    Planes across the longest axis are the smallest. As many are counted together as have the points
+    of all rings: the time is that of the points, however long a line is.
+    """
+    x, y, z = sorted((np.frombuffer(axis) for axis in axes), key=len, reverse=True)
     rings = ring_count(*shape)
     counts, sums = np.zeros(rings, np.int64), np.zeros(rings)
     across = y[:, None] ** 2 + z**2
     same, times = np.unique(x, return_counts=True)  # opposite planes are alike
-    for place, often in zip(same, times, strict=True):
-        numbers = ring_numbers(np.asarray([place]), y, z, width).reshape(-1)
-        counts += often * np.bincount(numbers, minlength=rings)
-        away = np.sqrt(place**2 + across).reshape(-1)
-        sums += often * np.bincount(numbers, away, minlength=rings)
+    step = -(-rings // across.size)
+    for start in range(0, len(same), step):
+        planes, often = same[start : start + step], times[start : start + step, None, None]
+        numbers = ring_numbers(planes, y, z, width)
+        weights = np.broadcast_to(often, numbers.shape).reshape(-1)
+        away = (often * np.sqrt(planes[:, None, None] ** 2 + across)).reshape(-1)
+        numbers = numbers.reshape(-1)
+        counts += np.bincount(numbers, weights, minlength=rings).astype(np.int64)
+        sums += np.bincount(numbers, away, minlength=rings)
     with np.errstate(invalid="ignore"):
         places = sums / counts
     for array in (counts, places):

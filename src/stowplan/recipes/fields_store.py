@@ -15,9 +15,18 @@ from stowplan.errors import DataError
 from stowplan.stores.arrays import is_stored, open_array
 from stowplan.stores.listing import list_arrays
 
-__all__ = ["ArrayField", "FieldOfFile", "FieldOfStack", "FieldStore", "open_fields"]
+__all__ = [
+    "ArrayField",
+    "FieldOfFile",
+    "FieldOfStack",
+    "FieldStore",
+    "ScaledField",
+    "is_precise",
+    "open_fields",
+]
 
 Region = tuple[slice, ...]
+_PRECISIONS = "a transform needs real or complex numbers of single or double precision."
 
 
 class ArrayField:
@@ -92,6 +101,35 @@ class FieldOfFile(FieldOfStack):
         self.stack.write_columns(self.number * size + first, columns, size // len(columns[0]))
 
 
+class ScaledField:
+    """A field times a power of two, which rounds nothing that counts beside its peak."""
+
+    def __init__(self, field: Any, exponent: int) -> None:
+        self.field = field
+        self.exponent = exponent
+        self.name = field.name
+        self.shape = tuple(field.shape)
+        self.dtype = field.dtype
+
+    def read_region(self, index: Region, into: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Give a hyper-rectangle."""
+        if into is None:
+            into = np.empty([part.stop - part.start for part in index], self.dtype)
+        self.field.read_region(index, into)
+        half = self.exponent // 2  # all at once may leave the range of the dtype
+        into *= math.ldexp(1.0, half)
+        into *= math.ldexp(1.0, self.exponent - half)
+        return into
+
+    def identity(self) -> tuple[Any, ...]:
+        """Give what the field gives, and the scale."""
+        return (self.exponent, *self.field.identity())
+
+    def close(self) -> None:
+        """Close the field."""
+        self.field.close()
+
+
 class FieldStore:
     """Fields to be read, by number.
 
@@ -125,6 +163,15 @@ class FieldStore:
             field.close()
 
 
+def is_precise(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers are real or complex, of single or double precision.
+
+    >>> [is_precise(np.dtype(name)) for name in ("f2", "f4", "c16", "i8")]
+    [False, True, True, False]
+    """
+    return dtype.itemsize in {"f": (4, 8), "c": (8, 16)}.get(dtype.kind, ())
+
+
 def open_fields(store: Any, where: str) -> FieldStore:
     """Open fields for reading.
 
@@ -141,7 +188,8 @@ def open_fields(store: Any, where: str) -> FieldStore:
     Raises
     ------
     DataError
-        For a store without fields, one that is no array of numbers, and fields of two dtypes.
+        For a store without fields, one that is no array of numbers, a masked array, fields of two
+        dtypes, and one that is neither of single nor of double precision.
     """
     parts, single = list_arrays(store, where)
     if not parts:
@@ -149,6 +197,11 @@ def open_fields(store: Any, where: str) -> FieldStore:
     fields: list[Any] = []
     places = set()
     for number, part in enumerate(parts):
+        if isinstance(part, np.ma.MaskedArray):
+            raise DataError(
+                f"{where}: field {number} is a masked array, and a transform takes all values. "
+                "Say what the masked ones are: field.filled(0)."
+            )
         if is_array_api_obj(part) and not isinstance(part, np.memmap):
             adapter = get_adapter(framework_of([part]) or "numpy")
             if adapter.requires_grad(part):
@@ -157,7 +210,7 @@ def open_fields(store: Any, where: str) -> FieldStore:
                     "Detach it, or run the kernel: sp.run(stowplan.kernels.fields.riesz, ...)."
                 )
             places.add((adapter.name, str(adapter.device_of(part)), adapter.device_of(part)))
-            fields.append(ArrayField(np.asarray(adapter.to_host(part)), f"field {number}"))
+            fields.append(ArrayField(_on_host(where, adapter, part, number), f"field {number}"))
         elif is_stored(part):
             fields.append(open_array(part, where))
         else:
@@ -174,6 +227,15 @@ def open_fields(store: Any, where: str) -> FieldStore:
     return FieldStore(fields, single=single, framework=framework, device=device)
 
 
+def _on_host(where: str, adapter: Any, part: Any, number: int) -> NDArray[Any]:
+    """Give an array of any framework in NumPy, in the byte order of the machine."""
+    try:
+        found = np.asarray(adapter.to_host(part))
+    except DataError as error:  # a dtype that NumPy has not
+        raise DataError(f"{where}: field {number}: {error}") from None
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
+
+
 def _refuse_mixed(where: str, fields: Sequence[Any]) -> None:
     first = fields[0]
     for number, field in enumerate(fields):
@@ -182,10 +244,11 @@ def _refuse_mixed(where: str, fields: Sequence[Any]) -> None:
                 f"{where}: field {number} ({field.name}) has dtype {field.dtype}, field 0 "
                 f"({first.name}) has {first.dtype}. Convert them to one first."
             )
-        if field.dtype.kind not in "fc":
+        if not is_precise(field.dtype):
+            wide = "complex128" if field.dtype.kind == "c" else "float64"
             raise DataError(
-                f"{where}: field {number} ({field.name}) has dtype {field.dtype}; a transform "
-                "needs real or complex floating numbers. Convert it: field.astype('float64')."
+                f"{where}: field {number} ({field.name}) has dtype {field.dtype}; {_PRECISIONS} "
+                f"Convert it: field.astype({wide!r})."
             )
         if 0 in field.shape:
             raise DataError(

@@ -33,14 +33,21 @@ class FieldTargets:
         New arrays, which get their names when all is written.
     found : callable
         Gives what the caller gets.
+    folder : Path or None
+        One that was made for the arrays, and goes with them.
     """
 
     def __init__(
-        self, fields: Sequence[Any], made: Sequence[Any], found: Callable[[], Any]
+        self,
+        fields: Sequence[Any],
+        made: Sequence[Any],
+        found: Callable[[], Any],
+        folder: Path | None = None,
     ) -> None:
         self.fields = list(fields)
         self.made = list(made)
         self.found = found
+        self.folder = folder
 
     @classmethod
     def make(
@@ -77,7 +84,7 @@ class FieldTargets:
                     "zarr or h5py."
                 )
             return cls._into(where, store, shapes, open_array(out, where))
-        path = Path(fspath(out).partition("::")[0])
+        path = _checked_path(where, fspath(out))
         _refuse_inputs(where, store, path)
         size = sum(_bytes(shape, store.dtype) for shape in shapes)
         require_space([(path.parent, size, f"output {out}")], where)
@@ -111,6 +118,7 @@ class FieldTargets:
         folder: Path,
         how: dict[str, bool],
     ) -> FieldTargets:
+        new = None if folder.is_dir() else folder
         folder.mkdir(exist_ok=True)
         made: list[Any] = []
         try:
@@ -121,8 +129,9 @@ class FieldTargets:
         except BaseException:
             for array in made:
                 array.close() if how["resumable"] else array.discard()
+            _remove_empty(new)
             raise
-        return cls(made, made, lambda: _one(store, made))
+        return cls(made, made, lambda: _one(store, made), new)
 
     @classmethod
     def _into(
@@ -152,6 +161,33 @@ class FieldTargets:
                 array.close()
             else:
                 array.discard()
+        _remove_empty(self.folder)
+
+
+def _remove_empty(folder: Path | None) -> None:
+    """Remove a folder that was made here, unless something lies in it."""
+    if folder is not None and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _checked_path(where: str, out: str) -> Path:
+    """Give the path of an output: a file of one array, or a folder."""
+    name, inside, inner = out.partition("::")
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if inside and suffix not in ONE_FILE[1:]:
+        raise DataError(
+            f"{where}: out={out!r} names {inner!r} within {name}, which holds one array, or a file "
+            f"for each field. Leave it out, out={name!r}, or take 'name.h5::dataset'."
+        )
+    folder = path.is_dir() or name.endswith(("/", "\\"))
+    if suffix[1:].isalpha() and suffix not in ONE_FILE and not folder:
+        raise DataError(
+            f"{where}: out={out!r} is no kind of file that can be made. Name it 'name.npy', "
+            f"'name.zarr' or 'name.h5::dataset'; a folder of this name ends with a slash: "
+            f"out={name + '/'!r}."
+        )
+    return path
 
 
 def _entries(array: Any, count: int) -> list[FieldOfStack]:
@@ -181,6 +217,8 @@ def _names(store: FieldStore) -> list[str]:
 
 def _refuse_inputs(where: str, store: FieldStore, path: Path) -> None:
     for number, field in enumerate(store.fields):
+        if isinstance(field, ArrayField):  # its name is no path
+            continue
         own = Path(field.name.partition("::")[0])
         same = own.exists() and path.exists() and own.samefile(path)
         if same or (path.is_dir() and own.parent.exists() and own.parent.samefile(path)):
