@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -127,12 +129,16 @@ def test_an_output_that_is_no_array_or_folder_is_refused(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("out", ["run-0.5", "x.old/", "there.d", "plain"])
+@pytest.mark.parametrize("out", ["run-0.5", "run.final", "x.old/", "plain"])
 def test_names_of_folders_may_have_dots(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.d").mkdir()
-    fields.solve(ONES, spacing=1.0, lam=1.0, out=out)
+    fields.solve(ONES, spacing=1.0, lam=1.0, out=Path(out))
     assert (tmp_path / out / "field-0.npy").exists()
+
+
+def test_a_folder_of_outputs_needs_one_that_it_lies_in(tmp_path):
+    with pytest.raises(sp.DataError, match=r"no.such is no folder. Make it first"):
+        fields.solve(ONES, spacing=1.0, lam=1.0, out=tmp_path / "no" / "such" / "folder")
 
 
 @pytest.mark.parametrize("check", [True, False])

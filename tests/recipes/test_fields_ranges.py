@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -84,10 +86,16 @@ def test_powers_of_float32_may_leave_its_range_in_other_frameworks(on):
     np.testing.assert_allclose(found[0].sums, shells_by_fft(field.astype("f8"), 0.5), rtol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-170, 1e160])
-def test_powers_that_float64_does_not_hold_are_refused(scale):
+def test_powers_below_float64_are_0_beside_those_of_other_fields():
+    """As exactly as float64 has it: a snapshot that has died away spoils no others."""
+    found = fields.spectrum([noise(), noise() * 1e-170], spacing=1.0)
+    np.testing.assert_allclose(found[0].sums, fields.spectrum(noise(), spacing=1.0)[0].sums)
+    assert (found[1].sums <= np.finfo(float).tiny).all()
+
+
+def test_powers_that_float64_does_not_hold_are_refused():
     with pytest.raises(sp.DataError, match=r"field 0 .*range of float64. Scale it"):
-        fields.spectrum(noise() * scale, spacing=1.0)
+        fields.spectrum(noise() * 1e160, spacing=1.0)
 
 
 def test_a_field_of_zeros_has_no_power_and_one_that_is_not_finite_no_sums():
@@ -173,3 +181,39 @@ def test_jax_without_x64_takes_float32():
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [
+        ("f4", {"spacing": 1e-7, "mu": 1e-30, "beta": 3.0, "lam": 1e37}),
+        ("f4", {"spacing": 1e-20, "mu": 1e-37, "beta": 1.0, "lam": 1e30}),
+        ("f8", {"spacing": 1e-60, "mu": 1e-300, "beta": 3.0, "lam": 1e100}),
+    ],
+)
+def test_a_power_of_wave_numbers_out_of_range_is_refused_though_it_is_small_beside_lam(dtype, how):
+    with pytest.raises(sp.DataError, match=r"\|k\|\^\(2 beta\) is about 1e"):
+        fields.solve(noise().astype(dtype), **how)
+
+
+@pytest.mark.parametrize("spacing", [1e170, 1e-170])
+def test_wave_numbers_whose_squares_leave_float64_are_taken_slab_by_slab_too(spacing):
+    """With beta = 1/2 the potential is that of spacing 1, times the spacing."""
+    field = np.random.default_rng(3).normal(size=(16, 16, 16))
+    field -= field.mean()
+    wanted = fields.solve(field, spacing=1.0, beta=0.5) * spacing
+    for budget in ("1 GiB", "150 kB"):
+        found = fields.solve(field, spacing=spacing, beta=0.5, budget=budget)
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12 * spacing)
+    sums = fields.spectrum(field, spacing=spacing)[0]
+    unit = fields.spectrum(field, spacing=1.0)[0]
+    np.testing.assert_allclose(sums.wave_numbers, unit.wave_numbers / spacing, rtol=1e-12)
+
+
+def test_numbers_of_any_kind_are_taken_as_floats():
+    wanted = fields.solve(noise(), spacing=1.0, beta=0.5, lam=2.0)
+    for budget in ("1 GiB", "20 kB"):
+        found = fields.solve(
+            noise(), spacing=1.0, beta=Decimal("0.5"), lam=Fraction(2), budget=budget
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-13)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
+import time
+from collections import deque
 from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +226,85 @@ def test_what_a_kernel_encloses_in_containers_counts(make):
         digest(weighted(make(values))) for values in ([2.0, 1.0], [2.0, 1.0], [3.0, 1.0])
     )
     assert first == again != changed
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (bytearray(b"a"), bytearray(b"a"), bytearray(b"b")),
+        (deque([1]), deque([1]), deque([2])),
+        (Decimal(1), Decimal(1), Decimal(2)),
+        (date(2024, 1, 1), date(2024, 1, 1), date(2025, 1, 1)),
+        (Path("a"), Path("a"), Path("b")),
+        ({1: 2}, {1: 2}, {"1": 2}),
+        ({"b": 1, "a": 2}, {"a": 2, "b": 1}, {"a": 1, "b": 2}),
+        ([[1], [2]], [[1], [2]], [[1, 2]]),
+        (np.array(["a", None], object), np.array(["a", None], object), np.array([1], object)),
+        (np.dtype("f4"), np.dtype("f4"), np.dtype("f8")),
+    ],
+)
+def test_values_that_a_kernel_takes_in_any_form_count(one, same, other):
+    def using(value: Any) -> Any:
+        return lambda x: (x, value)
+
+    assert digest(using(one)) == digest(using(same)) != digest(using(other))
+
+
+def test_what_differs_from_one_process_to_the_next_and_changes_no_result_does_not_count():
+    """Loggers, sets of functions, what was cached, and paths that were printed."""
+
+    def made(name: str) -> Any:
+        log, cached, path = logging.Logger(name), Cached(3), Path("a") / "b"
+        log.addHandler(logging.NullHandler())
+        if name == "other":
+            assert log.isEnabledFor(10)
+            assert cached.twice == 6
+            assert str(path) == "a/b"
+        return lambda x: (x, log, cached, path, {sorted, made})
+
+    assert digest(made("one")) == digest(made("other"))
+
+
+class Cached:
+    """With an attribute that is kept once it was asked for."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    @cached_property
+    def twice(self) -> int:
+        return 2 * self.value
+
+
+def test_containers_that_a_kernel_fills_do_not_count():
+    def using(calls: list[int], memo: dict[int, int], weights: list[float]) -> Any:
+        def total(x):
+            calls.append(1)
+            memo[len(calls)] = 3
+            return weights[0] * x.sum(axis=-1)
+
+        return total
+
+    first = digest(using([], {}, [2.0]))
+    assert first == digest(using([1], {1: 3}, [2.0])) != digest(using([], {}, [3.0]))
+
+
+def test_large_graphs_and_lists_have_a_fingerprint_in_no_time():
+    def grid(value: int) -> Any:
+        nodes = [[Selector(value) for _ in range(20)] for _ in range(20)]
+        for x, row in enumerate(nodes):
+            for y, node in enumerate(row):
+                node.near = [nodes[x - 1][y], nodes[x][y - 1]]
+        return nodes[0][0]
+
+    start = time.perf_counter()
+    assert digest(enclosing(grid(1))) == digest(enclosing(grid(1))) != digest(enclosing(grid(2)))
+    chain = Selector(0)
+    for _ in range(5000):
+        chain = Selector(chain)  # type: ignore[arg-type]
+    numbers = list(range(10**6))
+    assert digest(enclosing([chain, numbers])) != digest(enclosing([chain, numbers[1:]]))
+    assert time.perf_counter() - start < 10
 
 
 def test_an_object_that_holds_itself_has_a_fingerprint():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,38 @@ def test_a_strided_map_is_written_to(tmp_path):
     open_array(mapped[:, ::2], "test").write(4, np.ones((2, 3)))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy").sum(axis=1), mapped.sum(axis=1))
     assert mapped.sum() == mapped[4:6, ::2].sum() == 6
+
+
+@pytest.mark.parametrize("source", ["path", "map"])
+def test_an_array_is_replaced_by_results_in_place(tmp_path, source):
+    """Rows that are read come before those that are written, and it is the run that writes."""
+    path, values = tmp_path / "x.npy", np.arange(400000.0).reshape(1000, 400)
+    np.save(path, values)
+    given = str(path) if source == "path" else np.load(path, mmap_mode="r")
+    doubled = sp.kernel("(d)->(d)")(lambda x: 2 * x)
+    sp.run(doubled, {"x": given}, out=np.load(path, mmap_mode="r+"), budget="1 MiB")
+    np.testing.assert_array_equal(np.load(path), 2 * values)
+
+
+def test_many_maps_hold_no_files_open_and_are_opened_in_no_time(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.arange(12.0).reshape(3, 4))
+    maps = [np.load(tmp_path / "x.npy", mmap_mode="r")[:, ::step] for step in (1, 2) * 100]
+    looks = []
+    own = memory_maps._mappings
+    monkeypatch.setattr(memory_maps, "_mappings", lambda: looks.append(1) or own())
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    stored = [open_array(maps[step::2], "test") for step in (0, 1)]
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    assert len(looks) == 2
+    for step, one in enumerate(stored):
+        np.testing.assert_array_equal(one.read(7, 90), np.stack(maps[step::2])[7:90])
+        one.close()
+
+
+def test_a_system_that_does_not_tell_what_is_mapped_is_trusted(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.arange(60.0).reshape(12, 5))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    monkeypatch.setattr(memory_maps, "_mappings", list)
+    stored = open_array(mapped, "test")
+    assert isinstance(stored, FileArray)
+    np.testing.assert_array_equal(stored.read(2, 5), mapped[2:5])

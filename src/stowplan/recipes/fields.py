@@ -155,7 +155,7 @@ def solve(
     0.0
     """
     where = "fields.solve"
-    check_numbers(where, mu=mu, beta=beta, lam=lam)
+    mu, beta, lam = check_numbers(where, mu=mu, beta=beta, lam=lam)
     if resume is not None and out is None:
         raise DataError(
             f"{where}: resume={fspath(resume)!r} goes with out=: what is in memory is lost with "

@@ -85,8 +85,8 @@ def checked_axes(where: str, axes: Any) -> tuple[int, ...]:
         ) from None
 
 
-def check_numbers(where: str, *, mu: float, beta: float, lam: float) -> None:
-    """Refuse numbers with which (mu |k|^(2 beta) + lam) is no positive operator.
+def check_numbers(where: str, *, mu: Any, beta: Any, lam: Any) -> tuple[float, float, float]:
+    """Give numbers as floats; refuse those with which mu |k|^(2 beta) + lam is not positive.
 
     >>> check_numbers("solve", mu=1.0, beta=0.0, lam=0.0)
     Traceback (most recent call last):
@@ -103,6 +103,7 @@ def check_numbers(where: str, *, mu: float, beta: float, lam: float) -> None:
         holds = number > 0 or (number == 0 and rule == ">= 0")
         if not holds or not math.isfinite(number):
             raise DataError(f"{where}: {name}={value}; it must be finite and {rule}. {meaning}.")
+    return float(mu), float(beta), float(lam)
 
 
 def check_range(
@@ -136,8 +137,10 @@ def check_range(
     powers: dict[str, tuple[float, ...]] = {
         "|k|^2": (2 * apart,), "|k|^(2 beta)": (2 * beta * apart,)
     }  # fmt: skip
-    if lam == 0 or scale + 2 * beta * farthest > math.log10(lam) - 20:  # or else it is rounded off
+    counts = lam == 0 or scale + 2 * beta * farthest > math.log10(lam) - 20  # beside lam
+    if counts or least > 0:
         powers["|k|^(2 beta)"] += (2 * beta * least,)
+    if counts:
         powers["mu |k|^(2 beta)"] = (scale + 2 * beta * least, scale + 2 * beta * farthest)
     given = {
         "spacing": tuple(map(math.log10, spacing)),
@@ -190,6 +193,8 @@ def check_mean(
     flat = lines.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         squares = abs(np.vdot(flat, flat))
+    if squares == 0 and not flat.any():
+        return
     limits = np.finfo(field.dtype)
     if not float(limits.tiny / limits.eps) * flat.size < squares < math.inf:
         lines, scale = _scaled(lines)

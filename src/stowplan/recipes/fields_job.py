@@ -216,18 +216,19 @@ class FieldJob:
         wide = np.complex128 if kernel is kernels.radial and self.store.dtype.kind == "c" else float
         sums = [np.zeros(len(ring.counts), wide) for ring in rings]
         large = self._larger_than_budget()
-        if large:
-            from stowplan.recipes.fields_large import sum_large  # most fields are small
+        with np.errstate(over="ignore", invalid="ignore"):  # what is out of range is made again
+            if large:
+                from stowplan.recipes.fields_large import sum_large  # most fields are small
 
-            found = sum_large(self, large, kernel, rings, check=check, resume=resume)
-            for number, part in found.items():
-                sums[number] += part
-        blocks = [block for block in self._cut_to_sum(kernel, rows) if block.field not in large]
-        rules = [check_finite] if check else []
-        if blocks:
-            parts = self._run(kernel, blocks, rules, rows, resume, progress, **shared)
-            for block, part in zip(blocks, parts, strict=True):
-                sums[block.field] += part
+                found = sum_large(self, large, kernel, rings, check=check, resume=resume)
+                for number, part in found.items():
+                    sums[number] += part
+            blocks = [block for block in self._cut_to_sum(kernel, rows) if block.field not in large]
+            rules = [check_finite] if check else []
+            if blocks:
+                parts = self._run(kernel, blocks, rules, rows, resume, progress, **shared)
+                for block, part in zip(blocks, parts, strict=True):
+                    sums[block.field] += part
         if scaled:
             for number in range(len(sums)):
                 sums[number] = self._in_range(number, kernel, sums[number], rings[number], shared)
@@ -272,7 +273,7 @@ class FieldJob:
             for _ in range(power):
                 for part in (exponent // 2, exponent - exponent // 2):
                     sums = sums * math.ldexp(1.0, part)
-        if not np.isfinite(sums).all() or (power == 2 and sums.sum() < np.finfo(float).tiny):
+        if not np.isfinite(sums).all():
             raise DataError(
                 f"{self.where}: field {number} ({field.name}) has values up to {peak:.3g}, and its "
                 f"sums leave the range of float64. Scale it, field / {peak:.1g}, and the sums back."

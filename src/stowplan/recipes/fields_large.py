@@ -143,8 +143,7 @@ def _spectrum_of(job: FieldJob, number: int, rings: Rings, check: bool) -> NDArr
     with Scratch(None, job.where) as scratch:
         require_space([(scratch.folder, size, "the modes of a field")], job.where)
         modes = scratch.create(plan.modes_shape, _complex(job.store.dtype))
-        with np.errstate(over="ignore", invalid="ignore"):  # such sums are made again, scaled
-            run_pencils(plan, _Watched(job, number, [check_finite] if check else []), modes)
+        run_pencils(plan, _Watched(job, number, [check_finite] if check else []), modes)
         shape = job.grids[number]
         halved = None if plan.halved is None else job.axes.index(plan.halved)
         waves = [
@@ -245,14 +244,16 @@ class _Watched:
         for index in cut_regions(values.shape, size, most):
             part = values[index]
             self._scale_to(float(np.abs(part).max()))
-            scaled = np.multiply(part, 2.0**-self.exponent, dtype=sums.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = np.multiply(part, 2.0**-self.exponent, dtype=sums.dtype)
             place = tuple(
                 slice(begin[axis] + index[axis].start, begin[axis] + index[axis].stop)
                 for axis in self.others
             )
-            sums[place] += scaled.sum(axis=self.job.axes)
-            flat = scaled.reshape(-1)
-            self.squares += float(np.vdot(flat, flat).real)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told later
+                sums[place] += scaled.sum(axis=self.job.axes)
+                flat = scaled.reshape(-1)
+                self.squares += float(np.vdot(flat, flat).real)
 
     def _scale_to(self, peak: float) -> None:
         """Divide all sums so far by a power of two that brings a larger value near 1."""

@@ -63,17 +63,19 @@ class RieszFactor:
         beta: float = 1.0,
         lam: float = 0.0,
     ) -> None:
-        check_numbers("RieszFactor", mu=mu, beta=beta, lam=lam)
+        mu, self.beta, self.lam = check_numbers("RieszFactor", mu=mu, beta=beta, lam=lam)
         if len(plan.axes) > 3:
             raise DataError(
                 f"RieszFactor: a plan along {len(plan.axes)} axes, and space has 3. Plan with "
                 "axes=(0, 1, 2)."
             )
-        self.mu, self.beta, self.lam = mu, beta, lam
-        self.squares = [
-            wave_numbers(plan.shape[axis], step, half=axis == plan.halved) ** 2
+        waves = [
+            wave_numbers(plan.shape[axis], step, half=axis == plan.halved)
             for axis, step in zip(plan.axes, checked_spacing("RieszFactor", spacing), strict=False)
         ]
+        least = min((float(np.abs(k[1])) for k in waves if len(k) > 1), default=1.0)
+        self.squares = [(k / least) ** 2 for k in waves]  # of k itself they may leave the range
+        self.mu = mu * least ** (2 * self.beta)
         self.axes, self.dims = plan.axes, len(plan.shape)
 
     def __call__(self, region: Region) -> NDArray[np.float64]:

@@ -278,19 +278,19 @@ def _count(
     x, y, z = sorted((np.frombuffer(axis) for axis in axes), key=len, reverse=True)
     rings = ring_count(*shape)
     counts, sums = np.zeros(rings, np.int64), np.zeros(rings)
-    across = y[:, None] ** 2 + z**2
+    across = (y[:, None] / width) ** 2 + (z / width) ** 2
     same, times = np.unique(x, return_counts=True)  # opposite planes are alike
     step = -(-rings // across.size)
     for start in range(0, len(same), step):
         planes, often = same[start : start + step], times[start : start + step, None, None]
         numbers = ring_numbers(planes, y, z, width)
         weights = np.broadcast_to(often, numbers.shape).reshape(-1)
-        away = (often * np.sqrt(planes[:, None, None] ** 2 + across)).reshape(-1)
+        away = (often * np.sqrt((planes[:, None, None] / width) ** 2 + across)).reshape(-1)
         numbers = numbers.reshape(-1)
         counts += np.bincount(numbers, weights, minlength=rings).astype(np.int64)
         sums += np.bincount(numbers, away, minlength=rings)
     with np.errstate(invalid="ignore"):
-        places = sums / counts
+        places = sums / counts * width
     for array in (counts, places):
         array.flags.writeable = False  # it is kept for the next call
     return counts, places

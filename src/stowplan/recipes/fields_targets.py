@@ -14,12 +14,17 @@ from stowplan.errors import DataError
 from stowplan.recipes.fields_store import ArrayField, FieldOfFile, FieldOfStack, FieldStore
 from stowplan.stores.arrays import create_array, is_stored, open_array
 from stowplan.stores.field_blocks import Block
-from stowplan.stores.file_arrays import FileArray
+from stowplan.stores.file_arrays import FileArray, mark_targets
 from stowplan.stores.space import require_space
 
 __all__ = ["ONE_FILE", "FieldTargets"]
 
 ONE_FILE = (".npy", ".zarr", ".h5", ".hdf5")
+OTHER_FILES = (
+    ".bin", ".csv", ".dat", ".fits", ".hdf", ".json", ".mat", ".nc", ".npz", ".parquet", ".pkl",
+    ".png", ".pt", ".raw", ".tif", ".tiff", ".txt",
+)  # fmt: skip
+"""Names of files that nobody means as folders."""
 
 
 class FieldTargets:
@@ -144,6 +149,7 @@ class FieldTargets:
                 f"{where}: out= is {array.name} with shape {array.shape} and dtype {array.dtype}; "
                 f"the fields need {wanted} and {store.dtype}."
             )
+        mark_targets([getattr(field, "stack", field) for field in store.fields], [array])
         if store.single:
             return cls([array], [], lambda: array)
         return cls(_entries(array, len(shapes)), [], lambda: array)
@@ -180,13 +186,13 @@ def _checked_path(where: str, out: str) -> Path:
             f"{where}: out={out!r} names {inner!r} within {name}, which holds one array, or a file "
             f"for each field. Leave it out, out={name!r}, or take 'name.h5::dataset'."
         )
-    folder = path.is_dir() or name.endswith(("/", "\\"))
-    if suffix[1:].isalpha() and suffix not in ONE_FILE and not folder:
+    if suffix in OTHER_FILES and not path.is_dir():
         raise DataError(
             f"{where}: out={out!r} is no kind of file that can be made. Name it 'name.npy', "
-            f"'name.zarr' or 'name.h5::dataset'; a folder of this name ends with a slash: "
-            f"out={name + '/'!r}."
+            "'name.zarr' or 'name.h5::dataset', or a folder."
         )
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{where}: {path.parent} is no folder. Make it first.")
     return path
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import datetime
+import decimal
 import dis
 import enum
+import fractions
 import functools
 import hashlib
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -24,19 +29,34 @@ from stowplan.runs.tasks import Call, to_host
 __all__ = ["digest", "fingerprints"]
 
 PLAIN = (
-    bool, int, float, complex, str, bytes, type(None), range, slice, frozenset, set, enum.Enum,
-    types.BuiltinFunctionType, types.FunctionType, types.MethodType, functools.partial, Kernel,
+    bool, int, float, complex, str, bytes, bytearray, type(None), range, slice, enum.Enum, np.dtype,
+    datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, PurePath,
 )  # fmt: skip
-"""Values that count as they are where a function uses them, beside arrays."""
+"""What counts by its representation, which is the same in every process."""
+CONTAINERS = (list, tuple, dict, set, frozenset, collections.deque, types.MappingProxyType)
+CALLED = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+    Kernel,
+)
+MUTATORS = {
+    "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
+    "popleft", "remove", "setdefault", "update",
+}  # fmt: skip
+"""Methods by which a function keeps something in a container that it uses."""
+DEEPEST = 40
+"""Values within values that count, before the type alone does."""
 
 
 def fingerprints(call: Call, columns: Columns, plan: Plan) -> dict[str, str]:
     """Give a name and a fingerprint for each: kernel, plan, framework, columns, parameters.
 
     The kernel's is that of its declaration, of its code and of the values that this uses, but does
-    not set: what it encloses, and globals of its module. The source of the module has one of its
-    own, if there is a file of it; without one the functions there count, too. What other modules
-    define does not count, but for the versions of the packages.
+    not set or fill: what it encloses, and globals of its module. The source of the module has one
+    of its own, if there is a file of it; without one the functions there count, too. What other
+    modules define does not count, but for the versions of the packages.
     """
     found = {
         "the kernel": digest(call.kernel),
@@ -79,12 +99,13 @@ def digest(*values: Any) -> str:
 
 
 class _State:
-    """A hash, and the functions that went into it: those that enclose each other go in once."""
+    """A hash, and what went into it: functions and objects that use each other go in once."""
 
     def __init__(self) -> None:
         self.hash = hashlib.blake2b(digest_size=10)
         self.functions: list[types.FunctionType] = []
-        self.within: list[Any] = []  # objects whose parts are being fed
+        self.objects: dict[int, tuple[int, Any]] = {}  # held, so that no other gets its number
+        self.depth = 0
         self.update = self.hash.update
 
 
@@ -116,9 +137,7 @@ def _feed(state: _State, value: Any) -> None:
     elif isinstance(value, Kernel):
         _feed_kernel(state, value)
     elif is_array_api_obj(value):
-        host = np.ascontiguousarray(to_host(value))
-        state.update(f"{host.dtype.name}{host.shape}".encode())
-        state.update(host.reshape(-1).view(np.uint8).data)
+        _feed_array(state, value)
     elif isinstance(value, Mapping):
         _feed(state, [(key, value[key]) for key in sorted(value, key=str)])
     elif isinstance(value, list | tuple):
@@ -128,8 +147,7 @@ def _feed(state: _State, value: Any) -> None:
     elif isinstance(value, types.FunctionType):
         _feed_function(state, value)
     elif isinstance(value, types.MethodType):
-        _feed(state, value.__func__)
-        _feed_used(state, value.__self__)
+        _feed(state, (value.__func__, value.__self__))
     elif isinstance(value, types.CodeType):  # of functions within it, too
         _feed(state, (value.co_code, value.co_names, value.co_consts))
     elif isinstance(value, functools.partial):
@@ -146,80 +164,166 @@ def _feed_function(state: _State, function: types.FunctionType) -> None:
     if any(function is other for other in state.functions):
         return
     state.functions.append(function)
-    code = function.__code__
+    code, module = function.__code__, function.__module__
     _feed(state, (code, function.__defaults__, function.__kwdefaults__))
-    own = set(_names_of(code, "STORE_DEREF"))
+    stored, filled = _names_set(code)
+    used: dict[str, Any] = {}
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
-            value = cell.cell_contents
+            used[name] = cell.cell_contents
         except ValueError:  # not set yet
             continue
-        if name not in own:
-            _feed_used(state, value)
     has_file = _file(function) is not None
-    known = function.__globals__.keys() - set(_names_of(code, "STORE_GLOBAL"))
-    for name in sorted(known & set(_names_of(code, "LOAD_GLOBAL"))):
+    for name in sorted(function.__globals__.keys() & set(_names_of(code, "LOAD_GLOBAL"))):
         value = function.__globals__[name]
         if isinstance(value, types.FunctionType | Kernel):
-            used = value.function if isinstance(value, Kernel) else value
-            if has_file or used.__module__ != function.__module__:
+            own = value.function if isinstance(value, Kernel) else value
+            if has_file or own.__module__ != module:
                 continue
+        used.setdefault(name, value)
+    for name, value in used.items():
+        if name in stored or (name in filled and isinstance(value, CONTAINERS)):
+            continue
         _feed(state, name)
-        _feed_used(state, value)
+        _feed_used(state, value, module)
+
+
+def _names_set(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """Give the names that code, or a function within it, sets, and those of what it may fill."""
+    stored = {*_names_of(code, "STORE_GLOBAL"), *_names_of(code, "STORE_DEREF")}
+    filled: set[str] = set()
+    for own in _codes(code):
+        line: list[str] = []  # names that were read in a line
+        number, before = None, ""
+        for one in dis.get_instructions(own):
+            at = one.positions.lineno if one.positions is not None else None
+            if at != number:
+                number, line = at, []
+            if one.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
+                line.append(one.argval)
+                before = one.argval
+                continue
+            if one.opname in ("LOAD_METHOD", "LOAD_ATTR") and one.argval in MUTATORS and before:
+                filled.add(before)
+            if one.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+                filled.update(line)
+            before = ""
+    return stored, filled
 
 
 def _names_of(code: types.CodeType, operation: str) -> Iterator[str]:
     """Give the names that code, or a function within it, uses in one way."""
-    for one in dis.get_instructions(code):
-        if one.opname == operation:
-            yield one.argval
+    for own in _codes(code):
+        for one in dis.get_instructions(own):
+            if one.opname == operation:
+                yield one.argval
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            yield from _names_of(const, operation)
+            yield from _codes(const)
 
 
-def _feed_used(state: _State, value: Any) -> None:
-    """Feed a value that a function uses: plain ones, and what others are made of.
+def _feed_used(state: _State, value: Any, module: str | None) -> None:
+    """Feed a value that a function of a module uses.
 
-    Of modules, classes, and objects that show no parts the name of the type counts: what they are
-    differs from one process to the next, as their addresses do.
+    Numbers, arrays, functions, containers and dataclasses count, and objects of classes of that
+    module by their attributes; of others the type does. A logger or a compiled network has much
+    that differs from one process to the next and changes no result.
     """
-    if isinstance(value, PLAIN) or is_array_api_obj(value):
+    state.update(f"<{type(value).__module__}.{type(value).__qualname__}>".encode())
+    if is_array_api_obj(value):
+        _feed_array(state, value)
+    elif isinstance(value, PLAIN) or _is_dtype(value):
+        state.update(repr(value).encode())
+    elif isinstance(value, types.MethodType):
+        _feed(state, value.__func__)
+        _feed_used(state, value.__self__, module)
+    elif isinstance(value, functools.partial):
+        _feed_used(state, (value.func, value.args, value.keywords), module)
+    elif isinstance(value, CALLED):
         _feed(state, value)
-        return
-    state.update(f"<{type(value).__qualname__}>".encode())
-    if isinstance(value, types.ModuleType | type):
+    elif isinstance(value, types.ModuleType | type):
         state.update(getattr(value, "__qualname__", value.__name__).encode())
+    elif isinstance(value, CONTAINERS) or _is_walked(value, module):
+        _feed_parts(state, value, module)
+
+
+def _feed_parts(state: _State, value: Any, module: str | None) -> None:
+    """Feed what an object or a container holds; one that was fed before by its number alone."""
+    if id(value) in state.objects:
+        state.update(f"#{state.objects[id(value)][0]}".encode())
         return
-    if any(value is other for other in state.within):
+    state.objects[id(value)] = len(state.objects), value
+    if state.depth == DEEPEST:
         return
-    state.within.append(value)
-    if isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            state.update(str(key).encode())
-            _feed_used(state, value[key])
-    elif isinstance(value, list | tuple):
+    state.depth += 1
+    if isinstance(value, set | frozenset):
+        if all(isinstance(part, PLAIN) for part in value):
+            state.update(str(sorted(map(repr, value))).encode())
+    elif isinstance(value, list | tuple | collections.deque):
         state.update(str(len(value)).encode())
-        for part in value:
-            _feed_used(state, part)
+        if all(type(part) in PLAIN for part in value):  # at once, as there may be many
+            state.update(repr(list(value)).encode())
+        else:
+            for part in value:
+                _feed_used(state, part, module)
+    elif isinstance(value, dict | types.MappingProxyType):
+        plain = all(isinstance(key, PLAIN) for key in value)
+        for key in sorted(value, key=repr) if plain else value:
+            _feed_used(state, key, module)
+            _feed_used(state, value[key], module)
     else:
-        _feed_used(state, _parts(value))
-    state.within.pop()
+        for name, part in _attributes(value).items():
+            state.update(name.encode())
+            _feed_used(state, part, module)
+    state.depth -= 1
 
 
-def _parts(value: Any) -> dict[str, Any]:
-    """Give the attributes of an object, those in slots as well."""
+def _is_walked(value: Any, module: str | None) -> bool:
+    own = type(value).__module__
+    return dataclasses.is_dataclass(value) or (own == module and own is not None)
+
+
+def _is_dtype(value: Any) -> bool:
+    return type(value).__name__ in ("dtype", "device") and type(value).__module__ == "torch"
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Give the attributes of an object, those in slots as well, but for what is only kept there."""
+    kind = type(value)
     slots = [
         name
-        for base in type(value).__mro__
-        for name in _names(getattr(base, "__slots__", ()))
+        for base in kind.__mro__
+        for name in _names(base.__dict__.get("__slots__", ()))
         if hasattr(value, name)
     ]
-    return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+    found = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+    return {
+        name: part
+        for name, part in found.items()
+        if not isinstance(getattr(kind, name, None), functools.cached_property)
+    }
 
 
 def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _feed_array(state: _State, value: Any) -> None:
+    """Feed an array; of one that NumPy cannot show, what it is like."""
+    try:
+        host = np.ascontiguousarray(to_host(value))
+        plain = host.dtype.kind not in "OT"
+    except (TypeError, ValueError, RuntimeError):
+        plain = False
+    if plain:
+        state.update(f"{host.dtype.name}{host.shape}".encode())
+        state.update(host.reshape(-1).view(np.uint8).data)
+    else:
+        state.update(f"{getattr(value, 'dtype', None)}{getattr(value, 'shape', None)}".encode())
 
 
 def _feed_other(state: _State, value: Any) -> None:

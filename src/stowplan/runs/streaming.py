@@ -35,6 +35,7 @@ from stowplan.runs.places import Place
 from stowplan.runs.results import InMemory, OnDisk, Result, checksum_of, flat_values
 from stowplan.runs.tasks import Call, kind_of, wrapped
 from stowplan.stores.arrays import create_array, is_stored, open_array
+from stowplan.stores.file_arrays import mark_targets
 from stowplan.stores.helping import Helping
 from stowplan.stores.run_folder import RunFolder
 
@@ -71,6 +72,8 @@ def run_on_disk(
     stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile, resumable)
     with _opened(stream, resume, out) as folder:
         results = stream.results(out, overwrite, folder)
+        sources = [reader.source for reader in stream.reads.readers if reader is not None]
+        mark_targets(sources, [result.target for result in results if isinstance(result, OnDisk)])
         try:
             with _bar(stream.loads, progress=progress) as advance:
                 stream.compute(results, folder, advance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from stowplan.stores.read_ahead import bring, bytes_held, is_cached
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
-__all__ = ["FileArray", "written_meanwhile"]
+__all__ = ["FileArray", "mark_targets", "written_meanwhile"]
 
 SMALL_BYTES = 8192
 """Pieces below this are read together and sorted out in memory: a call costs as much."""
@@ -73,6 +73,7 @@ class FileArray(Indexed):
         self.file_dtype = dtype
         self.writable = writable
         self.resumed = False
+        self.is_target = False  # whether the run that reads the file writes to it as well
         self._check = check
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags) if descriptor is None else descriptor
@@ -394,6 +395,22 @@ class FileArray(Indexed):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.shape} {self.dtype})"
+
+
+def mark_targets(sources: Iterable[Any], targets: Iterable[Any]) -> None:
+    """Let arrays that are read in the file of an output be written to: rows that come later."""
+    written = {_file_number(target) for target in targets} - {None}
+    for source in sources:
+        if _file_number(source) in written:
+            getattr(source, "turned", source).is_target = True
+
+
+def _file_number(array: Any) -> tuple[int, int] | None:
+    own = getattr(array, "turned", array)
+    if not isinstance(own, FileArray) or own._descriptor < 0:
+        return None
+    facts = os.fstat(own._descriptor)
+    return facts.st_dev, facts.st_ino
 
 
 def written_meanwhile(name: str) -> DataError:

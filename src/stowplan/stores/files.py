@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
-from stowplan.stores.file_arrays import written_meanwhile
-from stowplan.stores.npy import NpyArray
+from stowplan.stores.file_arrays import FileArray, written_meanwhile
+from stowplan.stores.memory_maps import looking_once
 from stowplan.stores.stored import Indexed, StoredArray, buffer_of_rows, reading_bytes
 
 __all__ = ["ManyArrays", "join_arrays", "matching_paths", "natural"]
@@ -114,7 +114,9 @@ class ManyArrays(Indexed):
                     f"{fact.name}: it was {fact.shape} {fact.dtype} when it was opened and is "
                     f"{array.shape} {array.dtype} now: it changed while it was read."
                 )
-            if isinstance(array, NpyArray) and array.identity() != fact.identity:
+            file = getattr(array, "turned", array)
+            read_only = isinstance(file, FileArray) and not file.writable
+            if read_only and array.identity() != fact.identity:
                 raise written_meanwhile(fact.name)
             while len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
@@ -137,12 +139,14 @@ def join_arrays(
     if not len(sources):
         raise DataError(f"{where}: there are no arrays.")
     facts = []
-    for source in sources:
-        array = opener(source)
-        facts.append(_Facts.of(array))
-        if isinstance(source, str):
-            facts[-1].let_go()
-            array.close()
+    with looking_once():
+        for source in sources:
+            array = opener(source)
+            facts.append(_Facts.of(array))
+            mapped = isinstance(source, np.memmap) and getattr(array, "tells_changes", True)
+            if isinstance(source, str) or mapped:
+                facts[-1].let_go()
+                array.close()
     first = facts[0]
     for item, fact in enumerate(facts):
         if fact.dtype != first.dtype or len(fact.shape) != len(first.shape):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +21,22 @@ from stowplan.stores.file_arrays import BOUNCE_BYTES, FileArray, written_meanwhi
 from stowplan.stores.npy import FortranArray
 from stowplan.stores.regions import Region
 from stowplan.stores.sliced import SlicedArray
-from stowplan.stores.stored import check_dtype, check_part
+from stowplan.stores.stored import bytes_of, check_dtype, check_part
 
-__all__ = ["MappedArray", "open_memmap"]
+__all__ = ["MappedArray", "looking_once", "open_memmap"]
+
+DIGEST_BYTES = 4 << 20
+"""Taken at a time of a map that is known by its values."""
+
+_inodes: WeakKeyDictionary[mmap.mmap, int | None] = WeakKeyDictionary()
+
+
+class _Look(threading.local):
+    once = False
+    table: list[tuple[int, int]] | None = None
+
+
+_look = _Look()
 
 
 class MappedArray(SlicedArray):
@@ -60,6 +79,11 @@ class MappedArray(SlicedArray):
             return ("memory map", self.shape, self.dtype.str, _digest(self.source))
         view = (_offset(self.source), self.source.strides, self.shape, self.dtype.str)
         return ("memory map", *self._bytes.identity(), *view)
+
+    @property
+    def tells_changes(self) -> bool:
+        """Whether its identity is that of a file, and costs no reading."""
+        return self._bytes is not None
 
     def close(self) -> None:
         """Close the file; the map is the caller's."""
@@ -107,7 +131,7 @@ def _file_of(
     writable = array.mode != "r"
 
     def check(opened: FileArray, found: os.stat_result) -> None:
-        if not writable and found.st_mtime_ns != facts.st_mtime_ns:
+        if not (writable or opened.is_target) and found.st_mtime_ns != facts.st_mtime_ns:
             raise written_meanwhile(opened.name)
 
     name = str(array.filename)
@@ -134,21 +158,37 @@ def _facts_behind(array: np.memmap[Any, Any]) -> os.stat_result | None:
         facts = Path(name).stat()
     except OSError:
         return None
-    return facts if os.name == "nt" or _inode_at(_address(base)) == facts.st_ino else None
+    return facts if _inode_of(base) in (facts.st_ino, None) else None
 
 
-def _inode_at(address: int) -> int | None:
-    """Give the inode of the file that is mapped at an address, where the system tells."""
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Ask the system but once what is mapped where, for maps that all are there already."""
+    _look.once, _look.table = True, None
     try:
-        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as maps:
-            for line in maps:
-                region, _, _, _, inode, *_ = line.split(maxsplit=5)
-                first, last = (int(bound, 16) for bound in region.split("-"))
-                if first <= address < last:
-                    return int(inode)
+        yield
+    finally:
+        _look.once, _look.table = False, None
+
+
+def _inode_of(base: mmap.mmap) -> int | None:
+    """Give the inode of the file behind a mapping, which stays the same; None if it is unknown."""
+    if base not in _inodes:
+        table = _look.table or _mappings()
+        _look.table = table if _look.once else None
+        place = bisect_right(table, (_address(base), math.inf)) - 1
+        _inodes[base] = table[place][1] if place >= 0 and table[place][1] else None
+    return _inodes[base]
+
+
+def _mappings() -> list[tuple[int, int]]:
+    """Give where each mapping begins and its inode, rising; nothing where no system tells."""
+    try:
+        lines = Path("/proc/self/maps").read_bytes().splitlines()
     except OSError:
-        pass
-    return None
+        return []
+    parts = (line.split(maxsplit=5) for line in lines)
+    return [(int(part[0].partition(b"-")[0], 16), int(part[4])) for part in parts]
 
 
 def _offset(array: np.memmap[Any, Any]) -> int:
@@ -165,6 +205,8 @@ def _address(base: mmap.mmap) -> int:
 
 def _digest(array: np.memmap[Any, Any]) -> str:
     state = hashlib.blake2b(digest_size=10)
-    for row in array:
-        state.update(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
+    rows = max(DIGEST_BYTES // max(bytes_of(array.shape[1:], array.dtype), 1), 1)
+    for start in range(0, len(array), rows):
+        part = np.ascontiguousarray(array[start : start + rows])
+        state.update(part.reshape(-1).view(np.uint8).data)
     return state.hexdigest()

@@ -274,7 +274,7 @@ def _same_header(array: FileArray, facts: os.stat_result) -> None:
             f"{array.name}: it was {array._header[1]} {array._header[3]} when it was opened and is "
             f"{found[1]} {found[3]} now: it changed while it was read."
         )
-    if array._seen >= 0 and not array.writable:
+    if array._seen >= 0 and not (array.writable or array.is_target):
         raise written_meanwhile(array.name)
     array._seen = facts.st_mtime_ns
 
