@@ -146,7 +146,7 @@ def test_a_refusal_names_one_budget_and_that_is_enough(tmp_path, function, budge
         run(budget)
     (enough,) = re.findall(r"at least budget=(\d+)", str(error.value))
     assert str(error.value).count("the budget is") == 1
-    assert int(enough) < 1700  # which is known to be enough
+    assert int(enough) < 5000  # as much as a function takes that is traced for its coverage
     np.testing.assert_array_equal(run(int(enough)), function(np.ones((5, *SHAPE))))
 
 
