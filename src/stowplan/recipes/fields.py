@@ -135,8 +135,8 @@ def solve(
     Raises
     ------
     DataError
-        For numbers out of their range, or with which mu |k|^(2 beta) leaves that of the dtype, as
-        in float32 with metres between atoms; fields of two dtypes, a source with a mean where
+        For numbers out of their range, or with which ``mu |k|^(2 beta)`` leaves that of the dtype,
+        as in float32 with metres between atoms; fields of two dtypes, a source with a mean where
         lam = 0, and outputs that are there already.
     BudgetError
         Where not even one slab of a field fits, with the bytes that would be enough.
