@@ -51,8 +51,19 @@ def named_tiers(budgets: Any) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
         raise PlanError(
             f"keep_resident: the tiers are {', '.join(budgets)}; the disk comes last: list it so."
         )
-    limits = [parse_bytes(limit) for limit in given.values()]
-    return (*given, DISK), (*limits, None if disk is None else parse_bytes(disk))
+    limits = [_tier_bytes(tier, limit) for tier, limit in given.items()]
+    return (*given, DISK), (*limits, None if disk is None else _tier_bytes(DISK, disk))
+
+
+def _tier_bytes(tier: str, limit: Any) -> int:
+    """Give the bytes of a tier; say of which tier the budget is none."""
+    try:
+        return parse_bytes(limit)
+    except BudgetError as error:
+        raise BudgetError(
+            f"keep_resident: budgets: the tier {tier} has {limit!r}: {error} Give it one byte or "
+            f"more, budgets={{{tier!r}: '1 GiB'}}, or leave {tier} out."
+        ) from error
 
 
 def used_items(accesses: Iterable[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stowplan.errors import BudgetError, PlanError
-from stowplan.memory import parse_bytes, show_bytes
+from stowplan.memory import show_bytes
 from stowplan.planners.accesses import (
-    UNNAMED,
     bytes_of_items,
     dirty_items,
     first_tiers,
@@ -105,7 +104,7 @@ def keep_resident(
     5 loads (5 from disk, 2 ahead), 2 evictions, 0 writes; moved: disk -> device 500 B;
     peak: device 300 B of 300 B
     """
-    names, limits = _tiers(budgets)
+    names, limits = named_tiers(budgets)
     ahead = natural(prefetch, "keep_resident: prefetch", 0)
     _refuse_single("accesses", accesses, "steps in order, each an item or several: [0, (0, 3)]")
     _refuse_single("dirty", dirty, "a sequence of items: dirty=[0, 3]")
@@ -126,31 +125,6 @@ def keep_resident(
     for array in (items, starts, item_bytes, first, saved, events):
         array.flags.writeable = False
     return Residency(names, limits, item_bytes, items, starts, first, saved, events)
-
-
-def _tiers(budgets: Any) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
-    """Give names and bytes of all tiers; where a budget is none, say that of which tier."""
-    try:
-        return named_tiers(budgets)
-    except BudgetError as error:
-        pairs = budgets
-        if isinstance(budgets, Mapping):
-            pairs = budgets.items()
-        elif not all(isinstance(tier, tuple) for tier in budgets):
-            pairs = zip(UNNAMED, budgets, strict=False)
-        tier, given = next((name, limit) for name, limit in pairs if _is_no_budget(limit))
-        raise BudgetError(
-            f"keep_resident: budgets: the tier {tier} has {given!r}: {error} Give it one byte or "
-            f"more, budgets={{{tier!r}: '1 GiB'}}, or leave {tier} out."
-        ) from error
-
-
-def _is_no_budget(limit: Any) -> bool:
-    try:
-        parse_bytes(limit)
-    except BudgetError:
-        return True
-    return False
 
 
 def _refuse_single(name: str, given: Any, wanted: str) -> None:

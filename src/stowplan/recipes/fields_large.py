@@ -244,13 +244,12 @@ class _Watched:
         for index in cut_regions(values.shape, size, most):
             part = values[index]
             self._scale_to(float(np.abs(part).max()))
-            with np.errstate(over="ignore", invalid="ignore"):
-                scaled = np.multiply(part, 2.0**-self.exponent, dtype=sums.dtype)
             place = tuple(
                 slice(begin[axis] + index[axis].start, begin[axis] + index[axis].stop)
                 for axis in self.others
             )
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told later
+                scaled = np.multiply(part, 2.0**-self.exponent, dtype=sums.dtype)
                 sums[place] += scaled.sum(axis=self.job.axes)
                 flat = scaled.reshape(-1)
                 self.squares += float(np.vdot(flat, flat).real)

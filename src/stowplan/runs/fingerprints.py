@@ -34,13 +34,6 @@ PLAIN = (
 )  # fmt: skip
 """What counts by its representation, which is the same in every process."""
 CONTAINERS = (list, tuple, dict, set, frozenset, collections.deque, types.MappingProxyType)
-CALLED = (
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-    functools.partial,
-    Kernel,
-)
 MUTATORS = {
     "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
     "popleft", "remove", "setdefault", "update",
@@ -243,7 +236,7 @@ def _feed_used(state: _State, value: Any, module: str | None) -> None:
         _feed_used(state, value.__self__, module)
     elif isinstance(value, functools.partial):
         _feed_used(state, (value.func, value.args, value.keywords), module)
-    elif isinstance(value, CALLED):
+    elif isinstance(value, types.FunctionType | types.BuiltinFunctionType | Kernel):
         _feed(state, value)
     elif isinstance(value, types.ModuleType | type):
         state.update(getattr(value, "__qualname__", value.__name__).encode())
@@ -284,7 +277,7 @@ def _feed_parts(state: _State, value: Any, module: str | None) -> None:
 
 def _is_walked(value: Any, module: str | None) -> bool:
     own = type(value).__module__
-    return dataclasses.is_dataclass(value) or (own == module and own is not None)
+    return dataclasses.is_dataclass(value) or (own is not None and own == module)
 
 
 def _is_dtype(value: Any) -> bool:
@@ -294,12 +287,7 @@ def _is_dtype(value: Any) -> bool:
 def _attributes(value: Any) -> dict[str, Any]:
     """Give the attributes of an object, those in slots as well, but for what is only kept there."""
     kind = type(value)
-    slots = [
-        name
-        for base in kind.__mro__
-        for name in _names(base.__dict__.get("__slots__", ()))
-        if hasattr(value, name)
-    ]
+    slots = [name for base in kind.__mro__ for name in _slots(base) if hasattr(value, name)]
     found = {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
     return {
         name: part
@@ -308,8 +296,9 @@ def _attributes(value: Any) -> dict[str, Any]:
     }
 
 
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def _slots(kind: type) -> tuple[str, ...]:
+    own = kind.__dict__.get("__slots__", ())
+    return (own,) if isinstance(own, str) else tuple(own)
 
 
 def _feed_array(state: _State, value: Any) -> None:

@@ -72,9 +72,10 @@ def run_on_disk(
     stream = _Stream(kernel, columns, plan, source, target, statics, traced, compile, resumable)
     with _opened(stream, resume, out) as folder:
         results = stream.results(out, overwrite, folder)
-        sources = [reader.source for reader in stream.reads.readers if reader is not None]
-        mark_targets(sources, [result.target for result in results if isinstance(result, OnDisk)])
         try:
+            sources = [reader.source for reader in stream.reads.readers if reader is not None]
+            targets = [result.target for result in results if isinstance(result, OnDisk)]
+            mark_targets(sources, targets)
             with _bar(stream.loads, progress=progress) as advance:
                 stream.compute(results, folder, advance)
             for result in results:

@@ -20,7 +20,7 @@ from stowplan.stores.read_ahead import bring, bytes_held, is_cached
 from stowplan.stores.regions import Region, contiguous_from
 from stowplan.stores.stored import Indexed, buffer_of_rows, bytes_of, check_part, checked_values
 
-__all__ = ["FileArray", "mark_targets", "written_meanwhile"]
+__all__ = ["FileArray", "file_behind", "mark_targets", "written_meanwhile"]
 
 SMALL_BYTES = 8192
 """Pieces below this are read together and sorted out in memory: a call costs as much."""
@@ -402,14 +402,20 @@ def mark_targets(sources: Iterable[Any], targets: Iterable[Any]) -> None:
     written = {_file_number(target) for target in targets} - {None}
     for source in sources:
         if _file_number(source) in written:
-            getattr(source, "turned", source).is_target = True
+            file_behind(source).is_target = True
+
+
+def file_behind(array: Any) -> Any:
+    """Give the file that an array is read from by its place, as it is or turned; else None."""
+    file = getattr(array, "file", array)
+    return file if isinstance(file, FileArray) else None
 
 
 def _file_number(array: Any) -> tuple[int, int] | None:
-    own = getattr(array, "turned", array)
-    if not isinstance(own, FileArray) or own._descriptor < 0:
+    file = file_behind(array)
+    if file is None or file._descriptor < 0:
         return None
-    facts = os.fstat(own._descriptor)
+    facts = os.fstat(file._descriptor)
     return facts.st_dev, facts.st_ino
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stowplan.errors import DataError
 from stowplan.layout import Layout
 from stowplan.ragged import Ragged
-from stowplan.stores.file_arrays import FileArray, written_meanwhile
+from stowplan.stores.file_arrays import file_behind, written_meanwhile
 from stowplan.stores.memory_maps import looking_once
 from stowplan.stores.stored import Indexed, StoredArray, buffer_of_rows, reading_bytes
 
@@ -114,9 +114,8 @@ class ManyArrays(Indexed):
                     f"{fact.name}: it was {fact.shape} {fact.dtype} when it was opened and is "
                     f"{array.shape} {array.dtype} now: it changed while it was read."
                 )
-            file = getattr(array, "turned", array)
-            read_only = isinstance(file, FileArray) and not file.writable
-            if read_only and array.identity() != fact.identity:
+            file = file_behind(array)
+            if file is not None and not file.writable and array.identity() != fact.identity:
                 raise written_meanwhile(fact.name)
             while len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
@@ -143,7 +142,7 @@ def join_arrays(
         for source in sources:
             array = opener(source)
             facts.append(_Facts.of(array))
-            mapped = isinstance(source, np.memmap) and getattr(array, "tells_changes", True)
+            mapped = isinstance(source, np.memmap) and file_behind(array) is not None
             if isinstance(source, str) or mapped:
                 facts[-1].let_go()
                 array.close()

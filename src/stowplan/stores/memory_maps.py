@@ -50,14 +50,14 @@ class MappedArray(SlicedArray):
     def __init__(self, source: np.memmap[Any, Any]) -> None:
         super().__init__(source, f"memory map of {source.filename}")
         facts = None if source.mode == "c" else _facts_behind(source)
-        self._bytes = None if facts is None else _file_of(source, facts, 0, _bytes_of(facts))
+        self.file = None if facts is None else _file_of(source, facts, 0, _bytes_of(facts))
         self.reading_bytes = 0 if facts is None else min(BOUNCE_BYTES, facts.st_size)
 
     def read_region(
         self, index: tuple[slice, ...], into: NDArray[Any] | None = None
     ) -> NDArray[Any]:
         """Give a hyper-rectangle."""
-        if self._bytes is None:
+        if self.file is None:
             return super().read_region(index, into)
         region = Region.of(index, self.shape, self.name)
         into = np.empty(region.shape, self.dtype) if into is None else into
@@ -69,30 +69,25 @@ class MappedArray(SlicedArray):
 
     def write_region(self, index: tuple[slice, ...], values: Any) -> None:
         """Write a hyper-rectangle."""
-        if self._bytes is not None:
-            self._bytes.read(0, 1)  # tells whether the file was cut off
+        if self.file is not None:
+            self.file.read(0, 1)  # tells whether the file was cut off
         super().write_region(index, values)
 
     def identity(self) -> tuple[Any, ...]:
         """Give the file, its size and time of the last change, and the view; else the values."""
-        if self._bytes is None:
+        if self.file is None:
             return ("memory map", self.shape, self.dtype.str, _digest(self.source))
         view = (_offset(self.source), self.source.strides, self.shape, self.dtype.str)
-        return ("memory map", *self._bytes.identity(), *view)
-
-    @property
-    def tells_changes(self) -> bool:
-        """Whether its identity is that of a file, and costs no reading."""
-        return self._bytes is not None
+        return ("memory map", *self.file.identity(), *view)
 
     def close(self) -> None:
         """Close the file; the map is the caller's."""
-        if self._bytes is not None:
-            self._bytes.close()
+        if self.file is not None:
+            self.file.close()
 
     def _take(self, place: int, into: NDArray[Any]) -> None:
         """Read a part whose first number begins at a byte of the file."""
-        assert self._bytes is not None
+        assert self.file is not None
         strides, kind = self.source.strides, self.source.dtype
         reach = [(n - 1) * step for n, step in zip(into.shape, strides, strict=True)]
         axis = int(np.argmax(np.abs(reach)))
@@ -103,7 +98,7 @@ class MappedArray(SlicedArray):
             self._take(place + half * strides[axis], into[(*lead, slice(half, None))])
             return
         low = place + sum(min(one, 0) for one in reach)
-        room = self._bytes.read(low, low + size)
+        room = self.file.read(low, low + size)
         into[...] = np.ndarray(into.shape, kind, room.data, place - low, strides)
 
 

@@ -71,7 +71,7 @@ class FortranArray(Indexed):
     """A file in Fortran order: rows are strided regions, turned in pieces of some MiB."""
 
     def __init__(self, turned: FileArray) -> None:
-        self.turned = turned
+        self.file = turned
         self.name = turned.name
         self.dtype = turned.dtype
         self.shape = turned.shape[::-1]
@@ -84,7 +84,7 @@ class FortranArray(Indexed):
         rows = slice(start, stop)
         for piece in self._pieces(max(stop - start, 1)):
             lead: tuple[slice, ...] = (piece, *[slice(None)] * (len(self.shape) - 2), rows)
-            into[..., piece] = self.turned.read_region(lead).T
+            into[..., piece] = self.file.read_region(lead).T
         return into
 
     def read_region(
@@ -93,9 +93,9 @@ class FortranArray(Indexed):
         """Give a hyper-rectangle."""
         whole = (*index, *[slice(None)] * (len(self.shape) - len(index)))
         if into is not None:
-            self.turned.read_region(whole[::-1], into.T)
+            self.file.read_region(whole[::-1], into.T)
             return into
-        return np.ascontiguousarray(self.turned.read_region(whole[::-1]).T)
+        return np.ascontiguousarray(self.file.read_region(whole[::-1]).T)
 
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write whole rows."""
@@ -106,15 +106,15 @@ class FortranArray(Indexed):
     def write_region(self, index: tuple[slice, ...], values: NDArray[Any]) -> None:
         """Write a hyper-rectangle."""
         whole = (*index, *[slice(None)] * (len(self.shape) - len(index)))
-        self.turned.write_region(whole[::-1], np.asarray(values).T)
+        self.file.write_region(whole[::-1], np.asarray(values).T)
 
     def identity(self) -> tuple[Any, ...]:
         """Give path, form, size and time of the last change."""
-        return ("fortran", *self.turned.identity())
+        return ("fortran", *self.file.identity())
 
     def close(self) -> None:
         """Close the file."""
-        self.turned.close()
+        self.file.close()
 
     def _pieces(self, rows: int) -> list[slice]:
         """Cut the last axis, the slowest one of the file."""
