@@ -8,11 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stowplan as sp
+from stowplan.declaration import Kernel
+
 
 @pytest.fixture
 def field() -> np.ndarray:
     rng = np.random.default_rng(7)
     return rng.standard_normal((6, 5, 4, 3)) + 1j * rng.standard_normal((6, 5, 4, 3))
+
+
+@pytest.fixture
+def double() -> Kernel:
+    """Rows of three numbers, twice."""
+    return sp.kernel("(3)->(3)")(lambda row: 2 * row)
+
+
+@pytest.fixture
+def twice() -> Kernel:
+    """The same with two outputs."""
+    return sp.kernel("(3)->(3),(3)")(lambda row: (2 * row, 3 * row))
 
 
 class PageCache:

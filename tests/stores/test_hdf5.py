@@ -35,16 +35,6 @@ def linked(tmp_path):
     return tmp_path / "s.h5"
 
 
-@pytest.fixture
-def double():
-    return sp.kernel("(3)->(3)")(lambda row: 2 * row)
-
-
-@pytest.fixture
-def twice():
-    return sp.kernel("(3)->(3),(3)")(lambda row: (2 * row, 3 * row))
-
-
 def open_files(folder: Path) -> list[Path]:
     gc.collect()
     links = []

@@ -13,16 +13,6 @@ zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 COLUMN = np.arange(24.0).reshape(8, 3)
 
 
-@pytest.fixture
-def double():
-    return sp.kernel("(3)->(3)")(lambda row: 2 * row)
-
-
-@pytest.fixture
-def twice():
-    return sp.kernel("(3)->(3),(3)")(lambda row: (2 * row, 3 * row))
-
-
 @pytest.mark.parametrize("form", [2, 3])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_output_within_an_array_is_refused(tmp_path, form, overwrite):
